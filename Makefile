@@ -1,0 +1,47 @@
+# make quickstart    a first result, in an environment of its own (.venv)
+# make test          all that a change must pass
+#
+# PYTHON picks the interpreter (3.11 or later); TORCH picks the build of torch, as an argument of pip:
+#     make test TORCH=torch==2.13.0
+
+PYTHON ?= python3
+TORCH ?= torch
+BIN := .venv/bin
+STAMP := .venv/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: .venv quickstart test lint format clean
+
+quickstart: .venv
+	$(BIN)/ess-rl quickstart
+
+test: lint
+	$(BIN)/pytest
+
+lint: .venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+
+format: .venv
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.venv: $(STAMP)
+
+# torch comes first and alone, so that the second line finds the build that was asked for and keeps it. EnvPool has no
+# wheel for some platforms, and building it from source takes far more than pip: there everything works without it.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ess-rl needs Python 3.11 or later: make PYTHON=...")'
+	@echo "Installing ess-rl and $(TORCH) into .venv (once; minutes) ..."
+	@$(PYTHON) -m venv .venv
+	@$(PIP) '$(TORCH)'
+	@$(PIP) --only-binary envpool --editable '.[envpool,video,dev]' || { \
+		$(PIP) --editable '.[video,dev]' && \
+		echo "EnvPool could not be installed (why: pip's lines above). Gymnasium steps the MuJoCo tasks instead, more slowly."; }
+	@touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,120 @@
+"""PPO: proximal policy optimization with a clipped ratio (Schulman et al. 2017, arXiv 1707.06347).
+
+Written for one agent; `ess_rl.population` runs P of them as one tensor program. The details beside the objective are
+those of the usual implementations: orthogonal initialization, observations and rewards normalized by running
+statistics, standardized advantages, clipped gradients, Adam with a linearly decayed learning rate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import grad
+
+from ess_rl import normalizer
+from ess_rl.contract import Metrics, State, Tree
+from ess_rl.gaussian import Gaussian, kl
+from ess_rl.networks import policy, policy_init, value, value_init
+from ess_rl.objectives import ppo_clip
+from ess_rl.optim import adam_init, adam_step, clip_by_global_norm
+from ess_rl.random import fold_in
+from ess_rl.returns import gae
+from ess_rl.transitions import Transitions
+
+
+@dataclass(frozen=True)
+class Config:
+    clip: float = 0.2  # how far the ratio may leave 1 before its sample stops pulling
+    learning_rate: float = 3e-4  # of Adam, at the start; falls linearly to 0
+    discount: float = 0.99  # per control step
+    lambda_: float = 0.95  # of GAE
+    value_coef: float = 0.5  # weight of the value loss; it shares only the gradient clip with the policy
+    entropy_coef: float = 0.0  # weight of an entropy bonus
+    max_grad_norm: float = 0.5  # joint norm of all gradients
+    log_std: float = -1.0  # of the initial policy, in every action dimension, in units of [-1, 1]
+    hidden: tuple[int, ...] = (64, 64)  # tanh units of policy and value, which share nothing
+    num_envs: int = 16  # environments of one agent
+    rollout: int = 128  # steps of each environment between updates
+    epochs: int = 10  # passes over those num_envs * rollout samples
+    minibatch: int = 256  # samples of one update
+    recompute: bool = False  # advantages and value targets anew before each epoch
+    center: bool = True
+
+
+class PPO:
+    """Clips the ratio at 1 +- clip."""
+
+    def __init__(self, config: Config, obs_dim: int, act_dim: int):
+        self.config, self.obs_dim, self.act_dim = config, obs_dim, act_dim
+
+    def init(self, seed: Tensor, hyper: dict[str, Tensor]) -> State:
+        params = {
+            "policy": policy_init(fold_in(seed, 0), self.obs_dim, self.act_dim, self.config.hidden, hyper["log_std"]),
+            "value": value_init(fold_in(seed, 1), self.obs_dim, self.config.hidden),
+        }
+        return {
+            "params": params,
+            "optimizer": adam_init(params),
+            "obs_stats": normalizer.init((self.obs_dim,), seed.device),
+            "return_scale": normalizer.return_scale_init(self.config.num_envs, seed.device),
+            "hyper": hyper,
+            "progress": torch.zeros((), device=seed.device),
+        }
+
+    def act(self, state: State, obs: Tensor) -> Gaussian:
+        return policy(state["params"]["policy"], normalizer.standardize(state["obs_stats"], obs))
+
+    def prepare(self, state: State, rollout: Transitions) -> dict[str, Tensor]:
+        hyper, params = state["hyper"], state["params"]
+        obs = normalizer.standardize(state["obs_stats"], rollout.obs)
+        next_obs = normalizer.standardize(state["obs_stats"], rollout.next_obs)
+        advantage, value_target = gae(
+            normalizer.scale_reward(state["return_scale"], rollout.reward),
+            value(params["value"], obs),
+            value(params["value"], next_obs),
+            rollout.terminated,
+            rollout.last,
+            discount=hyper["discount"],
+            lambda_=hyper["lambda_"],
+        )
+        samples = {
+            "obs": obs,
+            "action": rollout.action,
+            "behavior_mean": rollout.behavior_mean,
+            "behavior_log_std": rollout.behavior_log_std,
+            "advantage": advantage,
+            "value_target": value_target,
+        }
+        return {name: x.flatten(0, 1) for name, x in samples.items()}
+
+    def update(self, state: State, batch: dict[str, Tensor]) -> tuple[State, Metrics]:
+        hyper = state["hyper"]
+
+        def loss_function(params: Tree) -> tuple[Tensor, Metrics]:
+            pi = policy(params["policy"], batch["obs"])
+            b = Gaussian(batch["behavior_mean"], batch["behavior_log_std"])
+            advantage = batch["advantage"]
+            center = advantage.mean() if self.config.center else 0.0
+            advantage = (advantage - center) / (advantage.std() + 1e-8)
+            log_prob, behavior_log_prob = pi.log_prob(batch["action"]), b.log_prob(batch["action"])
+            policy_loss, metrics = ppo_clip(log_prob, behavior_log_prob, advantage, clip=hyper["clip"])
+            value_loss = 0.5 * (value(params["value"], batch["obs"]) - batch["value_target"]).square().mean()
+            entropy = pi.entropy().mean()
+            loss = policy_loss + hyper["value_coef"] * value_loss - hyper["entropy_coef"] * entropy
+            metrics |= {"behavior_kl": kl(pi, b).mean(), "value_loss": value_loss, "entropy": entropy, "loss": loss}
+            return loss, metrics
+
+        grads, metrics = grad(loss_function, has_aux=True)(state["params"])
+        grads, metrics["grad_norm"] = clip_by_global_norm(grads, hyper["max_grad_norm"])
+        learning_rate = hyper["learning_rate"] * (1.0 - state["progress"])
+        params, optimizer = adam_step(state["params"], grads, state["optimizer"], learning_rate)
+        return {**state, "params": params, "optimizer": optimizer}, metrics
+
+    def observe(self, state: State, rollout: Transitions) -> State:
+        obs_stats = normalizer.update(state["obs_stats"], rollout.obs)
+        return_scale = normalizer.return_scale_update(
+            state["return_scale"], rollout.reward, rollout.last, state["hyper"]["discount"]
+        )
+        return {**state, "obs_stats": obs_stats, "return_scale": return_scale}

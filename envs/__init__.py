@@ -1,0 +1,157 @@
+"""Environments: the only folder that knows a simulator. `make` builds any of them, all as `ess_rl.contract.VectorEnv`.
+
+env = envs.make("HalfCheetah-v5", num_envs=16)
+obs = env.reset(torch.arange(16))
+step = env.step(action)  # actions in [-1, 1]
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from envs.mountain_car import MountainCarContinuous
+from envs.pendulum import Pendulum
+from envs.torch_vector import Dynamics, TorchVectorEnv
+from ess_rl.contract import VectorEnv
+from ess_rl.errors import UsageError
+
+if TYPE_CHECKING:
+    from envs.gymnasium_vector import RenderEnv
+
+__all__ = ["BACKENDS", "ENVS", "Entry", "backends_of", "make", "render_env"]
+
+BACKENDS = ("torch", "envpool", "gymnasium")  # in the order in which "auto" prefers them
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What this suite says of one task."""
+
+    description: str
+    dynamics: Callable[..., Dynamics] | None = None  # our own equations in torch, where there are any
+    in_envpool: bool = False
+
+
+ENVS: dict[str, Entry] = {
+    "Pendulum-v1": Entry("swing a rod up and hold it, 200 steps", dynamics=Pendulum),
+    "MountainCarContinuous-v0": Entry(
+        "rock a weak car out of a valley, sparse reward, 999 steps", dynamics=MountainCarContinuous
+    ),
+    "Ant-v5": Entry("a four-legged walker, 8 motors, contact forces in sight", in_envpool=True),
+    "HalfCheetah-v5": Entry("a planar runner, 6 motors, never falls", in_envpool=True),
+    "Hopper-v5": Entry("a planar one-legged jumper, 3 motors, ends when it falls", in_envpool=True),
+    "Humanoid-v5": Entry("a body of 17 motors learns to walk, ends when it falls", in_envpool=True),
+    "HumanoidStandup-v5": Entry("the same body, lying, learns to stand up", in_envpool=True),
+    "InvertedDoublePendulum-v5": Entry("balance two linked poles on a cart", in_envpool=True),
+    "InvertedPendulum-v5": Entry("balance one pole on a cart", in_envpool=True),
+    "Pusher-v5": Entry("an arm of 7 motors pushes a cylinder to its goal, 100 steps", in_envpool=True),
+    "Reacher-v5": Entry("a planar arm of 2 motors reaches a random point, 50 steps", in_envpool=True),
+    "Swimmer-v5": Entry("a three-link swimmer in a viscous fluid, 2 motors", in_envpool=True),
+    "Walker2d-v5": Entry("a planar two-legged walker, 6 motors, ends when it falls", in_envpool=True),
+}  # Gymnasium's other continuous tasks work too: `make` takes any id that Gymnasium knows.
+
+
+def backends_of(env_id: str) -> tuple[str, ...]:
+    """The backends that know this task, installed or not; empty where none does."""
+    entry = ENVS.get(env_id, Entry(""))
+    known = {"torch": entry.dynamics is not None, "envpool": entry.in_envpool, "gymnasium": _in_gymnasium(env_id)}
+    return tuple(backend for backend in BACKENDS if known[backend])
+
+
+def make(
+    env_id: str, num_envs: int, *, backend: str = "auto", device: torch.device | str = "cpu", **options: Any
+) -> VectorEnv:
+    """`num_envs` copies of a task as one `VectorEnv`.
+
+    backend: "torch" (our own equations), "envpool", "gymnasium", or "auto": the first of these that has the task and
+        is installed. The choice stands in the result's `backend`.
+    device: where a torch environment lives. The two others simulate on the CPU, and say so in their `device`.
+    options: torch: `dtype`, `max_episode_steps` and the constants of the equations; envpool: `num_threads`,
+        `max_episode_steps` and EnvPool's options of the task; gymnasium: what `gymnasium.make` takes.
+
+    Raises UsageError where the task, the backend or an option does not exist or is not for Gaussian policies.
+    """
+    if num_envs < 1:
+        raise UsageError(f"num_envs is {num_envs}; at least 1 environment is needed")
+    chosen = _choose_backend(env_id, backend)
+    if chosen == "torch":
+        return _make_torch(env_id, num_envs, torch.device(device), options)
+    if chosen == "envpool":
+        from envs.envpool_vector import EnvPoolVectorEnv
+
+        return EnvPoolVectorEnv(env_id, num_envs, **options)
+    from envs.gymnasium_vector import GymnasiumVectorEnv
+
+    return GymnasiumVectorEnv(env_id, num_envs, **options)
+
+
+def render_env(env_id: str, **options: Any) -> RenderEnv:
+    """One copy of a task, through Gymnasium, with `.render()` -> uint8 [height, width, 3] and `.fps`."""
+    _choose_backend(env_id, "gymnasium")
+    from envs import gymnasium_vector
+
+    return gymnasium_vector.render_env(env_id, **options)
+
+
+def _choose_backend(env_id: str, backend: str) -> str:
+    """The backend to use, or the UsageError that says why there is none."""
+    if backend not in ("auto", *BACKENDS):
+        raise UsageError(f"unknown backend {backend!r}: choose one of auto, {', '.join(BACKENDS)}")
+    having = backends_of(env_id)
+    if not having:
+        raise UsageError(f"unknown environment {env_id!r}{_nearest(env_id)}")
+    if backend == "auto":
+        return next(name for name in having if name != "envpool" or _envpool_installed())
+    if backend not in having:
+        raise UsageError(f"backend {backend!r} does not have {env_id}: use {' or '.join(having)}")
+    if backend == "envpool" and not _envpool_installed():
+        raise UsageError("backend 'envpool' is not installed: pip install 'ess-rl[envpool]'")
+    return backend
+
+
+def _make_torch(env_id: str, num_envs: int, device: torch.device, options: dict[str, Any]) -> TorchVectorEnv:
+    dynamics = ENVS[env_id].dynamics
+    assert dynamics is not None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device {str(device)!r} is asked for {env_id}, but torch finds no CUDA device: use 'cpu'")
+    of_vector = {name: options.pop(name) for name in ("dtype", "max_episode_steps") if name in options}
+    try:
+        equations = dynamics(**options)
+    except TypeError as error:
+        raise UsageError(f"{env_id} (torch) refuses the options {sorted(options)}: {error}") from error
+    return TorchVectorEnv(env_id, equations, num_envs, device, **of_vector)
+
+
+def _envpool_installed() -> bool:
+    return importlib.util.find_spec("envpool") is not None
+
+
+def _in_gymnasium(env_id: str) -> bool:
+    import gymnasium
+
+    try:
+        gymnasium.spec(env_id)
+    except (gymnasium.error.Error, ImportError):
+        return False
+    return True
+
+
+def _nearest(env_id: str) -> str:
+    """`; did you mean ...?`: names near by their letters, regardless of case, each in its newest version."""
+    import gymnasium
+    from gymnasium.envs.registration import EnvSpec
+
+    newest: dict[tuple[str | None, str], EnvSpec] = {}
+    for spec in gymnasium.registry.values():
+        key = (spec.namespace, spec.name)
+        if key not in newest or (spec.version or 0) > (newest[key].version or 0):
+            newest[key] = spec
+    names = {name.lower(): name for name in (*(spec.id for spec in newest.values()), *ENVS)}
+    close = difflib.get_close_matches(env_id.lower(), names, n=3, cutoff=0.5)
+    return f"; did you mean {', '.join(names[name] for name in close)}?" if close else "; see envs.ENVS for a list"

@@ -1,0 +1,116 @@
+"""The MuJoCo -v5 tasks through EnvPool: B simulators in C++ threads, the fastest source on a CPU.
+
+Three habits of EnvPool differ from `VectorEnv`, and this adapter hides them (found with EnvPool 1.2.5):
+
+* It resets a finished environment at the *next* step, which then ignores the action. Here finished environments are
+  reset at once by `reset(ids)`, so every transition is a true one.
+* It reports `truncated` without `terminated` when a task ends on the very step its clock does. Here the pool's own
+  clock is set one step too late to ever strike, and truncation is counted from its `elapsed_step`, so a task that ends
+  is always `terminated`.
+* It takes seeds only when it is built. `reset(seeds)` therefore builds the pool anew (0.1 to 0.3 s for 160 tasks).
+"""
+
+import ctypes
+import gc
+import os
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from envs.spaces import BoxAction, seeds_31_bits
+from ess_rl.contract import Step
+from ess_rl.errors import UsageError
+
+
+def _available_cpus() -> int:
+    """CPUs this process may use, which in a container are often fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def _return_freed_memory() -> None:
+    """Ask the C library to give the memory of a destroyed pool back to the system.
+
+    A pool allocates from many threads, and glibc keeps what each of them freed: 60 pools of 160 HalfCheetahs, one
+    after the other, held 0.9 GB that no pool used any more. Elsewhere than on glibc this does nothing.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
+
+class EnvPoolVectorEnv:
+    """A `VectorEnv` over EnvPool. Tensors come out on the CPU; those of one `Step` never change afterwards."""
+
+    backend = "envpool"
+
+    def __init__(
+        self,
+        env_id: str,
+        num_envs: int,
+        *,
+        num_threads: int | None = None,
+        max_episode_steps: int | None = None,
+        **options: Any,
+    ) -> None:
+        """`num_threads`: all CPUs this process may use by default. `options`: the task's own, as EnvPool names them."""
+        import envpool
+
+        self.env_id = env_id
+        self.num_envs = num_envs
+        self.device = torch.device("cpu")
+        try:
+            spec = envpool.make_spec(env_id, **options)
+        except (TypeError, ValueError, AssertionError) as error:
+            raise UsageError(
+                f"EnvPool refuses the options {options} for {env_id}: {' '.join(str(error).split())}"
+            ) from error
+        self.max_episode_steps = int(max_episode_steps or spec.config.max_episode_steps)
+        self._to_simulator = BoxAction(env_id, spec.gymnasium_action_space)
+        self.act_dim = self._to_simulator.act_dim
+        self.obs_dim = int(np.prod(spec.gymnasium_observation_space.shape))
+        self._options = options | {
+            "num_threads": num_threads or min(_available_cpus(), num_envs),
+            "max_episode_steps": self.max_episode_steps + 1,  # never reached: `step` keeps the clock
+        }
+        self._pool: Any = None
+
+    def reset(self, seeds: Tensor) -> Tensor:
+        """Begin anew from the low 31 bits of `seeds` [B]. -> obs [B, obs_dim]"""
+        import envpool
+
+        env_seed = seeds_31_bits(seeds, self.num_envs)
+        self.close()
+        self._pool = envpool.make_gymnasium(self.env_id, num_envs=self.num_envs, env_seed=env_seed, **self._options)
+        obs, _ = self._pool.reset()
+        return torch.from_numpy(obs.astype(np.float32))
+
+    def step(self, action: Tensor) -> Step:
+        """One control step. Where no episode ended, `obs` and `next_obs` are one tensor."""
+        reached, reward, terminated, _, info = self._pool.step(self._to_simulator(action))
+        # Each conversion copies, so that nothing handed out lies in a buffer of EnvPool's.
+        next_obs = torch.from_numpy(reached.astype(np.float32))
+        truncated = (info["elapsed_step"] >= self.max_episode_steps) & ~terminated
+        obs = next_obs
+        finished = np.flatnonzero(terminated | truncated)
+        if finished.size:
+            first, _ = self._pool.reset(finished)
+            obs = next_obs.clone()
+            obs[torch.from_numpy(finished)] = torch.from_numpy(first.astype(np.float32))
+        return Step(
+            obs=obs,
+            next_obs=next_obs,
+            reward=torch.from_numpy(reward.astype(np.float32)),
+            terminated=torch.from_numpy(terminated),
+            truncated=torch.from_numpy(truncated),
+        )
+
+    def close(self) -> None:
+        """Destroy the pool with its threads. EnvPool's own `close` releases nothing; the last reference does."""
+        if self._pool is not None:
+            self._pool = None
+            gc.collect()
+            _return_freed_memory()

@@ -1,0 +1,81 @@
+"""A tree of tensors to one file and back: safetensors with a JSON header. Loading executes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ess_rl.contract import Tree
+from ess_rl.errors import UsageError
+
+FORMAT = "ess-rl checkpoint 1"
+
+
+def flatten(tree: Tree, prefix: str = "") -> dict[str, Tensor]:
+    """Nested dictionaries to one, with names like "params/policy/log_std"."""
+    flat: dict[str, Tensor] = {}
+    for name, branch in tree.items():
+        flat |= flatten(branch, f"{prefix}{name}/") if isinstance(branch, dict) else {f"{prefix}{name}": branch}
+    return flat
+
+
+def _unflatten(flat: dict[str, Tensor]) -> Tree:
+    tree: Tree = {}
+    for path, leaf in flat.items():
+        *folders, name = path.split("/")
+        branch = tree
+        for folder in folders:
+            branch = branch.setdefault(folder, {})
+        branch[name] = leaf
+    return tree
+
+
+def save(path: Path, tree: Tree, info: dict[str, Any]) -> None:
+    """Write `tree` and `info` (JSON) to `path`, by rename: a kill leaves the whole file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    tensors = {name: x.detach().cpu().contiguous() for name, x in flatten(tree).items()}
+    # One entry: safetensors writes several in no fixed order, and equal states would make unequal files.
+    save_file(tensors, part, metadata={FORMAT: json.dumps(info)})
+    with open(part, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def load(path: Path, like: Tree, device: torch.device | str = "cpu") -> tuple[Tree, dict[str, Any]]:
+    """Read what `save` wrote. -> (tree, info)
+
+    Args:
+        like: a tree with the names, shapes and dtypes that are expected.
+
+    Raises:
+        UsageError: the file is missing, damaged, no checkpoint of this suite, or does not fit `like`.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such checkpoint") from None
+    except (SafetensorError, OSError) as error:
+        raise UsageError(
+            f"{path}: damaged or no checkpoint ({error}); remove it to go on from the one before"
+        ) from None
+    if FORMAT not in metadata:
+        raise UsageError(f"{path}: not a checkpoint of this suite, or of another version (no {FORMAT!r} in its header)")
+    wanted = flatten(like)
+    for name in sorted(wanted.keys() ^ flat.keys()):
+        whose = "is missing" if name in wanted else "is not known to this agent"
+        raise UsageError(f"{path}: does not fit the configuration: {name!r} {whose}")
+    for name, x in wanted.items():
+        if x.shape != flat[name].shape or x.dtype != flat[name].dtype:
+            found, expected = f"{list(flat[name].shape)} {flat[name].dtype}", f"{list(x.shape)} {x.dtype}"
+            raise UsageError(f"{path}: does not fit the configuration: {name!r} is {found}, expected {expected}")
+    return _unflatten({name: flat[name].to(device) for name in wanted}), json.loads(metadata[FORMAT])

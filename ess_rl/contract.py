@@ -1,0 +1,108 @@
+"""The two agreements that hold the parts together: what an environment is, and what an agent is.
+
+Letters: P members of a population, N environments of one member, B environments in all (B = P * N).
+"""
+
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from ess_rl.gaussian import Gaussian
+from ess_rl.transitions import Transitions
+
+Tree = Any  # nested dictionaries with tensors at the leaves
+State = dict[str, Tree]  # all that an agent knows: parameters, optimizer, statistics, hyperparameters
+Metrics = dict[str, Tensor]  # 0-dim tensors, left on their device until somebody logs
+
+
+class Step(NamedTuple):
+    """What B environments answer to one action each."""
+
+    obs: Tensor  # [B, obs_dim] to act on: already that of the new episode where one ended
+    next_obs: Tensor  # [B, obs_dim] to learn from: what the dynamics reached, never an obs after a reset
+    reward: Tensor  # [B] per control step, raw
+    terminated: Tensor  # [B] bool, the task ended
+    truncated: Tensor  # [B] bool, the clock ended
+
+
+@runtime_checkable
+class VectorEnv(Protocol):
+    """B independent copies of one task, stepped together.
+
+    An episode that ends is reset inside the same `step` (Gymnasium calls this SAME_STEP), so that every
+    transition is a true one. There is no info dictionary.
+    """
+
+    env_id: str
+    backend: str  # "torch", "gymnasium" or "envpool"
+    num_envs: int  # B
+    obs_dim: int
+    act_dim: int
+    device: torch.device  # where obs come out and actions go in
+
+    def reset(self, seeds: Tensor) -> Tensor:
+        """Begin anew. -> obs [B, obs_dim]
+
+        `seeds` [B] int64: environment i is a function of seeds[i] and its actions alone.
+        """
+        ...
+
+    def step(self, action: Tensor) -> Step:
+        """One control step. `action` [B, act_dim] in units of [-1, 1]; the environment clips and scales it."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class AgentConfig(Protocol):
+    """What the loop reads of an agent's Config (a frozen dataclass with a remark for each number).
+
+    Its float fields are what members of a population can differ in; they reach the agent as `hyper`.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]  # what makes it a dataclass to a type checker
+
+    @property
+    def num_envs(self) -> int: ...  # N, environments of one member
+    @property
+    def rollout(self) -> int: ...  # T, steps of each environment in one iteration
+    @property
+    def epochs(self) -> int: ...  # passes over the data of an iteration
+    @property
+    def minibatch(self) -> int: ...  # samples of one update
+
+
+class Agent(Protocol):
+    """A few pure functions of tensors, written for one agent: `Population` adds the population axis from outside.
+
+    None of them draws a random number, reads a clock or branches on data. `state` holds at least
+    "hyper" (name -> 0-dim tensor) and "progress" (0-dim, the fraction of training that is done; the loop sets it).
+    """
+
+    @property
+    def config(self) -> AgentConfig: ...
+
+    def init(self, seed: Tensor, hyper: dict[str, Tensor]) -> State:
+        """A new agent from a 0-dim int64 seed and the float fields of its Config as 0-dim tensors."""
+        ...
+
+    def act(self, state: State, obs: Tensor) -> Gaussian:
+        """The policy at raw observations [..., obs_dim]."""
+        ...
+
+    def prepare(self, state: State, rollout: Transitions) -> dict[str, Tensor]:
+        """Once an iteration, before its updates: transitions [T, N] to flat samples [T * N, ...] with targets."""
+        ...
+
+    def update(self, state: State, batch: dict[str, Tensor]) -> tuple[State, Metrics]:
+        """One gradient step on a minibatch of those samples."""
+        ...
+
+    def observe(self, state: State, rollout: Transitions) -> State:
+        """Once an iteration, after its updates: take the rollout into the running statistics.
+
+        After, because they are part of the policy: moved before the updates, they would make it another policy than
+        the one that acted, and the ratio of fresh data would not be 1.
+        """
+        ...

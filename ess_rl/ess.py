@@ -1,0 +1,45 @@
+"""Effective sample size of importance weights: how many of n samples still count after reweighting."""
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+
+def effective_sample_size(
+    log_ratio: Tensor, mask: Tensor | None = None, dim: int | tuple[int, ...] | None = None
+) -> Tensor:
+    """Normalized effective sample size e = (sum rho)^2 / (n sum rho^2), with rho = exp(log_ratio).
+
+    1 when all ratios are equal, 1/n when one outweighs all others; multiplying every ratio by a constant changes
+    nothing. For n to infinity e -> exp(-D_2(pi || b)), the order-2 Renyi divergence, provided E_b[rho^2] is finite;
+    where it is not (a Gaussian policy wider than sqrt(2) times the behavior's), a finite batch answers far too well.
+
+    Source: Kong 1992; as trust in a batch: Fakoor et al. 2019 (arXiv 1905.01756), 2026 (arXiv 2605.12380, Eq. 11).
+    Deviation: the sums are taken of exp(log_ratio - max), which changes nothing but cannot overflow.
+
+    Args:
+        log_ratio: log pi(a|s) - log b(a|s), any shape.
+        mask: bool, same shape; False elements do not count, whatever they hold.
+        dim: axes of the samples; None takes all of them.
+
+    Returns:
+        e in [1/n, 1], shaped like `log_ratio` without `dim`. On its device, without gradient or host synchronization.
+        Not a number if a ratio that counts is infinite or not a number, or if nothing counts: such a batch deserves
+        no answer. Under torch.distributed (process group initialized) the batch is that of all processes together:
+        every process must call, and gets the same answer.
+    """
+    log_ratio = log_ratio.detach()
+    dims = tuple(range(log_ratio.ndim)) if dim is None else dim
+    valid = torch.ones_like(log_ratio, dtype=torch.bool) if mask is None else mask
+    log_ratio = torch.where(valid, log_ratio, -torch.inf)
+    top = log_ratio.amax(dims, keepdim=True)
+    together = dist.is_available() and dist.is_initialized()
+    if together:
+        dist.all_reduce(top, dist.ReduceOp.MAX)
+    ratio = torch.exp(log_ratio - top)
+    sums = torch.stack([ratio.sum(dims), ratio.square().sum(dims), valid.to(ratio.dtype).sum(dims)])
+    if together:
+        dist.all_reduce(sums, dist.ReduceOp.SUM)
+    first, second, count = sums.unbind(0)
+    # Rounding can carry the quotient past its bounds, and 1 - e below 0. clamp keeps NaN.
+    return torch.clamp(first.square() / (count * second), min=1.0 / count, max=torch.ones_like(count))

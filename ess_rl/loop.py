@@ -1,0 +1,238 @@
+"""The loop: collect, learn, evaluate. A generator, so that logging, checkpoints and stopping sit with the caller.
+
+Every draw is a function of (member's seed, purpose, iteration); see `ess_rl.random`. Environments begin anew, from
+seeds of their own, every `reset_every` iterations: simulators do not hand out their whole state, so these are the
+points at which a run can be saved and taken up again bit for bit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ess_rl import random
+from ess_rl.contract import AgentConfig, Metrics, VectorEnv
+from ess_rl.errors import NonFiniteError, UsageError
+from ess_rl.population import Population
+from ess_rl.replay import Replay
+from ess_rl.returns import reverse_recurrence
+from ess_rl.transitions import Transitions
+
+_ENVS, _ACTIONS, _ORDER, _EVALUATION = range(4)  # purposes of random numbers
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What one iteration did. Tensors are [P], on the CPU."""
+
+    iteration: int  # iterations done, this one included
+    env_steps: int  # steps of each member's environments together, from the start of the run
+    metrics: dict[str, Tensor]  # of the agent's updates: mean over the iteration; `ess_first`: of its first minibatch
+    episodes: Tensor  # int64: episodes that ended in this iteration
+    return_sum: Tensor  # float64: sum of their undiscounted raw returns
+    seconds: dict[str, float] = field(default_factory=dict)  # of collect, targets, update
+
+
+def collect(
+    population: Population, env: VectorEnv, obs: Tensor, steps: int, iteration: int
+) -> tuple[Transitions, Tensor]:
+    """Act for `steps` steps from `obs` [B, obs_dim]. -> (transitions [T, P, N], next obs to act on [B, obs_dim])"""
+    members, num_envs = population.size, env.num_envs // population.size
+    rollout = Transitions.empty((steps, members, num_envs), env.obs_dim, env.act_dim, env.device)
+    rollout.version.fill_(iteration)
+    seeds = random.fold_in(random.fold_in(population.seed, _ACTIONS), iteration)
+    noise = random.normal(seeds, (steps, num_envs, env.act_dim)).transpose(0, 1).contiguous()  # [T, P, N, act_dim]
+    for t in range(steps):
+        policy_obs = obs.view(members, num_envs, -1).to(population.device)
+        behavior, action = population.act(policy_obs, noise[t])
+        action = action.to(env.device)
+        step = env.step(action.flatten(0, 1))
+        rollout.obs[t] = obs.view_as(rollout.obs[t])
+        rollout.action[t] = action
+        rollout.reward[t] = step.reward.view(members, num_envs)
+        rollout.terminated[t] = step.terminated.view(members, num_envs)
+        rollout.truncated[t] = step.truncated.view(members, num_envs)
+        rollout.next_obs[t] = step.next_obs.view_as(rollout.obs[t])
+        rollout.behavior_mean[t] = behavior.mean
+        rollout.behavior_log_std[t] = behavior.log_std
+        obs = step.obs
+    return rollout, obs
+
+
+def train(
+    population: Population,
+    env: VectorEnv,
+    replay: Replay,
+    *,
+    iterations: int,
+    reset_every: int,
+    start: int = 0,
+) -> Iterator[Progress]:
+    """Iterations `start` + 1 to `iterations` of collecting, learning and observing.
+
+    Iteration 1 only observes: its rollout gives the first statistics of observations and rewards, and nothing is
+    learned from data that no statistics could scale.
+
+    Args:
+        env: of population.size * config.num_envs environments; member p's stand together.
+        reset_every: iterations between two fresh starts of all environments. An episode cut by one counts as truncated
+            at its last step, and not among the episodes that ended. `start` must be a multiple of it.
+    """
+    config = population.agent.config
+    if start % reset_every and start < iterations:
+        raise ValueError(f"start={start} is not a multiple of reset_every={reset_every}")
+    check_minibatch(config)
+    samples = config.rollout * config.num_envs
+    running = torch.zeros(population.size, config.num_envs, dtype=torch.float64)
+    obs = torch.empty(0)
+    for iteration in range(start, iterations):
+        if iteration % reset_every == 0:
+            obs = env.reset(env_seeds(population.seed, iteration, config.num_envs).to(env.device))
+            running.zero_()
+        clock = [time.perf_counter()]
+        population.state["progress"] = torch.full_like(population.state["progress"], iteration / iterations)
+        rollout, obs = collect(population, env, obs, config.rollout, iteration)
+        _check_finite(
+            env,
+            population,
+            iteration,
+            {"action": rollout.action, "reward": rollout.reward, "observation": rollout.next_obs},
+        )
+        episodes, return_sum = _episodes(rollout, running)
+        if (iteration + 1) % reset_every == 0:
+            rollout.truncated[-1] |= ~rollout.terminated[-1]
+        replay.add(rollout)
+        fresh = replay.latest(config.rollout)
+        clock.append(time.perf_counter())
+        metrics: list[Metrics] = []
+        if iteration > 0:
+            data = population.prepare(fresh)
+            clock.append(time.perf_counter())
+            seeds = random.fold_in(random.fold_in(population.seed, _ORDER), iteration)
+            for epoch in range(config.epochs):
+                if epoch and config.recompute:
+                    data = population.prepare(fresh)
+                order = random.permutation(random.fold_in(seeds, epoch), samples)  # [P, samples]
+                order = order.unflatten(1, (-1, config.minibatch)).transpose(0, 1).contiguous()
+                metrics += [population.update(data, index) for index in order]
+        else:
+            clock.append(time.perf_counter())
+        population.observe(fresh)
+        summary = _summary(metrics)
+        _check_finite(env, population, iteration, summary)
+        clock.append(time.perf_counter())
+        yield Progress(
+            iteration=iteration + 1,
+            env_steps=(iteration + 1) * samples,
+            metrics=summary,
+            episodes=episodes,
+            return_sum=return_sum,
+            seconds={name: clock[i + 1] - clock[i] for i, name in enumerate(("collect", "targets", "update"))},
+        )
+
+
+def check_minibatch(config: AgentConfig) -> None:
+    """Raises UsageError unless the minibatch divides an iteration's samples."""
+    samples = config.rollout * config.num_envs
+    if samples % config.minibatch:
+        near = min((d for d in range(1, samples + 1) if samples % d == 0), key=lambda d: abs(d - config.minibatch))
+        raise UsageError(
+            f"minibatch {config.minibatch} does not divide the {samples} samples of an iteration "
+            f"(num_envs {config.num_envs} x rollout {config.rollout}): {near} would"
+        )
+
+
+def warm_up(population: Population, env: VectorEnv) -> float:
+    """Run each of the population's functions on zeros, so that what is compiled is compiled now. -> seconds it took
+
+    The state stays as it was. Each runs twice, because what a program gives back may lie in memory otherwise than
+    what it was first given.
+    """
+    config, began, state = population.agent.config, time.perf_counter(), population.state
+    rollout = Transitions.empty(
+        (config.rollout, population.size, config.num_envs), env.obs_dim, env.act_dim, population.device
+    )
+    index = torch.zeros(population.size, config.minibatch, dtype=torch.int64, device=population.device)
+    for _ in range(2):
+        population.act(rollout.obs[0], rollout.action[0])
+        data = population.prepare(rollout)
+        for _ in range(2):
+            population.update(data, index)
+        population.observe(rollout)
+    population.state = state
+    return time.perf_counter() - began
+
+
+def evaluate(
+    population: Population,
+    env: VectorEnv,
+    *,
+    seed: int = 0,
+    max_steps: int = 100_000,
+    tick: Callable[[], None] | None = None,
+) -> Tensor:
+    """Undiscounted returns of the mean action, one episode of each environment: [P, N] float64, on the CPU.
+
+    The first episode of each environment counts and no other, so short episodes are not favored. Nothing is learned
+    or observed. Member p's environments are a function of its seed and of `seed`.
+
+    Raises:
+        UsageError: if an episode does not end within `max_steps`.
+    """
+    members, num_envs = population.size, env.num_envs // population.size
+    seeds = random.fold_in(random.fold_in(population.seed, _EVALUATION), seed)
+    seeds = random.fold_in(seeds[:, None], torch.arange(num_envs, device=seeds.device)).flatten()
+    obs = env.reset(seeds.to(env.device))
+    total = torch.zeros(env.num_envs, dtype=torch.float64, device=env.device)
+    running = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
+    for _ in range(max_steps):
+        mean = population.policy(obs.view(members, num_envs, -1).to(population.device)).mean
+        step = env.step(mean.flatten(0, 1).to(env.device))
+        total += torch.where(running, step.reward, 0.0)
+        running &= ~(step.terminated | step.truncated)
+        obs = step.obs
+        if tick is not None:
+            tick()
+        if not running.any():
+            return total.view(members, num_envs).cpu()
+    raise UsageError(f"{env.env_id}: {int(running.sum())} episodes did not end within {max_steps} steps")
+
+
+def env_seeds(member_seed: Tensor, iteration: int, num_envs: int) -> Tensor:
+    """A seed for each environment at a fresh start: [P] -> [P * num_envs]."""
+    seeds = random.fold_in(random.fold_in(member_seed, _ENVS), iteration)
+    return random.fold_in(seeds[:, None], torch.arange(num_envs, device=seeds.device)).flatten()
+
+
+def _episodes(rollout: Transitions, running: Tensor) -> tuple[Tensor, Tensor]:
+    """Count and sum of returns [P] of the episodes that ended; `running` [P, N] carries the open ones, in place."""
+    reward, last = rollout.reward.double().cpu(), rollout.last.cpu()
+    go_on = torch.cat([torch.ones_like(last[:1]), ~last[:-1]]).double()
+    start = torch.cat([reward[:1] + running, reward[1:]])
+    total = reverse_recurrence(start.flip(0), go_on.flip(0)).flip(0)  # return so far, of the episode at hand
+    running.copy_(torch.where(last[-1], 0.0, total[-1]))
+    return last.sum((0, 2)), torch.where(last, total, 0.0).sum((0, 2))
+
+
+def _summary(metrics: list[Metrics]) -> dict[str, Tensor]:
+    if not metrics:
+        return {}
+    summary = {name: torch.stack([m[name] for m in metrics]).mean(0).cpu() for name in metrics[0]}
+    return {**summary, "ess_first": metrics[0]["ess"].cpu()} if "ess" in summary else summary
+
+
+def _check_finite(env: VectorEnv, population: Population, iteration: int, tensors: dict[str, Tensor]) -> None:
+    for name, x in tensors.items():
+        if torch.isfinite(x).all():
+            continue
+        where = (~torch.isfinite(x)).nonzero()[0].tolist()
+        member = where[0] if x.ndim == 1 else where[1]
+        step = "in the updates" if x.ndim == 1 else f"step {where[0]} of the rollout, environment {where[2]}"
+        raise NonFiniteError(
+            f"{env.env_id}: non-finite {name} in member {member} (seed {population.seeds[member]}), "
+            f"iteration {iteration + 1}, {step}; training stopped, the last checkpoint is good"
+        )

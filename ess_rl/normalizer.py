@@ -1,0 +1,66 @@
+"""Running mean and variance as plain state, for observations and for the scale of rewards.
+
+Statistics are float64: a float32 count stops counting at 2^24 steps.
+"""
+
+import torch
+from torch import Tensor
+
+from ess_rl.contract import Tree
+from ess_rl.returns import reverse_recurrence
+
+
+def init(shape: tuple[int, ...], device: torch.device) -> Tree:
+    """Statistics of nothing yet: mean 0, variance 1, count 0."""
+    return {
+        "count": torch.zeros((), dtype=torch.float64, device=device),
+        "mean": torch.zeros(shape, dtype=torch.float64, device=device),
+        "var": torch.ones(shape, dtype=torch.float64, device=device),
+    }
+
+
+def update(stats: Tree, x: Tensor) -> Tree:
+    """Statistics of all seen so far and of `x` [..., *shape] (Chan, Golub, LeVeque 1979: parallel variance)."""
+    x = x.to(torch.float64)
+    axes = tuple(range(x.ndim - stats["mean"].ndim))
+    count = x.numel() // stats["mean"].numel()
+    total = stats["count"] + count
+    var, mean = torch.var_mean(x, axes, correction=0)
+    delta = mean - stats["mean"]
+    return {
+        "count": total,
+        "mean": stats["mean"] + delta * count / total,
+        "var": (stats["var"] * stats["count"] + var * count + delta.square() * stats["count"] * count / total) / total,
+    }
+
+
+def standardize(stats: Tree, x: Tensor, clip: float = 10.0) -> Tensor:
+    """(x - mean) / std within +-clip, in x's own precision."""
+    mean, std = stats["mean"].to(x.dtype), torch.sqrt(stats["var"] + 1e-8).to(x.dtype)
+    return torch.clamp((x - mean) / std, -clip, clip)
+
+
+def return_scale_init(num_envs: int, device: torch.device) -> Tree:
+    """Statistics of discounted returns-so-far, with the running return of each environment."""
+    return {**init((), device), "running": torch.zeros(num_envs, dtype=torch.float64, device=device)}
+
+
+def return_scale_update(scale: Tree, reward: Tensor, last: Tensor, discount: float | Tensor) -> Tree:
+    """Take in rewards [T, N]: R_t = r_t + discount R_{t-1}, begun anew after each `last`.
+
+    Dividing rewards by std(R) is the reward normalization of OpenAI Baselines' VecNormalize; R is the discounted sum of
+    the past, not of the future, which is what can be kept while stepping.
+    """
+    reward = reward.to(torch.float64)
+    goes_on = torch.cat([torch.ones_like(last[:1]), ~last[:-1]])
+    decay = discount * goes_on.to(torch.float64)
+    start = reward[:1] + decay[:1] * scale["running"]
+    # The same recurrence, run forward in time.
+    running = reverse_recurrence(torch.cat([start, reward[1:]]).flip(0), decay.flip(0)).flip(0)
+    stats = update({key: scale[key] for key in ("count", "mean", "var")}, running)
+    return {**stats, "running": torch.where(last[-1], 0.0, running[-1])}
+
+
+def scale_reward(scale: Tree, reward: Tensor, clip: float = 10.0) -> Tensor:
+    """reward / std(R) within +-clip."""
+    return torch.clamp(reward / torch.sqrt(scale["var"] + 1e-8).to(reward.dtype), -clip, clip)

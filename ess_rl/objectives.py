@@ -1,0 +1,107 @@
+"""Policy objectives: tensors in, (scalar loss to minimize, metrics) out.
+
+All inputs are [n] over the samples of a minibatch (any common shape works). `log_prob` carries the gradient of the
+policy being trained, `behavior_log_prob` is the log density of the policy that acted, at the action as it was sampled;
+both are in nats. Nothing here can check that the recorded density is the acting policy's: on fresh data, before the
+first update, `ess` must be 1.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ess_rl.ess import effective_sample_size
+
+
+def p3o(
+    log_prob: Tensor,
+    behavior_log_prob: Tensor,
+    advantage: Tensor,
+    behavior_kl: Tensor,
+    *,
+    cap: Literal["ess", "ess_per_dim"] | float | Tensor = "ess",
+    act_dim: int | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """P3O, "Trust the Batch": the effective sample size caps the score-function weight and sets the pull to b.
+
+        rho = pi(a|s) / b(a|s),     e = ESS of rho over this batch
+        loss = -mean( sg(min(rho, e)) A log pi(a|s) ) + (1 - e) mean( KL(pi || b) )
+
+    On fresh data e = 1 and the gradient is the policy gradient. There is no clip range and no coefficient.
+
+    Source: Fakoor et al. 2026 (arXiv 2605.12380), Eq. 11 and 12. Deviations: none in the formula. Their code estimates
+    the KL from samples (`k3`, below); pass that as `behavior_kl` to do the same, or the closed form
+    (`ess_rl.gaussian.kl(pi, b)`), which is exact and whose pull grows with the distance.
+
+    Args:
+        advantage: no gradient is taken through it.
+        behavior_kl: KL(pi || b) in each sample's state, with gradient.
+        cap: "ess"; or a fixed number; or "ess_per_dim", e^(1/act_dim), which undoes the exponential decay of e in
+            the dimension of the action. It replaces e in the cap alone: the weight of the KL stays 1 - e.
+        act_dim: for "ess_per_dim" only.
+
+    Returns:
+        The loss and `ess`, `behavior_kl` (mean), `capped_fraction` (rho above the cap by more than 1e-6 of it, so that
+        rounding does not count), `log_ratio_max`; all 0-dim, without host synchronization.
+
+    Raises:
+        ValueError: for another name of a cap, or "ess_per_dim" without act_dim.
+    """
+    log_ratio = log_prob.detach() - behavior_log_prob
+    ess = effective_sample_size(log_ratio)
+    if isinstance(cap, str):
+        if cap == "ess":
+            limit = ess
+        elif cap == "ess_per_dim" and act_dim is not None:
+            limit = ess ** (1.0 / act_dim)
+        else:
+            raise ValueError(f"cap={cap!r}, act_dim={act_dim}: use 'ess', a number, or 'ess_per_dim' with act_dim")
+    else:
+        limit = torch.as_tensor(cap, dtype=log_ratio.dtype, device=log_ratio.device)
+    ratio = torch.exp(log_ratio)
+    weight = torch.minimum(ratio, limit)
+    mean_kl = behavior_kl.mean()
+    loss = -(weight * advantage.detach() * log_prob).mean() + (1.0 - ess) * mean_kl
+    return loss, {
+        "ess": ess,
+        "behavior_kl": mean_kl.detach(),
+        "capped_fraction": (ratio > limit * (1.0 + 1e-6)).to(ratio.dtype).mean(),
+        "log_ratio_max": log_ratio.max(),
+    }
+
+
+def ppo_clip(
+    log_prob: Tensor, behavior_log_prob: Tensor, advantage: Tensor, *, clip: float | Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """PPO's clipped surrogate.
+
+        loss = -mean( min( rho A, clamp(rho, 1 - clip, 1 + clip) A ) )
+
+    Source: Schulman et al. 2017 (arXiv 1707.06347), Eq. 7. Metrics: `ess` of the same batch (not used by the
+    loss), `clipped_fraction` (|rho - 1| > clip), `log_ratio_max`; all 0-dim.
+    """
+    log_ratio = log_prob - behavior_log_prob
+    ratio = torch.exp(log_ratio)
+    clipped = ratio.clamp(min=1.0 - clip).clamp(max=1.0 + clip)
+    advantage = advantage.detach()
+    loss = -torch.minimum(ratio * advantage, clipped * advantage).mean()
+    return loss, {
+        "ess": effective_sample_size(log_ratio),
+        "clipped_fraction": ((ratio - 1.0).abs() > clip).to(ratio.dtype).mean().detach(),
+        "log_ratio_max": log_ratio.max().detach(),
+    }
+
+
+def k3(log_prob: Tensor, behavior_log_prob: Tensor, *, clamp: float = 10.0) -> Tensor:
+    """The sampled stand-in for KL(pi || b) in P3O's released code, one value a sample: log rho + 1 / rho - 1.
+
+    On actions drawn from b it is not an estimate of KL(pi || b): its mean is chi^2(b || pi) - KL(b || pi), infinite
+    once sigma_pi < sigma_b / sqrt(2), and its pull on a sample with rho > 1 is never more than 1. The exponent is
+    clamped to +-`clamp`, as released, which hides the divergence. An option for comparison; `ess_rl.gaussian.kl` is
+    the rule.
+
+    Source: FeynRL, algs/P3O (arXiv 2605.12380); estimator: Schulman 2020, "Approximating KL divergence".
+    """
+    log_ratio = log_prob - behavior_log_prob
+    return log_ratio + torch.exp(torch.clamp(-log_ratio, -clamp, clamp)) - 1.0

@@ -1,0 +1,49 @@
+"""Optimization as pure functions of trees of tensors."""
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ess_rl.contract import Tree
+
+
+def adam_init(params: Tree) -> Tree:
+    """First and second moments of zero, and no step taken."""
+    leaf = pytree.tree_leaves(params)[0]
+    return {
+        "m": pytree.tree_map(torch.zeros_like, params),
+        "v": pytree.tree_map(torch.zeros_like, params),
+        "step": torch.zeros((), dtype=torch.float32, device=leaf.device),
+    }
+
+
+def adam_step(
+    params: Tree,
+    grads: Tree,
+    optimizer: Tree,
+    learning_rate: float | Tensor,
+    *,
+    beta_1: float = 0.9,
+    beta_2: float = 0.999,
+    epsilon: float = 1e-5,
+) -> tuple[Tree, Tree]:
+    """One step of Adam. -> (params, optimizer)
+
+    Source: Kingma and Ba 2015 (arXiv 1412.6980), Algorithm 1; equal to torch.optim.Adam in a test. epsilon 1e-5 is
+    the custom of PPO implementations, torch's own default is 1e-8.
+    """
+    step = optimizer["step"] + 1.0
+    m = pytree.tree_map(lambda m, g: beta_1 * m + (1.0 - beta_1) * g, optimizer["m"], grads)
+    v = pytree.tree_map(lambda v, g: beta_2 * v + (1.0 - beta_2) * g * g, optimizer["v"], grads)
+    rate = learning_rate / (1.0 - beta_1**step)
+    root = torch.sqrt(1.0 - beta_2**step)
+    params = pytree.tree_map(lambda p, m, v: p - rate * m / (torch.sqrt(v) / root + epsilon), params, m, v)
+    return params, {"m": m, "v": v, "step": step}
+
+
+def clip_by_global_norm(grads: Tree, max_norm: float | Tensor) -> tuple[Tree, Tensor]:
+    """Scale `grads` so that their joint 2-norm is at most `max_norm`. -> (grads, norm before)"""
+    leaves = pytree.tree_leaves(grads)
+    norm = torch.sqrt(sum((leaf.square().sum() for leaf in leaves), start=torch.zeros_like(leaves[0].sum())))
+    factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
+    return pytree.tree_map(lambda g: g * factor, grads), norm

@@ -1,0 +1,115 @@
+"""P agents as one tensor program: vmap from outside, and torch.compile around it.
+
+The agent's functions know nothing of P. Here each gets a leading population axis on its state and its data, so that
+ten seeds, or six clip ranges times ten seeds, cost little more than one agent does on a machine that is idle for most
+of a small network's step.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.utils._pytree import tree_map
+
+from ess_rl.contract import Agent, Metrics, State
+from ess_rl.errors import UsageError
+from ess_rl.gaussian import Gaussian
+from ess_rl.transitions import Transitions
+
+
+def members(seeds: Sequence[int], sweep: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:
+    """The settings of every member: the product of all swept values, times the seeds (which vary fastest)."""
+    values = [[(name, v) for v in choices] for name, choices in sweep.items()]
+    return [{**dict(choice), "seed": seed} for choice in itertools.product(*values) for seed in seeds]
+
+
+class Population:
+    """P members of one agent, their state held as one tree with a leading axis P.
+
+    Args:
+        agent: the pure functions.
+        seeds: [P] the seed of each member; equal seeds with different `hyper` are welcome.
+        hyper: for each float field of the agent's Config that differs between members, its P values.
+        device: where state and updates live.
+        compiled: put torch.compile around the functions (needs a C++ compiler on the CPU); the same numbers to
+            rounding, three to four times as fast.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        seeds: Sequence[int],
+        hyper: Mapping[str, Sequence[float]] | None = None,
+        *,
+        device: torch.device | str = "cpu",
+        compiled: bool = False,
+    ):
+        self.agent, self.seeds, self.compiled = agent, list(seeds), compiled
+        self.device = torch.device(device)
+        self.size = len(self.seeds)
+        self.seed = torch.tensor(self.seeds, dtype=torch.int64, device=self.device)  # [P]
+        config = agent.config
+        numbers = {f.name: [getattr(config, f.name)] * self.size for f in fields(config) if f.type in ("float", float)}
+        for name, column in (hyper or {}).items():
+            if name not in numbers:
+                raise UsageError(f"members cannot differ in {name!r}; they can in {', '.join(numbers)}")
+            numbers[name] = list(column)
+        self.hyper = {name: torch.tensor(v, dtype=torch.float32, device=self.device) for name, v in numbers.items()}
+        # contiguous: what vmap broadcasts has stride 0, and compiled programs would be made twice
+        self.state: State = tree_map(lambda x: x.contiguous().clone(), vmap(agent.init)(self.seed, self.hyper))
+
+        # One `def` each: torch.compile keeps its programs by code object, and vmap's own wrapper is a single one.
+        def act(state: State, obs: Tensor, noise: Tensor) -> tuple[Gaussian, Tensor]:
+            def one(state: State, obs: Tensor, noise: Tensor) -> tuple[Gaussian, Tensor]:
+                behavior = agent.act(state, obs)
+                return behavior, behavior.sample(noise)
+
+            return vmap(one)(state, obs, noise)
+
+        def prepare(state: State, rollout: Transitions) -> dict[str, Tensor]:
+            return vmap(agent.prepare, in_dims=(0, 1))(state, rollout)
+
+        def update(state: State, data: dict[str, Tensor], index: Tensor) -> tuple[State, Metrics]:
+            def one(state: State, data: dict[str, Tensor], index: Tensor) -> tuple[State, Metrics]:
+                return agent.update(state, {name: x[index] for name, x in data.items()})
+
+            return vmap(one)(state, data, index)
+
+        def observe(state: State, rollout: Transitions) -> State:
+            return vmap(agent.observe, in_dims=(0, 1))(state, rollout)
+
+        self._act, self._prepare = self._outside(act), self._outside(prepare)
+        self._update, self._observe = self._outside(update), self._outside(observe)
+
+    def _outside(self, function: Callable) -> Callable:
+        if not self.compiled:
+            return function
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)  # one per population
+        return torch.compile(function, dynamic=False, fullgraph=True)
+
+    def act(self, obs: Tensor, noise: Tensor) -> tuple[Gaussian, Tensor]:
+        """Behavior policy and action at obs [P, N, obs_dim], with standard normal noise [P, N, act_dim]."""
+        acting = {name: self.state[name] for name in self.state if name != "optimizer"}
+        return self._act(acting, obs, noise)
+
+    def policy(self, obs: Tensor) -> Gaussian:
+        """The policy at obs [P, N, obs_dim], never compiled: for evaluation, whose N is its own."""
+        return vmap(self.agent.act)(self.state, obs)
+
+    def prepare(self, rollout: Transitions) -> dict[str, Tensor]:
+        """Transitions [T, P, N] to samples [P, T * N, ...]."""
+        return self._prepare(self.state, rollout)
+
+    def update(self, data: dict[str, Tensor], index: Tensor) -> Metrics:
+        """One gradient step of every member, on its samples `index` [P, minibatch]. Metrics are [P]."""
+        self.state, metrics = self._update(self.state, data, index)
+        return metrics
+
+    def observe(self, rollout: Transitions) -> None:
+        """Take transitions [T, P, N] into the running statistics."""
+        self.state = self._observe(self.state, rollout)

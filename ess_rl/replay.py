@@ -1,0 +1,52 @@
+"""A ring of rollouts, as old as its capacity allows: [capacity, P, N, ...] on one device."""
+
+from __future__ import annotations
+
+import torch
+
+from ess_rl.errors import UsageError
+from ess_rl.transitions import Transitions
+
+
+class Replay:
+    """Holds the last `capacity` time steps of P x N environments in the order they happened.
+
+    Args:
+        capacity: time steps to keep, at least one rollout.
+        population: P.
+        num_envs: N, environments of one member.
+        device: where it is kept; `add` moves data there.
+    """
+
+    def __init__(
+        self, capacity: int, population: int, num_envs: int, obs_dim: int, act_dim: int, device: torch.device | str
+    ):
+        self.capacity = capacity
+        self.store = Transitions.empty((capacity, population, num_envs), obs_dim, act_dim, torch.device(device))
+        self.head = 0  # where the next step is written: the oldest one, once the ring is full
+        self.size = 0  # steps held
+
+    def add(self, rollout: Transitions) -> None:
+        """Write steps [T, P, N] over the oldest ones."""
+        steps = rollout.reward.shape[0]
+        if steps > self.capacity:
+            raise UsageError(f"a rollout of {steps} steps does not fit a replay of {self.capacity}: raise its capacity")
+        first = min(steps, self.capacity - self.head)  # the rest begins again at slot 0
+
+        def write(store: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+            store[self.head : self.head + first] = new[:first]
+            store[: steps - first] = new[first:]
+            return store
+
+        self.store = Transitions.zip(write, self.store, rollout)
+        self.head = (self.head + steps) % self.capacity
+        self.size = min(self.size + steps, self.capacity)
+
+    def latest(self, steps: int) -> Transitions:
+        """The last `steps` steps, oldest first: [steps, P, N]. A view where they do not wrap round, else a copy."""
+        if steps > self.size:
+            raise UsageError(f"the replay holds {self.size} steps, not the {steps} asked for")
+        start = (self.head - steps) % self.capacity
+        if start + steps <= self.capacity:
+            return self.store.map(lambda x: x[start : start + steps])
+        return self.store.map(lambda x: torch.cat([x[start:], x[: start + steps - self.capacity]]))

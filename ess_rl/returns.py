@@ -1,0 +1,83 @@
+"""Advantages and value targets, all from one reverse linear recurrence.
+
+Letters: T steps of a segment, B segments. Every tensor is [T, B] (or [T, ...]); rewards are per control step,
+`discount` and `lambda_` are per control step, floats or 0-dim tensors. No function here stops gradients: they are
+called outside the loss.
+
+    terminated   the task ended at t: next_value[t] counts as zero
+    last         the episode ended at t, terminated or truncated: nothing after t belongs to it.
+                 A truncated step bootstraps from next_value[t], which is V(next_obs), not V of the reset state.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+
+def reverse_recurrence(a: Tensor, b: Tensor) -> Tensor:
+    """x_t = a_t + b_t x_{t+1} with x_T = 0, over the first axis of [T, ...], in log2(T) tensor steps.
+
+    Affine maps compose associatively, so each step doubles the stretch that one map covers (Hillis and Steele 1986;
+    Blelloch 1990, "Prefix sums and their applications").
+    """
+    stride = 1
+    while stride < a.shape[0]:
+        shift = [0, 0] * (a.ndim - 1) + [0, stride]
+        a, b = a + b * pad(a[stride:], shift), b * pad(b[stride:], shift)
+        stride *= 2
+    return a
+
+
+def gae(
+    reward: Tensor,
+    value: Tensor,
+    next_value: Tensor,
+    terminated: Tensor,
+    last: Tensor,
+    *,
+    discount: float | Tensor,
+    lambda_: float | Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Generalized advantage estimation. -> (advantage [T, B], value_target [T, B])
+
+        delta_t = r_t + discount (1 - terminated_t) V(next_obs_t) - V(obs_t)
+        A_t     = delta_t + discount lambda (1 - last_t) A_{t+1},      value_target_t = A_t + V(obs_t)
+
+    Source: Schulman et al. 2016 (arXiv 1506.02438), Eq. 16; truncation apart from termination as in Pardo et al. 2018
+    (arXiv 1712.00378).
+    """
+    delta = reward + discount * torch.where(terminated, 0.0, next_value) - value
+    advantage = reverse_recurrence(delta, discount * lambda_ * (~last).to(delta.dtype))
+    return advantage, advantage + value
+
+
+def vtrace(
+    log_ratio: Tensor,
+    reward: Tensor,
+    value: Tensor,
+    next_value: Tensor,
+    terminated: Tensor,
+    last: Tensor,
+    *,
+    discount: float | Tensor,
+    lambda_: float | Tensor,
+    rho_bar: float | Tensor = 1.0,
+    c_bar: float | Tensor = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """V-trace from data of another policy. -> (advantage [T, B], value_target [T, B])
+
+        rho_t    = exp(log_ratio_t),     delta_t as in `gae`
+        target_t - V_t = min(rho_bar, rho_t) delta_t
+                       + discount lambda min(c_bar, rho_t) (1 - last_t) (target_{t+1} - V_{t+1})
+        A_t      = delta_t + discount lambda (1 - last_t) (target_{t+1} - V_{t+1})
+
+    Source: Espeholt et al. 2018 (arXiv 1802.01561), Eq. 1 and Remark 2 for lambda. Two deviations, so that at
+    log_ratio = 0 both outputs are GAE's: the advantage looks ahead with discount * lambda, not with discount alone, and
+    it is not multiplied by rho_t, because the objective applies the policy ratio, once.
+    """
+    ratio = torch.exp(log_ratio)
+    delta = reward + discount * torch.where(terminated, 0.0, next_value) - value
+    carry = discount * lambda_ * (~last).to(delta.dtype)
+    excess = reverse_recurrence(torch.clamp(ratio, max=rho_bar) * delta, torch.clamp(ratio, max=c_bar) * carry)
+    ahead = pad(excess[1:], [0, 0] * (excess.ndim - 1) + [0, 1])
+    return delta + carry * ahead, excess + value

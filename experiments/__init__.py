@@ -1,0 +1,1 @@
+"""Where all parts meet: command line, runs, records, figures, benchmarks and published results."""

@@ -1,0 +1,222 @@
+"""The command `ess-rl`. Each subcommand is a function here; what it does lives in the module it calls."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import tyro
+
+from ess_rl.errors import NonFiniteError, UsageError
+
+
+def train(arguments: list[str]) -> None:
+    """Train an agent: ess-rl train AGENT --env ID [--seeds K ...]"""
+    from agents import AGENTS
+    from experiments import options, run
+
+    if not arguments or arguments[0].startswith("-"):
+        if "-h" not in arguments and "--help" not in arguments:
+            raise UsageError(f"name an agent: ess-rl train {{{','.join(AGENTS)}}} --env ID")
+        print(f"usage: ess-rl train {{{','.join(AGENTS)}}} --env ID [options]; 'ess-rl train p3o --help' shows them")
+        return
+    name = _one_of("agent", arguments[0], AGENTS)
+    chosen = tyro.cli(options.of_agent(AGENTS[name].config), args=arguments[1:], prog=f"ess-rl train {name}")
+    settings, sweep = options.split(AGENTS[name].config, chosen)
+    folder = run.start(
+        name,
+        chosen.env,
+        settings=settings,
+        sweep=sweep,
+        seeds=range(chosen.seed0, chosen.seed0 + chosen.seeds),
+        steps=chosen.steps,
+        out=chosen.out or Path("runs") / f"{name}-{chosen.env.replace('/', '-')}",
+        backend=chosen.backend,
+        device=chosen.device,
+        compiled=chosen.compile,
+        checkpoints=chosen.checkpoints,
+        episodes=chosen.episodes,
+        overwrite=chosen.overwrite,
+    )
+    _finish(folder)
+
+
+def resume(arguments: list[str]) -> None:
+    """Go on with a run that was stopped, bit for bit as if it had not been: ess-rl resume RUN"""
+
+    def command(run: tyro.conf.Positional[Path]) -> Path:
+        return run
+
+    folder = tyro.cli(command, args=arguments, prog="ess-rl resume", description=resume.__doc__)
+    if (folder / "result.json").exists():
+        print(f"{folder} is finished; its result:")
+    _finish(folder)
+
+
+def evaluate(arguments: list[str]) -> None:
+    """Score the newest checkpoint of a run with its mean action: ess-rl evaluate RUN [--episodes N --seed S]"""
+    from experiments import report, run
+
+    def command(run: tyro.conf.Positional[Path], episodes: int = 20, seed: int = 0) -> tuple[Path, int, int]:
+        """
+        Args:
+            run: the run folder.
+            episodes: of each member.
+            seed: of the environments; 0 are those of the run's own final evaluation.
+        """
+        return run, episodes, seed
+
+    folder, episodes, seed = tyro.cli(command, args=arguments, prog="ess-rl evaluate", description=evaluate.__doc__)
+    if episodes < 1:
+        raise UsageError(f"--episodes {episodes}: must be at least 1")
+    population, config, iteration = run.load_run(folder)
+    returns = run.evaluate(population, config, episodes, seed)
+    print(f"{run.describe(config)}; checkpoint of iteration {iteration} of {config['iterations']}")
+    print(
+        report.member_table(config, {"return": returns.mean(1).tolist(), "std": returns.std(1, correction=0).tolist()})
+    )
+
+
+def play(arguments: list[str]) -> None:
+    """Film the policy of a run: ess-rl play RUN [--member I --out policy.mp4]"""
+    from experiments import video
+
+    def command(
+        run: tyro.conf.Positional[Path], member: int = 0, out: Path | None = None, steps: int = 1000, seed: int = 0
+    ) -> dict:
+        """
+        Args:
+            run: the run folder.
+            member: which member of its population.
+            out: the file to write, .mp4 or .gif; default: policy.gif in the run folder.
+            steps: film no longer than this.
+            seed: of the environment.
+        """
+        return {"run": run, "member": member, "out": out or run / "policy.gif", "steps": steps, "seed": seed}
+
+    video.film(**tyro.cli(command, args=arguments, prog="ess-rl play", description=play.__doc__))
+
+
+def compare(arguments: list[str]) -> None:
+    """Put finished runs side by side, with intervals, as a table and a picture: ess-rl compare RUN [RUN ...]"""
+    from experiments import report
+
+    def command(
+        runs: tyro.conf.Positional[tuple[Path, ...]], out: Path | None = None
+    ) -> tuple[tuple[Path, ...], Path | None]:
+        """
+        Args:
+            runs: run folders.
+            out: a picture (.png) of their learning curves; all runs must be of one env.
+        """
+        return runs, out
+
+    runs, out = tyro.cli(command, args=arguments, prog="ess-rl compare", description=compare.__doc__)
+    print(report.comparison(runs))
+    if out is not None:
+        from experiments import figures
+
+        figures.learning_curves(runs, out)
+        print(f"picture: {out}")
+
+
+def peer(arguments: list[str]) -> None:
+    """Train Stable-Baselines3 PPO under the same evaluation and records: ess-rl peer --env ID [--seeds K ...]"""
+    from experiments import peers
+
+    folder = tyro.cli(peers.sb3_ppo, args=arguments, prog="ess-rl peer", description=peer.__doc__)
+    _print_result(folder)
+
+
+def throughput(arguments: list[str]) -> None:
+    """Measure training speed against Stable-Baselines3 PPO in the same run: ess-rl throughput [--env ID ...]"""
+    from experiments import throughput as module
+
+    tyro.cli(module.measure, args=arguments, prog="ess-rl throughput", description=throughput.__doc__)
+
+
+def quickstart(arguments: list[str]) -> None:
+    """A first look, in a minute or two: P3O and PPO learn the same task side by side: ess-rl quickstart"""
+    from experiments import quickstart as module
+
+    tyro.cli(module.main, args=arguments, prog="ess-rl quickstart", description=quickstart.__doc__)
+
+
+def list_envs(arguments: list[str]) -> None:
+    """The environments, and which backends have them: ess-rl envs"""
+    import envs
+
+    for name, entry in envs.ENVS.items():
+        print(f"{name:26} {entry.description}  [{', '.join(envs.backends_of(name))}]")
+    print("Any other id that Gymnasium knows works too, if its actions are a bounded Box.")
+
+
+def list_agents(arguments: list[str]) -> None:
+    """The agents: ess-rl agents"""
+    from agents import AGENTS
+
+    for name, entry in AGENTS.items():
+        print(f"{name:8} {entry.description}")
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "quickstart": quickstart,
+    "train": train,
+    "resume": resume,
+    "evaluate": evaluate,
+    "play": play,
+    "compare": compare,
+    "peer": peer,
+    "throughput": throughput,
+    "envs": list_envs,
+    "agents": list_agents,
+}
+
+
+def main() -> None:
+    """Entry point. A mistake of the user ends in one line and exit status 2, divergence of a run in 3."""
+    arguments = sys.argv[1:]
+    try:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print("usage: ess-rl COMMAND ...   ('ess-rl COMMAND --help' tells more)\n")
+            for name, function in COMMANDS.items():
+                print(f"  {name:11} {(function.__doc__ or '').splitlines()[0]}")
+            return
+        COMMANDS[_one_of("command", arguments[0], COMMANDS)](arguments[1:])
+    except UsageError as error:
+        sys.exit(_complain(error, 2))
+    except NonFiniteError as error:
+        sys.exit(_complain(error, 3))
+    except KeyboardInterrupt:
+        sys.exit(_complain("stopped; 'ess-rl resume' goes on from the last checkpoint", 130))
+
+
+def _finish(folder: Path) -> None:
+    from experiments import run
+
+    run.carry_on(folder)
+    _print_result(folder)
+
+
+def _print_result(folder: Path) -> None:
+    from experiments import records, report
+
+    print(report.summary(folder, records.read_json(folder / "result.json")))
+
+
+def _one_of(kind: str, name: str, known: dict) -> str:
+    if name in known:
+        return name
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or list(known)
+    raise UsageError(f"unknown {kind} {name!r}; did you mean {' or '.join(near)}?")
+
+
+def _complain(error: object, status: int) -> int:
+    print(f"ess-rl: {error}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    main()

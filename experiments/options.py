@@ -1,0 +1,79 @@
+"""Command-line options of `ess-rl train AGENT`, made from the agent's Config: its fields, defaults and remarks."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import tyro
+
+from ess_rl.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What every run is asked, whatever the agent."""
+
+    env: str
+    """the task, e.g. HalfCheetah-v5; 'ess-rl envs' lists them"""
+    seeds: int = 1
+    """how many seeds, trained together"""
+    seed0: int = 0
+    """the first of them"""
+    steps: int = 1_000_000
+    """env steps of each seed"""
+    out: Path | None = None
+    """the run folder; default: runs/AGENT-ENV"""
+    overwrite: bool = False
+    """replace the run that --out holds"""
+    backend: Literal["auto", "torch", "envpool", "gymnasium"] = "auto"
+    """what simulates; auto: the first of these that has the task and is installed"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """where the agents live; auto: cuda if there is one and the environments run on it too"""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile; auto: on where a C++ compiler is found"""
+    checkpoints: int = 10
+    """at most how many, evenly spread; environments begin anew at each, so they lie at least 4 episodes apart"""
+    episodes: int = 20
+    """of the final evaluation, for each member"""
+
+
+def of_agent(config: type) -> type:
+    """A dataclass of all options of an agent. Float fields take several values: each more is a branch of a sweep."""
+    hints, remarks = get_type_hints(config), _remarks(config)
+    made: list[Any] = []
+    for field in dataclasses.fields(config):
+        kind, default = hints[field.name], field.default
+        if kind is float:
+            kind, default = tuple[float, ...], (default,)
+        help_ = remarks[field.name] + ("; several values make a sweep" if hints[field.name] is float else "")
+        argument = tyro.conf.arg(name=field.name.rstrip("_"), help=help_)
+        made.append((field.name, Annotated[kind, argument], dataclasses.field(default=default)))
+    return dataclasses.make_dataclass("Options", made, bases=(RunOptions,), frozen=True, kw_only=True)
+
+
+def split(config: type, chosen: Any) -> tuple[dict[str, Any], dict[str, tuple[float, ...]]]:
+    """-> (settings of the Config, sweep: float fields that were given several values)"""
+    settings: dict[str, Any] = {}
+    sweep: dict[str, tuple[float, ...]] = {}
+    hints = get_type_hints(config)
+    for field in dataclasses.fields(config):
+        value = getattr(chosen, field.name)
+        if hints[field.name] is not float:
+            settings[field.name] = value
+        elif not value:
+            raise UsageError(f"--{field.name.replace('_', '-').rstrip('-')} needs a value")
+        else:
+            settings[field.name] = value[0]
+            if len(value) > 1:
+                sweep[field.name] = value
+    return settings, sweep
+
+
+def _remarks(config: type) -> dict[str, str]:
+    """The comment behind each field in the source: it is written once, for readers of the file and of --help."""
+    found = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(config), flags=re.MULTILINE))
+    return {field.name: found.get(field.name, "") for field in dataclasses.fields(config)}

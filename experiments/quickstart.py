@@ -1,0 +1,56 @@
+"""A first look: P3O and PPO on the same task, side by side."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import envs
+from experiments import figures, records, report, run
+
+
+def main(
+    env: str = "HalfCheetah-v5",
+    seeds: int = 3,
+    steps: int = 150_000,
+    out: Path = Path("runs/quickstart"),
+    device: str = "auto",
+) -> None:
+    """Train P3O and PPO and show where the curves, the plot and the checkpoints are.
+
+    Args:
+        env: the task.
+        seeds: how many seeds of each agent, trained together.
+        steps: env steps of each seed.
+        out: where the two runs go. What an earlier quickstart left there is replaced.
+        device: auto, cpu or cuda.
+    """
+    began = time.perf_counter()
+    probe = envs.make(env, 1)
+    print(f"P3O and PPO on {env} ({probe.backend}), {seeds} seeds each, {steps:,} env steps a seed\n")
+    probe.close()
+    folders = []
+    for agent in ("p3o", "ppo"):
+        folder = run.start(
+            agent,
+            env,
+            settings={},
+            sweep={},
+            seeds=range(seeds),
+            steps=steps,
+            out=out / agent,
+            device=device,
+            overwrite=True,
+        )
+        run.carry_on(folder)
+        print()
+        folders.append(folder)
+    figures.learning_curves(folders, out / "curves.png")
+    print(report.comparison(folders))
+    print(f"\n{time.perf_counter() - began:.0f} s in all, compilation and evaluation included.")
+    print(f"picture:      {out / 'curves.png'}")
+    for folder in folders:
+        print(f"checkpoint:   {records.checkpoints(folder)[-1]}")
+    print(f"TensorBoard:  tensorboard --logdir {out}")
+    print(f"film:         ess-rl play {folders[0]}")
+    print(f"go further:   ess-rl train p3o --env {env} --seeds 10")

@@ -1,0 +1,145 @@
+"""The files of a run folder, read and written here and nowhere else. No torch: reports read thousands of them.
+
+config.json       first: everything the run is a function of, and where and with what it ran
+metrics.jsonl     one line an iteration; every list has one entry a member
+tensorboard/      the same for TensorBoard
+checkpoints/      NNNNNNNNN.safetensors, named by env steps of a member
+curve.png         learning curves
+result.json       last, by rename: a folder that has it is a finished run
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TextIO
+
+from ess_rl.errors import UsageError
+
+FORMAT = 1
+PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "envpool", "minari", "stable-baselines3")
+
+Record = dict[str, Any]
+
+
+def write_json(path: Path, record: Record) -> None:
+    """Write by rename, so that a reader sees the old file or the new one, never half of one."""
+    part = path.with_name(path.name + ".part")
+    with open(part, "w") as file:
+        json.dump(record, file, indent=1, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def read_json(path: Path) -> Record:
+    """Raises UsageError if the file is missing or cut short."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file; is {path.parent} a run folder?") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not valid JSON ({error}); the file is damaged") from None
+
+
+def read_config(run: Path) -> Record:
+    """The configuration of a run folder."""
+    config = read_json(run / "config.json")
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        found = config.get("format") if isinstance(config, dict) else None
+        raise UsageError(f"{run / 'config.json'}: not the configuration of a run (format {found!r}, expected {FORMAT})")
+    return config
+
+
+def read_metrics(run: Path) -> list[Record]:
+    """All whole lines of metrics.jsonl; a last line cut short by a kill is left out."""
+    path = run / "metrics.jsonl"
+    if not path.exists():
+        return []
+    rows = []
+    for number, line in enumerate(lines := path.read_text().splitlines(), start=1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number < len(lines):
+                raise UsageError(f"{path}: line {number} is damaged") from None
+    return rows
+
+
+def append_line(file: TextIO, row: Record) -> None:
+    """One line more, at once on its way to the disk."""
+    file.write(json.dumps(row, allow_nan=False) + "\n")
+    file.flush()
+
+
+def cut_metrics(run: Path, iteration: int) -> list[Record]:
+    """Keep the lines up to `iteration`, which is where the checkpoint stands. -> the lines kept"""
+    rows = [row for row in read_metrics(run) if row["iteration"] <= iteration]
+    part = run / "metrics.jsonl.part"
+    part.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    os.replace(part, run / "metrics.jsonl")
+    return rows
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Oldest first."""
+    return sorted((run / "checkpoints").glob("*.safetensors"))
+
+
+def prepare_folder(out: Path, *, overwrite: bool) -> None:
+    """Make `out` an empty folder, or refuse.
+
+    Raises:
+        UsageError: it holds a run and `overwrite` is False, or it holds something that is no run.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file: choose another place")
+    if out.exists() and any(out.iterdir()):
+        if not (out / "config.json").exists():
+            raise UsageError(f"--out {out} is not empty and holds no run: choose another place")
+        if not overwrite:
+            raise UsageError(f"--out {out} holds a run: 'ess-rl resume {out}' goes on with it, --overwrite replaces it")
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def origin() -> Record:
+    """Versions, machine and git commit: what a figure must be quoted with."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {"versions": versions, "machine": _machine(), "git_commit": _git_commit(), "command": sys.argv}
+
+
+def _machine() -> Record:
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"system": platform.system(), "cpu": model, "cores": cores}
+
+
+def _git_commit() -> str | None:
+    """Of the checkout this file stands in; "+changes" where it differs from that commit; None where there is none."""
+
+    def git(*words: str) -> str:
+        where = Path(__file__).parent
+        return subprocess.run(["git", *words], cwd=where, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = bool(git("status", "--porcelain", "--untracked-files=no"))
+        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,96 @@
+"""Tables of results, from files alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ess_rl.errors import UsageError
+from experiments import records, statistics
+from experiments.records import Record
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, aligned; the first row is the head."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+
+    def line(row: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([line(rows[0]), rule, *(line(row) for row in rows[1:])])
+
+
+def member_table(config: Record, columns: Mapping[str, Sequence[float | None]]) -> str:
+    """A row a member: its seed, what it was swept over, and the given columns."""
+    rows = [["member", "seed", *config["sweep"], *columns]]
+    for member, seed in enumerate(config["seeds"]):
+        swept = [f"{values[member]:g}" for values in config["sweep"].values()]
+        numbers = ["-" if (x := values[member]) is None else f"{x:.1f}" for values in columns.values()]
+        rows.append([str(member), str(seed), *swept, *numbers])
+    return table(rows)
+
+
+def summary(folder: Path, result: Record) -> str:
+    """What to show when a run is done: its scores, its speed, and where everything is."""
+    scores = {"final return": result["final_return"], "training return": result["training_return"]}
+    lines = [
+        member_table(result, scores),
+        f"mean final return {np.mean(result['final_return']):.1f} ({result['episodes']} episodes each, mean action); "
+        f"{result['steps_per_second']:,.0f} env steps/s; {result['peak_memory_mib']:,.0f} MiB",
+        f"curves: {folder / 'curve.png'}",
+        f"checkpoint: {found[-1] if (found := records.checkpoints(folder)) else '-'}",
+        f"TensorBoard: tensorboard --logdir {folder / 'tensorboard'}",
+    ]
+    return "\n".join(lines)
+
+
+def groups(run: Path) -> dict[str, tuple[Record, list[float], list[float | None]]]:
+    """A finished run by its settings: label -> (result, final returns, training returns) over seeds."""
+    result = records.read_json(run / "result.json")
+    found: dict[str, tuple[Record, list[float], list[float | None]]] = {}
+    for member, score in enumerate(result["final_return"]):
+        swept = [f"{name} {values[member]:g}" for name, values in result["sweep"].items()]
+        label = " ".join([result["agent"], *swept])
+        _, finals, trainings = found.setdefault(label, (result, [], []))
+        finals.append(score)
+        trainings.append(result["training_return"][member])
+    return found
+
+
+def comparison(runs: Sequence[Path]) -> str:
+    """A row for each run and setting: IQM of the final return with a bootstrap 95 % interval, mean, extremes, speed."""
+    if not runs:
+        raise UsageError("name at least one run folder")
+    head = [
+        "env",
+        "agent",
+        "backend",
+        "env steps",
+        "seeds",
+        "IQM",
+        "95 % interval",
+        "mean",
+        "min",
+        "max",
+        "training",
+        "steps/s",
+    ]
+    rows = [head]
+    for run in runs:
+        for label, (result, finals, trainings) in groups(run).items():
+            scores = np.array(finals)[:, None]
+            interval = "-"  # one seed says nothing of how far the next may fall
+            if len(finals) > 1:
+                low, high = statistics.bootstrap_interval(scores, statistics.iqm, np.random.default_rng(0))
+                interval = f"{low:.0f} to {high:.0f}"
+            known = [x for x in trainings if x is not None]
+            training = f"{statistics.iqm(np.array(known)[:, None]):.0f}" if known else "-"
+            rows.append([
+                result["env"], label, result["backend"], f"{result['env_steps']:,}", str(len(finals)),
+                f"{statistics.iqm(scores):.0f}", interval, f"{np.mean(finals):.0f}", f"{min(finals):.0f}",
+                f"{max(finals):.0f}", training, f"{result['steps_per_second']:,.0f}",
+            ])  # fmt: skip
+    return table(rows)

@@ -1,0 +1,311 @@
+"""One run: from a configuration to a folder with everything in it, resumable at any moment.
+
+`start` writes config.json; `carry_on` does the rest from that file alone. So a fresh run and a resumed one are the
+same code, and what a run is can be read in its config.json.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import resource
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+import envs
+from agents import AGENTS
+from ess_rl import checkpoint, loop
+from ess_rl.contract import VectorEnv
+from ess_rl.errors import UsageError
+from ess_rl.population import Population, members
+from ess_rl.replay import Replay
+from experiments import figures, records
+from experiments.display import Display
+from experiments.records import Record
+
+
+def start(
+    agent: str,
+    env_id: str,
+    *,
+    settings: Mapping[str, Any],
+    sweep: Mapping[str, Sequence[float]],
+    seeds: Sequence[int],
+    steps: int,
+    out: Path,
+    backend: str = "auto",
+    device: str = "auto",
+    compiled: str = "auto",
+    checkpoints: int = 10,
+    episodes: int = 20,
+    overwrite: bool = False,
+) -> Path:
+    """Check a configuration, make its folder and write config.json. -> the folder
+
+    Args:
+        settings: fields of the agent's Config that are not at their defaults.
+        sweep: float fields with several values; members are all their combinations times the seeds.
+        steps: env steps of each member; rounded up to whole iterations.
+        compiled: "on", "off", or "auto": on where a C++ compiler is found.
+        checkpoints: at most how many, evenly spread. Environments begin anew at each, so they lie at least four
+            episodes apart.
+        episodes: of the final evaluation, for each member.
+
+    Raises:
+        UsageError: anything in it cannot work. Nothing has been written then.
+    """
+    config = AGENTS[agent].config(**settings)
+    _check_positive({"steps": steps, "checkpoints": checkpoints, "episodes": episodes, "seeds": len(seeds)})
+    _check_positive({name: getattr(config, name) for name in ("num_envs", "rollout", "epochs", "minibatch")})
+    loop.check_minibatch(config)
+    if any(seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise UsageError(f"seeds {list(seeds)}: give different numbers, none below 0")
+    probe = envs.make(env_id, 1, backend=backend)  # refuses what cannot be had, before a folder is made
+    resolved_backend, episode = probe.backend, probe.max_episode_steps or 0
+    probe.close()
+    iterations = math.ceil(steps / (config.num_envs * config.rollout))
+    if iterations < 2:
+        raise UsageError(
+            f"--steps {steps} is less than two iterations of {config.num_envs * config.rollout} env steps "
+            f"(num_envs {config.num_envs} x rollout {config.rollout}); the first only measures: raise --steps"
+        )
+    settings_of = members(seeds, sweep)
+    record = {
+        "format": records.FORMAT,
+        "agent": agent,
+        "env": env_id,
+        "backend": resolved_backend,
+        "seeds": [member["seed"] for member in settings_of],
+        "sweep": {name: [member[name] for member in settings_of] for name in sweep},
+        "steps": steps,
+        "iterations": iterations,
+        # Some episodes must have room between two fresh starts, else none would end.
+        "reset_every": max(math.ceil(iterations / checkpoints), math.ceil(4 * episode / config.rollout)),
+        "episodes": episodes,
+        "device": _device(device, resolved_backend),
+        "compiled": _compiled(compiled),
+        "config": dataclasses.asdict(config),
+        **records.origin(),
+    }
+    records.prepare_folder(out, overwrite=overwrite)
+    records.write_json(out / "config.json", record)
+    return out
+
+
+def carry_on(run: Path) -> Record:
+    """Train what is left of a run, evaluate it and write its result. -> the result
+
+    Raises:
+        UsageError: the folder, its configuration or its newest checkpoint is not usable.
+        NonFiniteError: training diverged; checkpoints written before stay.
+    """
+    config = records.read_config(run)
+    if (run / "result.json").exists():
+        return records.read_json(run / "result.json")
+    population, agent_config = restore_population(config)
+    env = envs.make(
+        config["env"], population.size * agent_config.num_envs, backend=config["backend"], device=config["device"]
+    )
+    iteration = _load_newest(run, config, population)
+    rows = records.cut_metrics(run, iteration)
+    shutil.rmtree(run / "tensorboard", ignore_errors=True)
+    trained = rows[-1]["seconds"] if rows else 0.0
+    print(describe(config), flush=True)
+
+    compile_seconds = 0.0
+    if population.compiled and iteration < config["iterations"]:
+        print("compiling ...", end=" ", flush=True)
+        compile_seconds = loop.warm_up(population, env)
+        print(f"{compile_seconds:.0f} s", flush=True)
+
+    replay = Replay(
+        agent_config.rollout, population.size, agent_config.num_envs, env.obs_dim, env.act_dim, population.device
+    )
+    progress = loop.train(
+        population,
+        env,
+        replay,
+        iterations=config["iterations"],
+        reset_every=config["reset_every"],
+        start=iteration,
+    )
+    writer = SummaryWriter(str(run / "tensorboard"))
+    for row in rows:
+        _tensorboard(writer, row)
+    with open(run / "metrics.jsonl", "a") as log, Display(config, iteration) as display:
+        for done in progress:
+            trained += sum(done.seconds.values())
+            row = _row(done, trained)
+            rows.append(row)
+            records.append_line(log, row)
+            _tensorboard(writer, row)
+            display.update(row)
+            if done.iteration % config["reset_every"] == 0 or done.iteration == config["iterations"]:
+                _save(run, config, population, done)
+    writer.close()
+    env.close()
+
+    figures.learning_curves([run], run / "curve.png")
+    returns = evaluate(population, config, config["episodes"])
+    result = {
+        "format": records.FORMAT,
+        **{name: config[name] for name in ("agent", "env", "backend", "seeds", "sweep", "device", "compiled")},
+        "env_steps": rows[-1]["env_steps"],
+        "final_return": returns.mean(1).tolist(),
+        "training_return": training_return(rows, config["steps"]),
+        "episodes": config["episodes"],
+        "steps_per_second": rows[-1]["env_steps"] * population.size / trained,
+        "training_seconds": trained,
+        "compile_seconds": compile_seconds,
+        "seconds": {name: sum(row["phases"][name] for row in rows) for name in rows[-1]["phases"]},
+        "peak_memory_mib": peak_memory_mib(),
+        **records.origin(),
+    }
+    records.write_json(run / "result.json", result)
+    return result
+
+
+def restore_population(config: Record) -> tuple[Population, Any]:
+    """The untrained population that a config.json describes, and its agent's Config."""
+    name = config.get("agent")
+    if name not in AGENTS:
+        raise UsageError(f"config.json: agent {name!r} is not known here; there are {', '.join(AGENTS)}")
+    entry = AGENTS[name]
+    try:
+        values = {key: tuple(v) if isinstance(v, list) else v for key, v in config["config"].items()}
+        agent_config = entry.config(**values)
+        probe = envs.make(config["env"], 1, backend=config["backend"])
+        agent = entry.agent(agent_config, probe.obs_dim, probe.act_dim)
+        probe.close()
+        population = Population(
+            agent, config["seeds"], config["sweep"], device=_device(config["device"], ""), compiled=config["compiled"]
+        )
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"config.json does not fit this version of {name}: {error}") from None
+    return population, agent_config
+
+
+def load_run(run: Path) -> tuple[Population, Record, int]:
+    """A trained population from a run folder, for evaluation. -> (population, config, iteration of its checkpoint)"""
+    config = records.read_config(run) | {"compiled": False}
+    population, _ = restore_population(config)
+    iteration = _load_newest(run, config, population)
+    if iteration == 0:
+        raise UsageError(f"{run} has no checkpoint yet: 'ess-rl resume {run}' goes on with it")
+    return population, config, iteration
+
+
+def evaluate(population: Population, config: Record, episodes: int, seed: int = 0) -> Tensor:
+    """Returns [P, episodes] of the mean action, with frozen statistics, in environments of their own."""
+    env: VectorEnv = envs.make(
+        config["env"], population.size * episodes, backend=config["backend"], device=config["device"]
+    )
+    try:
+        return loop.evaluate(population, env, seed=seed)
+    finally:
+        env.close()
+
+
+def training_return(rows: Sequence[Record], steps: int) -> list[float | None]:
+    """Mean return of the episodes that ended in the last tenth of training, one number a member.
+
+    With exploration noise, and of all the policies of that stretch. None for a member in which none ended.
+    """
+    late = [row for row in rows if row["env_steps"] > 0.9 * rows[-1]["env_steps"]]
+    sums = [sum(row["return_sum"][m] for row in late) for m in range(len(late[0]["episodes"]))]
+    counts = [sum(row["episodes"][m] for row in late) for m in range(len(sums))]
+    return [total / count if count else None for total, count in zip(sums, counts, strict=True)]
+
+
+def describe(config: Record) -> str:
+    """One line: what runs, on what."""
+    size = len(config["seeds"])
+    how = "compiled" if config["compiled"] else "eager"
+    return (
+        f"{config['agent']} on {config['env']} (backend {config['backend']}): {size} member{'s' * (size > 1)}, "
+        f"{config['steps']:,} env steps each, device {config['device']}, {how}"
+    )
+
+
+def _fingerprint(config: Record) -> Record:
+    """What a checkpoint must share with the configuration to be taken for its own."""
+    return {name: config[name] for name in ("agent", "env", "backend", "seeds", "sweep", "iterations", "config")}
+
+
+def _save(run: Path, config: Record, population: Population, done: loop.Progress) -> None:
+    path = run / "checkpoints" / f"{done.env_steps:09d}.safetensors"
+    checkpoint.save(path, population.state, {"iteration": done.iteration, "of": _fingerprint(config)})
+
+
+def _load_newest(run: Path, config: Record, population: Population) -> int:
+    """-> the iteration of the newest checkpoint, 0 if there is none"""
+    found = records.checkpoints(run)
+    if not found:
+        return 0
+    state, info = checkpoint.load(found[-1], population.state, population.device)
+    for name, value in _fingerprint(config).items():
+        if info["of"].get(name) != value:
+            raise UsageError(
+                f"{found[-1]} belongs to another run: its {name!r} is {info['of'].get(name)!r}, not {value!r}"
+            )
+    population.state = state
+    return info["iteration"]
+
+
+def _row(done: loop.Progress, trained: float) -> Record:
+    return {
+        "iteration": done.iteration,
+        "env_steps": done.env_steps,
+        "seconds": trained,
+        "phases": done.seconds,
+        "episodes": done.episodes.tolist(),
+        "return_sum": done.return_sum.tolist(),
+        **{name: x.tolist() for name, x in done.metrics.items()},
+    }
+
+
+def _tensorboard(writer: SummaryWriter, row: Record) -> None:
+    """Each member's return, and the other metrics as means over the members."""
+    for member, (total, count) in enumerate(zip(row["return_sum"], row["episodes"], strict=True)):
+        if count:
+            writer.add_scalar(f"return/member_{member}", total / count, row["env_steps"])
+    for name, values in row.items():
+        if isinstance(values, list) and name not in ("return_sum", "episodes"):
+            writer.add_scalar(f"train/{name}", sum(values) / len(values), row["env_steps"])
+
+
+def _check_positive(numbers: Mapping[str, int]) -> None:
+    for name, number in numbers.items():
+        if number < 1:
+            raise UsageError(f"--{name.replace('_', '-')} {number}: must be at least 1")
+
+
+def _device(asked: str, backend: str) -> str:
+    """auto: cuda where there is one and the environments run on it too, else the CPU."""
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() and backend == "torch" else "cpu"
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            "--device cuda: this torch sees no CUDA device; use --device cpu, or install a CUDA build of torch"
+        )
+    return asked
+
+
+def _compiled(asked: str) -> bool:
+    """auto: where a C++ compiler is found, which torch.compile needs on the CPU."""
+    found = any(shutil.which(name) for name in ("g++", "clang++", "cl"))
+    if asked == "on" and not found:
+        raise UsageError("--compile on: no C++ compiler was found; install g++ or use --compile off")
+    return asked == "on" or (asked == "auto" and found)
+
+
+def peak_memory_mib() -> float:
+    unit = 1024.0 if sys.platform != "darwin" else 1024.0**2  # Linux counts KiB, macOS bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

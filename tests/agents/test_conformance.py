@@ -1,0 +1,208 @@
+"""What holds for every entry of agents.AGENTS, in a population and alone."""
+
+import shutil
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from agents import AGENTS
+from ess_rl import random
+from ess_rl.contract import Agent
+from ess_rl.errors import UsageError
+from ess_rl.population import Population, members
+from ess_rl.transitions import Transitions
+
+OBS, ACT, N, T, MINIBATCH = 5, 2, 3, 8, 12
+SEEDS = [11, 4, 7]
+HYPER = {"learning_rate": [1e-3, 3e-3, 1e-3], "discount": [0.99, 0.9, 0.95]}
+
+
+def build(name: str, **changes: Any) -> Agent:
+    agent, config, _ = AGENTS[name]
+    small = config(hidden=(8,), num_envs=N, rollout=T, epochs=1, minibatch=MINIBATCH)
+    return agent(replace(small, **changes), OBS, ACT)
+
+
+def collect(population: Population, iteration: int, columns: list[int] | None = None) -> Transitions:
+    """A rollout [T, P, N] of the population's own policy in a world of random numbers.
+
+    The world of member p is that of number columns[p], so that a member can meet the same one when it is alone.
+    """
+    columns = list(range(population.size)) if columns is None else columns
+    seeds = random.fold_in(torch.tensor(columns), iteration)
+
+    def draw(purpose: int, *shape: int) -> Tensor:  # [T, P, *shape]
+        return random.normal(random.fold_in(seeds, purpose), (T, *shape)).transpose(0, 1)
+
+    obs, next_obs, noise = 2.0 + 3.0 * draw(0, N, OBS), 2.0 + 3.0 * draw(1, N, OBS), draw(2, N, ACT)
+    behavior, action = zip(*[population.act(o, e) for o, e in zip(obs, noise, strict=True)], strict=True)
+    return Transitions(
+        obs=obs,
+        action=torch.stack(action),
+        reward=5.0 * draw(3, N) + obs.sum(-1),
+        terminated=draw(4, N) > 1.3,
+        truncated=draw(5, N) > 1.3,
+        next_obs=next_obs,
+        behavior_mean=torch.stack([b.mean for b in behavior]),
+        behavior_log_std=torch.stack([b.log_std for b in behavior]),
+        version=torch.full((T, population.size, N), iteration),
+    )
+
+
+def indices(updates: int) -> list[Tensor]:
+    """The samples of each update, alike for all members."""
+    return [random.permutation(torch.tensor(i), T * N)[:MINIBATCH] for i in range(updates)]
+
+
+def learn(population: Population, iterations: int = 2, updates: int = 2, columns: list[int] | None = None) -> list[Any]:
+    """Observe once, then learn. -> everything that came out on the way"""
+    population.observe(collect(population, 0, columns))
+    seen = []
+    for iteration in range(1, iterations):
+        rollout = collect(population, iteration, columns)
+        data = population.prepare(rollout)
+        metrics = [population.update(data, index.expand(population.size, -1)) for index in indices(updates)]
+        population.observe(rollout)
+        seen.append((data, metrics, population.state))
+    return seen
+
+
+def member(tree: Any, p: int) -> Any:
+    return pytree.tree_map(lambda x: x[p : p + 1], tree)
+
+
+def assert_close(one: Any, other: Any, rtol: float = 1e-5, atol: float = 1e-5) -> None:
+    torch.testing.assert_close(pytree.tree_leaves(one), pytree.tree_leaves(other), rtol=rtol, atol=atol)
+
+
+every_agent = pytest.mark.parametrize("name", sorted(AGENTS))
+
+
+@every_agent
+def test_each_member_is_the_agent_alone(name: str):
+    together = learn(Population(build(name), SEEDS, HYPER), iterations=3)
+    for p, seed in enumerate(SEEDS):
+        alone = learn(Population(build(name), [seed], {n: [v[p]] for n, v in HYPER.items()}), 3, columns=[p])
+        assert_close(member(together, p), alone)
+
+
+@every_agent
+def test_act_of_a_member_is_that_of_the_agent_alone(name: str):
+    population = Population(build(name), SEEDS)
+    population.observe(collect(population, 0))
+    obs, noise = torch.randn(3, N, OBS), torch.randn(3, N, ACT)
+    behavior, action = population.act(obs, noise)
+    assert behavior.mean.shape == behavior.log_std.shape == action.shape == (3, N, ACT)
+    for p in range(3):
+        state = pytree.tree_map(lambda x, p=p: x[p], population.state)
+        alone = population.agent.act(state, obs[p])
+        assert_close(behavior.mean[p], alone.mean)
+        assert_close(action[p], alone.sample(noise[p]))
+    assert_close(population.policy(obs), behavior)
+
+
+@every_agent
+def test_fresh_data_have_an_effective_sample_size_of_one(name: str):
+    population = Population(build(name), SEEDS)
+    for iteration in range(3):
+        rollout = collect(population, iteration)
+        data = population.prepare(rollout)
+        first, second = (population.update(data, index.expand(3, -1)) for index in indices(2))
+        assert ((1.0 - first["ess"]).abs() < 1e-5).all()
+        assert (first["behavior_kl"].abs() < 1e-5).all()
+        assert (second["ess"] < 1.0).all()
+        population.observe(rollout)
+
+
+@every_agent
+def test_metrics_are_finite_and_one_a_member(name: str):
+    for _, metrics, state in learn(Population(build(name), SEEDS), iterations=3):
+        for m in metrics:
+            assert {"ess", "behavior_kl", "entropy", "value_loss", "loss", "grad_norm"} <= m.keys()
+            assert all(x.shape == (3,) and torch.isfinite(x).all() for x in m.values())
+        assert all(torch.isfinite(x).all() for x in pytree.tree_leaves(state))
+
+
+@every_agent
+def test_no_function_changes_its_arguments(name: str):
+    population = Population(build(name), SEEDS)
+    rollout = collect(population, 0)
+    data = population.prepare(rollout)
+    state = population.state
+    before = pytree.tree_map(torch.clone, (state, rollout, data))
+    population.update(data, indices(1)[0].expand(3, -1))
+    population.observe(rollout)
+    assert_close((state, rollout, data), before, rtol=0.0, atol=0.0)
+    assert population.state["params"] is not state["params"]
+
+
+@every_agent
+def test_equal_members_stay_equal_and_seeds_differ(name: str):
+    *_, state = learn(Population(build(name), [5, 5, 6]), iterations=3, columns=[0, 0, 0])[-1]
+    assert_close(member(state["params"], 0), member(state["params"], 1), rtol=0.0, atol=0.0)
+    weight = state["params"]["policy"]["mean"]["0"]["weight"]
+    assert not torch.allclose(weight[0], weight[2], atol=1e-2)
+
+
+def float_fields() -> list[tuple[str, str]]:
+    return [
+        (name, f.name) for name, entry in AGENTS.items() for f in fields(entry.config) if f.type in ("float", float)
+    ]
+
+
+@pytest.mark.parametrize(("name", "field"), float_fields())
+def test_members_can_differ_in_every_float_of_the_config(name: str, field: str):
+    # A high learning rate, so that ratios leave the clip range, and a gradient beyond max_grad_norm.
+    agent = build(name, learning_rate=0.05, max_grad_norm=0.1)
+    value = getattr(agent.config, field)
+    other = 0.5 * value + 0.01
+    population = Population(agent, [3, 3, 3], {field: [value, other, value]})
+    *_, state = learn(population, iterations=3, updates=4, columns=[0, 0, 0])[-1]
+    assert state["hyper"][field].tolist() == pytest.approx([value, other, value])
+    differs = [not torch.equal(x[0], x[1]) for x in pytree.tree_leaves(state["params"])]
+    assert any(differs), f"{field} changes nothing"
+    assert_close(member(state["params"], 0), member(state["params"], 2), rtol=0.0, atol=0.0)
+
+
+@every_agent
+def test_the_learning_rate_falls_to_zero(name: str):
+    population = Population(build(name), SEEDS)
+    data = population.prepare(collect(population, 0))
+    population.state["progress"] = torch.ones(3)
+    before = population.state["params"]
+    population.update(data, indices(1)[0].expand(3, -1))
+    assert_close(population.state["params"], before, rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize("changes", [{"cap": 0.5}, {"cap": "ess_per_dim"}, {"behavior_kl": "k3"}])
+def test_p3o_variants_run_and_differ(changes: dict[str, Any]):
+    *_, variant = learn(Population(build("p3o", learning_rate=0.05, **changes), SEEDS), iterations=3, updates=4)[-1]
+    *_, plain = learn(Population(build("p3o", learning_rate=0.05), SEEDS), iterations=3, updates=4)[-1]
+    weights = [state["params"]["policy"]["mean"]["0"]["weight"] for state in (variant, plain)]
+    assert torch.isfinite(weights[0]).all()
+    assert not torch.allclose(weights[0], weights[1])
+
+
+def test_a_field_that_is_no_float_is_refused():
+    with pytest.raises(UsageError, match=r"cannot differ in 'minibatch'; they can in .*learning_rate"):
+        Population(build("p3o"), SEEDS, {"minibatch": [1, 2, 3]})
+
+
+def test_members_are_the_product_of_the_sweep_and_the_seeds():
+    assert members([0, 1], {"clip": [0.1, 0.2], "discount": [0.9]}) == [
+        {"clip": 0.1, "discount": 0.9, "seed": 0},
+        {"clip": 0.1, "discount": 0.9, "seed": 1},
+        {"clip": 0.2, "discount": 0.9, "seed": 0},
+        {"clip": 0.2, "discount": 0.9, "seed": 1},
+    ]
+    assert members([3], {}) == [{"seed": 3}]
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch.compile needs a C++ compiler")
+def test_compiled_equals_eager():
+    compiled, eager = (Population(build("p3o"), SEEDS[:2], compiled=c) for c in (True, False))
+    assert_close(learn(compiled), learn(eager), rtol=1e-4, atol=1e-4)

@@ -1,0 +1,291 @@
+"""The loop, on a world of random numbers in which episodes end in both ways and often."""
+
+import copy
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from agents.p3o import P3O, Config
+from ess_rl import random
+from ess_rl.contract import Step, VectorEnv
+from ess_rl.errors import NonFiniteError, UsageError
+from ess_rl.loop import Progress, collect, env_seeds, evaluate, train
+from ess_rl.population import Population
+from ess_rl.replay import Replay
+
+OBS, ACT, N, T = 3, 2, 4, 6
+CONFIG = Config(hidden=(8,), num_envs=N, rollout=T, epochs=2, minibatch=8, learning_rate=1e-2)
+SEEDS = [3, 8]
+
+
+class RandomWorld:
+    """Environment i is a function of its seed, its clock and its actions. A step in five ends an episode."""
+
+    env_id, backend, obs_dim, act_dim, device = "RandomWorld-v0", "torch", OBS, ACT, torch.device("cpu")
+
+    def __init__(self, num_envs: int):
+        self.num_envs = num_envs
+        self.log: list[Step | None] = []  # what happened; None stands for a reset of all
+        self.actions: list[Tensor] = []
+
+    def reset(self, seeds: Tensor) -> Tensor:
+        assert seeds.shape == (self.num_envs,)
+        self.seeds, self.clock = seeds, 0
+        self.obs = random.normal(seeds, (OBS,))
+        self.log.append(None)
+        return self.obs
+
+    def step(self, action: Tensor) -> Step:
+        self.clock += 1
+        keys = random.fold_in(self.seeds, self.clock)
+        chance = random.uniform(keys, (2,))
+        next_obs = 0.9 * self.obs + 0.3 * torch.tanh(action).sum(-1, keepdim=True) + 0.1 * random.normal(keys, (OBS,))
+        terminated, truncated = chance[:, 0] < 0.1, (chance[:, 0] >= 0.1) & (chance[:, 1] < 0.1)
+        fresh = random.normal(random.fold_in(keys, 1), (OBS,))
+        self.obs = torch.where((terminated | truncated)[:, None], fresh, next_obs)
+        step = Step(self.obs, next_obs, self.reward(next_obs), terminated, truncated)
+        self.log.append(step)
+        self.actions.append(action)
+        return step
+
+    def reward(self, next_obs: Tensor) -> Tensor:
+        return next_obs.sum(-1)
+
+    def close(self) -> None: ...
+
+
+def build(seeds: list[int] = SEEDS, env: type[RandomWorld] = RandomWorld, **changes: Any):
+    population = Population(P3O(replace(CONFIG, **changes), OBS, ACT), seeds)
+    return population, env(N * len(seeds)), Replay(T, len(seeds), N, OBS, ACT, "cpu")
+
+
+def run(parts: tuple, **arguments: Any) -> list[Progress]:
+    return list(train(*parts, **arguments))
+
+
+def test_the_world_keeps_the_contract():
+    env = RandomWorld(2)
+    assert isinstance(env, VectorEnv)
+
+
+def test_collect_obeys_the_law_and_records_the_density_that_acted():
+    population, env, _ = build()
+    start = env.reset(env_seeds(population.seed, 0, N))
+    rollout, obs = collect(population, env, start, 50, iteration=7)
+    assert torch.equal(rollout.obs[0].flatten(0, 1), start)
+    assert torch.equal(obs, env.obs)
+
+    chained = (rollout.next_obs[:-1] == rollout.obs[1:]).all(-1)
+    assert torch.equal(chained, ~rollout.last[:-1])
+    assert rollout.terminated.any()
+    assert rollout.truncated.any()
+
+    torch.testing.assert_close(rollout.action.flatten(1, 2), torch.stack(env.actions), rtol=0.0, atol=0.0)
+    torch.testing.assert_close(
+        rollout.reward.flatten(1, 2), torch.stack([s.reward for s in env.log if s]), rtol=0.0, atol=0.0
+    )
+    for t in (0, 49):
+        pi = population.policy(rollout.obs[t])
+        torch.testing.assert_close(rollout.behavior_mean[t], pi.mean)
+        torch.testing.assert_close(rollout.behavior_log_std[t], pi.log_std)
+    assert (rollout.version == 7).all()
+
+    # The actions are as far from the mean as standard normal noise says, in 50 * 2 * 4 * 2 draws.
+    z = (rollout.action - rollout.behavior_mean) * torch.exp(-rollout.behavior_log_std)
+    assert abs(z.mean()) < 5.0 / math.sqrt(z.numel())
+    assert abs(z.square().mean() - 1.0) < 5.0 * math.sqrt(2.0 / z.numel())
+
+
+def test_noise_is_new_in_each_iteration_and_alike_in_the_same():
+    actions = []
+    for iteration in (0, 0, 1):
+        population, env, _ = build()
+        rollout, _ = collect(population, env, env.reset(env_seeds(population.seed, 0, N)), T, iteration)
+        actions.append(rollout.action)
+    assert torch.equal(actions[0], actions[1])
+    assert not torch.isclose(actions[0], actions[2]).any()
+
+
+def test_environment_seeds_belong_to_the_member():
+    together = env_seeds(torch.tensor([3, 8]), 2, N)
+    assert together.unique().numel() == 2 * N
+    assert torch.equal(together[N:], env_seeds(torch.tensor([8]), 2, N))
+    assert not torch.isin(env_seeds(torch.tensor([3, 8]), 3, N), together).any()
+
+
+def test_episodes_are_counted_as_a_plain_loop_counts_them():
+    parts = build()
+    progress = run(parts, iterations=6, reset_every=4)
+    log, episodes, return_sum = parts[1].log, [], []
+    for step in log:
+        if step is None:
+            running, steps = [0.0] * 8, 0
+            continue
+        if steps % T == 0:
+            episodes.append([0, 0])
+            return_sum.append([0.0, 0.0])
+        for i in range(8):
+            running[i] += float(step.reward[i])
+            if step.terminated[i] or step.truncated[i]:
+                episodes[-1][i // N] += 1
+                return_sum[-1][i // N] += running[i]
+                running[i] = 0.0
+        steps += 1
+    assert [p.episodes.tolist() for p in progress] == episodes
+    assert sum(map(sum, episodes)) > 20
+    for p, expected in zip(progress, return_sum, strict=True):
+        assert p.return_sum.tolist() == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    assert [p.iteration for p in progress] == [1, 2, 3, 4, 5, 6]
+    assert [p.env_steps for p in progress] == [T * N * i for i in range(1, 7)]
+
+
+def test_the_first_iteration_only_observes():
+    population, env, replay = build()
+    before = copy.deepcopy(population.state)
+    progress = train(population, env, replay, iterations=2, reset_every=2)
+    assert next(progress).metrics == {}
+    torch.testing.assert_close(population.state["params"], before["params"], rtol=0.0, atol=0.0)
+    assert (population.state["obs_stats"]["count"] == T * N).all()
+    metrics = next(progress).metrics
+    assert (metrics["ess"] < 1.0).all()
+    assert (1.0 - metrics["ess_first"]).abs().max() < 1e-5
+    assert all(x.shape == (2,) for x in metrics.values())
+    assert (population.state["obs_stats"]["count"] == 2 * T * N).all()
+    assert (population.state["optimizer"]["step"] == 2 * T * N / 8).all()
+
+
+def test_every_sample_is_used_once_an_epoch():
+    population, env, replay = build()
+    seen: list[Tensor] = []
+    update = population.update
+
+    def spy(data: dict[str, Tensor], index: Tensor):
+        seen.append(index)
+        return update(data, index)
+
+    population.update = spy
+    run((population, env, replay), iterations=2, reset_every=2)
+    epochs = torch.cat(seen, dim=1).unflatten(1, (2, T * N))
+    assert (epochs.sort(-1).values == torch.arange(T * N)).all()
+    assert not torch.equal(epochs[0, 0], epochs[0, 1])
+    assert not torch.equal(epochs[0, 0], epochs[1, 0])
+
+
+@pytest.mark.parametrize("start", [2, 4])
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(start: int):
+    whole = build()
+    progress = []
+    for p in train(*whole, iterations=6, reset_every=2):
+        progress.append(p)
+        if p.iteration == start:
+            state = copy.deepcopy(whole[0].state)
+
+    resumed = build()
+    resumed[0].state = state
+    again = run(resumed, iterations=6, reset_every=2, start=start)
+    torch.testing.assert_close(resumed[0].state, whole[0].state, rtol=0.0, atol=0.0)
+    for p, q in zip(progress[start:], again, strict=True):
+        assert (p.iteration, p.env_steps) == (q.iteration, q.env_steps)
+        torch.testing.assert_close(
+            (p.metrics, p.episodes, p.return_sum), (q.metrics, q.episodes, q.return_sum), rtol=0.0, atol=0.0
+        )
+
+
+def test_a_member_learns_the_same_without_its_neighbor():
+    together, alone = build(), build([8])
+    last_together = run(together, iterations=4, reset_every=4)[-1]
+    last_alone = run(alone, iterations=4, reset_every=4)[-1]
+    assert last_together.episodes[1] == last_alone.episodes[0]
+    torch.testing.assert_close(
+        together[0].state["params"]["policy"]["log_std"][1], alone[0].state["params"]["policy"]["log_std"][0],
+        rtol=1e-3, atol=1e-4,
+    )  # fmt: skip
+
+
+def test_an_episode_cut_by_a_reset_is_truncated():
+    for reset_every, iterations, cut in ((1, 2, True), (2, 4, True), (4, 3, False)):
+        _, env, replay = parts = build()
+        run(parts, iterations=iterations, reset_every=reset_every)
+        rollout, step = replay.latest(T), env.log[-1]
+        assert step is not None
+        assert torch.equal(rollout.terminated[-1].flatten(), step.terminated)
+        assert torch.equal(rollout.truncated[-1].flatten(), ~step.terminated if cut else step.truncated)
+
+
+class BrokenWorld(RandomWorld):
+    """Environment 5, that is number 1 of member 1, breaks at the fourth step of its second rollout."""
+
+    bad = math.nan
+
+    def reward(self, next_obs: Tensor) -> Tensor:
+        reward = next_obs.sum(-1)
+        return torch.where(torch.arange(self.num_envs) == 5, self.bad, reward) if self.clock == T + 4 else reward
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_reward_that_is_no_number_stops_the_run_and_is_named(bad: float, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(BrokenWorld, "bad", bad)
+    with pytest.raises(NonFiniteError) as caught:
+        run(build(env=BrokenWorld), iterations=3, reset_every=3)
+    text = str(caught.value)
+    for part in ("RandomWorld-v0", "reward", "member 1 (seed 8)", "iteration 2", "step 3", "environment 1"):
+        assert part in text
+
+
+def test_parameters_that_are_no_numbers_stop_the_run():
+    population, env, replay = build()
+    population.state["params"]["value"]["0"]["weight"][0] = math.nan
+    with pytest.raises(NonFiniteError, match=r"member 0 \(seed 3\), iteration 2, in the updates"):
+        run((population, env, replay), iterations=2, reset_every=2)
+
+
+def test_refusals():
+    with pytest.raises(UsageError, match="minibatch 7 does not divide the 24 samples"):
+        run(build(minibatch=7), iterations=1, reset_every=1)
+    with pytest.raises(ValueError, match="start=3 is not a multiple of reset_every=2"):
+        run(build(), iterations=4, reset_every=2, start=3)
+
+
+class Countdown(RandomWorld):
+    """Environment i pays 1 a step and ends its first episode at step i + 1; all later steps pay 100 and all end."""
+
+    def step(self, action: Tensor) -> Step:
+        self.clock += 1
+        number = torch.arange(self.num_envs) + 1
+        zeros = torch.zeros(self.num_envs, dtype=torch.bool)
+        reward = torch.where(self.clock <= number, 1.0, 100.0)
+        ended = self.clock >= number
+        return Step(self.obs, self.obs, reward, ended & (number % 2 == 0), ended & (number % 2 == 1) | zeros)
+
+
+def test_evaluate_counts_the_first_episode_of_each_environment_and_no_other():
+    population, env, _ = build(env=Countdown)
+    before, ticks = copy.deepcopy(population.state), []
+    returns = evaluate(population, env, tick=lambda: ticks.append(None))
+    assert returns.dtype == torch.float64
+    assert returns.tolist() == [[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]]
+    assert len(ticks) == 8
+    torch.testing.assert_close(population.state, before, rtol=0.0, atol=0.0)
+
+
+def test_evaluate_takes_the_mean_action_and_seeds_of_its_own():
+    population, env, _ = build()
+    evaluate(population, env)
+    seeds = env.seeds
+    obs = random.normal(seeds, (OBS,)).view(2, N, OBS)
+    torch.testing.assert_close(env.actions[0].view(2, N, ACT), population.policy(obs).mean)
+    assert not torch.isin(env_seeds(population.seed, 0, N), seeds).any()
+    evaluate(population, env, seed=1)
+    assert not torch.isin(env.seeds, seeds).any()
+    alone, env, _ = build([8])
+    evaluate(alone, env)
+    assert torch.equal(env.seeds, seeds[N:])
+
+
+def test_evaluate_refuses_episodes_without_end():
+    with pytest.raises(UsageError, match="RandomWorld-v0: 5 episodes did not end within 3 steps"):
+        evaluate(*build(env=Countdown)[:2], max_steps=3)

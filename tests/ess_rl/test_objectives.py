@@ -1,0 +1,178 @@
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ess_rl.ess import effective_sample_size
+from ess_rl.gaussian import Gaussian, kl
+from ess_rl.objectives import k3, p3o, ppo_clip
+
+
+def three_samples() -> dict[str, Any]:
+    """Ratios 0.5, 1, 1.5: e = 3^2 / (3 * 3.5) = 6/7, so the weights min(rho, e) are 1/2, 6/7, 6/7."""
+    behavior_log_prob = torch.tensor([-1.0, -2.0, -3.0])
+    return {
+        "log_prob": (behavior_log_prob + torch.log(torch.tensor([0.5, 1.0, 1.5]))).requires_grad_(),
+        "behavior_log_prob": behavior_log_prob,
+        "advantage": torch.tensor([1.0, 2.0, -1.0]),
+        "behavior_kl": torch.tensor([0.1, 0.2, 0.3], requires_grad=True),
+    }
+
+
+def test_p3o_by_hand():
+    samples = three_samples()
+    loss, metrics = p3o(**samples)
+    # -(1/2 * 1 * (-1 + log 0.5) + 6/7 * 2 * (-2) + 6/7 * (-1) * (-3 + log 1.5)) / 3 + 1/7 * 0.2
+    policy = 0.5 * (-1.0 + math.log(0.5)) - 24.0 / 7.0 - 6.0 / 7.0 * (-3.0 + math.log(1.5))
+    assert float(loss.detach()) == pytest.approx(-policy / 3.0 + 0.2 / 7.0, rel=1e-5)
+    # Through log_prob: -weight * advantage / 3. Through the KL: (1 - e) / 3.
+    loss.backward()
+    assert samples["log_prob"].grad is not None
+    assert samples["log_prob"].grad.tolist() == pytest.approx([-0.5 / 3.0, -4.0 / 7.0, 2.0 / 7.0])
+    assert samples["behavior_kl"].grad is not None
+    assert samples["behavior_kl"].grad.tolist() == pytest.approx([1.0 / 21.0] * 3, rel=1e-5)
+    assert float(metrics["ess"]) == pytest.approx(6.0 / 7.0)
+    assert float(metrics["behavior_kl"]) == pytest.approx(0.2)
+    assert float(metrics["capped_fraction"]) == pytest.approx(2.0 / 3.0)
+    assert float(metrics["log_ratio_max"]) == pytest.approx(math.log(1.5))
+    assert all(x.shape == () and not x.requires_grad for x in metrics.values())
+
+
+@pytest.mark.parametrize(
+    ("cap", "limit"),
+    [
+        (0.7, 0.7),
+        (torch.tensor(0.7), 0.7),
+        (100.0, 100.0),
+        ("ess_per_dim", (6.0 / 7.0) ** (1.0 / 3.0)),
+    ],
+)
+def test_another_cap_replaces_e_in_the_cap_alone(cap, limit: float):
+    samples = three_samples()
+    loss, _ = p3o(**samples, cap=cap, act_dim=3)
+    loss.backward()
+    weight = [min(ratio, limit) for ratio in (0.5, 1.0, 1.5)]
+    expected = [-w * a / 3.0 for w, a in zip(weight, (1.0, 2.0, -1.0), strict=True)]
+    assert samples["log_prob"].grad is not None
+    assert samples["log_prob"].grad.tolist() == pytest.approx(expected, rel=1e-5)
+    assert samples["behavior_kl"].grad is not None
+    assert samples["behavior_kl"].grad.tolist() == pytest.approx([1.0 / 21.0] * 3, rel=1e-5)
+
+
+@pytest.mark.parametrize("cap", ["unknown", "ess_per_dim"])
+def test_an_unusable_cap_is_refused(cap):
+    with pytest.raises(ValueError, match=f"cap='{cap}'.*use 'ess', a number, or 'ess_per_dim' with act_dim"):
+        p3o(**three_samples(), cap=cap)
+
+
+def policy_and_batch(shift: float) -> tuple[Tensor, Gaussian, Tensor, Tensor]:
+    """Parameters (mean and log_std) `shift` away from the behavior policy, which chose the actions; float64."""
+    generator = torch.Generator().manual_seed(0)
+    behavior = Gaussian(torch.zeros(64, 2).double(), torch.full((64, 2), -0.5).double())
+    action = behavior.sample(torch.randn(64, 2, generator=generator, dtype=torch.float64))
+    advantage = torch.randn(64, generator=generator, dtype=torch.float64)
+    theta = torch.tensor([shift, -shift, -0.5 + shift, -0.5 - shift], dtype=torch.float64, requires_grad=True)
+    return theta, behavior, action, advantage
+
+
+def policy_at(theta: Tensor) -> Gaussian:
+    return Gaussian(theta[:2].expand(64, 2), theta[2:].expand(64, 2))
+
+
+def p3o_at(theta: Tensor, behavior: Gaussian, action: Tensor, advantage: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    pi = policy_at(theta)
+    return p3o(pi.log_prob(action), behavior.log_prob(action), advantage, kl(pi, behavior))
+
+
+def test_on_fresh_data_p3o_is_the_policy_gradient():
+    theta, behavior, action, advantage = policy_and_batch(shift=0.0)
+    loss, metrics = p3o_at(theta, behavior, action, advantage)
+    plain = -(advantage * policy_at(theta).log_prob(action)).mean()
+    torch.testing.assert_close(torch.autograd.grad(loss, theta), torch.autograd.grad(plain, theta))
+    assert metrics["ess"] == 1.0
+    assert metrics["capped_fraction"] == 0.0
+
+
+def test_no_gradient_passes_through_ess_weight_and_advantage():
+    theta, behavior, action, advantage = policy_and_batch(shift=0.2)
+    advantage.requires_grad_()
+    loss, _ = p3o_at(theta, behavior, action, advantage)
+    gradient = torch.autograd.grad(loss, (theta, advantage), allow_unused=True)
+    assert gradient[1] is None
+
+    # Finite differences of the objective with e and the weights frozen where they are.
+    log_ratio = policy_at(theta).log_prob(action) - behavior.log_prob(action)
+    ess = effective_sample_size(log_ratio)
+    weight = torch.minimum(log_ratio.exp(), ess).detach()
+    assert ess < 0.95
+
+    def frozen(theta: Tensor) -> Tensor:
+        pi = policy_at(theta)
+        return -(weight * advantage * pi.log_prob(action)).mean() + (1.0 - ess) * kl(pi, behavior).mean()
+
+    with torch.no_grad():
+        steps = 1e-6 * torch.eye(4, dtype=torch.float64)
+        differences = torch.stack([(frozen(theta + h) - frozen(theta - h)) / 2e-6 for h in steps])
+    torch.testing.assert_close(gradient[0], differences, rtol=1e-6, atol=1e-8)
+
+
+def test_a_broken_ratio_reaches_the_loss():
+    samples = three_samples()
+    samples["behavior_log_prob"] = torch.tensor([-1.0, -torch.inf, -3.0])
+    assert p3o(**samples)[0].isnan()
+
+
+def test_ppo_clip_by_hand():
+    # ratio, advantage:      1.5, 1        1.5, -1       0.5, 1       0.5, -1
+    # min(rho A, clip A):    1.2           -1.5          0.5          -0.8          (clip 0.2)
+    # d loss / d log_prob:   0             1.5 / 4       -0.5 / 4     0
+    log_prob = torch.log(torch.tensor([1.5, 1.5, 0.5, 0.5])).requires_grad_()
+    advantage = torch.tensor([1.0, -1.0, 1.0, -1.0], requires_grad=True)
+    loss, metrics = ppo_clip(log_prob, torch.zeros(4), advantage, clip=0.2)
+    assert float(loss.detach()) == pytest.approx(-(1.2 - 1.5 + 0.5 - 0.8) / 4.0)
+    loss.backward()
+    assert log_prob.grad is not None
+    assert log_prob.grad.tolist() == pytest.approx([0.0, 0.375, -0.125, 0.0])
+    assert advantage.grad is None
+    assert metrics["clipped_fraction"] == 1.0
+    assert float(metrics["ess"]) == pytest.approx(4.0**2 / (4.0 * 5.0))
+    assert float(metrics["log_ratio_max"]) == pytest.approx(math.log(1.5))
+    assert all(x.shape == () and not x.requires_grad for x in metrics.values())
+
+
+def test_ppo_clip_within_the_range_is_the_ratio_estimator():
+    log_prob = torch.log(torch.tensor([0.9, 1.1, 1.05])).requires_grad_()
+    advantage = torch.tensor([1.0, -2.0, 3.0])
+    loss, metrics = ppo_clip(log_prob, torch.zeros(3), advantage, clip=torch.tensor(0.2))
+    assert float(loss.detach()) == pytest.approx(-(0.9 - 2.2 + 3.15) / 3.0)
+    assert metrics["clipped_fraction"] == 0.0
+
+
+def test_k3_by_hand():
+    # ratio 2: log 2 + 1/2 - 1, slope 1 - 1/2. ratio 1/2: -log 2 + 2 - 1, slope 1 - 2. ratio 1: 0 and 0.
+    log_ratio = torch.log(torch.tensor([2.0, 0.5, 1.0])).requires_grad_()
+    value = k3(log_ratio, torch.zeros(3))
+    assert value.tolist() == pytest.approx([math.log(2.0) - 0.5, 1.0 - math.log(2.0), 0.0], abs=1e-6)
+    value.sum().backward()
+    assert log_ratio.grad is not None
+    assert log_ratio.grad.tolist() == pytest.approx([0.5, -1.0, 0.0], abs=1e-6)
+
+
+def test_k3_is_clamped_as_released():
+    log_ratio = torch.tensor([-20.0, 20.0], requires_grad=True)
+    value = k3(log_ratio, torch.zeros(2))
+    assert value.tolist() == pytest.approx([-20.0 + math.exp(10.0) - 1.0, 20.0 + math.exp(-10.0) - 1.0])
+    value.sum().backward()
+    assert log_ratio.grad is not None
+    assert log_ratio.grad.tolist() == [1.0, 1.0]  # of the pull back only log rho is left
+
+
+def test_k3_is_not_the_kl():
+    # pi = N(0.3, 1), b = N(0, 1): E_b[k3] = chi^2(b || pi) - KL(b || pi) = exp(0.09) - 1 - 0.045; KL(pi || b) = 0.045.
+    z = torch.randn(400_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    values = k3(0.3 * z - 0.045, torch.zeros_like(z))
+    standard_error = values.std() / math.sqrt(z.numel())
+    assert abs(values.mean() - (math.exp(0.09) - 1.045)) < 5.0 * standard_error
+    assert values.mean() - 0.045 > 5.0 * standard_error

@@ -1,0 +1,62 @@
+import pytest
+import torch
+from torch.utils import _pytree as pytree
+
+from ess_rl.optim import adam_init, adam_step, clip_by_global_norm
+
+
+def tree(seed: int, scale: float = 1.0) -> dict:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "a": scale * torch.randn(3, 4, generator=generator),
+        "b": {"c": scale * torch.randn(5, generator=generator), "d": scale * torch.randn((), generator=generator)},
+    }
+
+
+def test_adam_equals_torch():
+    params = tree(0)
+    leaves = [leaf.clone().requires_grad_() for leaf in pytree.tree_leaves(params)]
+    oracle = torch.optim.Adam(leaves, lr=1.0, eps=1e-5)
+    state = adam_init(params)
+    for step in range(20):
+        learning_rate = 0.01 / (1 + step)
+        grads = tree(step + 1, scale=10.0 ** (step % 7 - 5))  # down to where epsilon counts
+        params, state = adam_step(params, grads, state, learning_rate)
+        for leaf, gradient in zip(leaves, pytree.tree_leaves(grads), strict=True):
+            leaf.grad = gradient
+        oracle.param_groups[0]["lr"] = learning_rate
+        oracle.step()
+    assert state["step"] == 20.0
+    for leaf, expected in zip(pytree.tree_leaves(params), leaves, strict=True):
+        torch.testing.assert_close(leaf, expected.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_adam_changes_nothing_in_place():
+    params, grads = tree(0), tree(1)
+    state = adam_init(params)
+    before = pytree.tree_map(torch.clone, (params, grads, state))
+    adam_step(params, grads, state, 0.1)
+    torch.testing.assert_close((params, grads, state), before, rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_clip_by_global_norm_equals_torch(scale: float):
+    grads = tree(2, scale)
+    leaves = [leaf.clone().requires_grad_() for leaf in pytree.tree_leaves(grads)]
+    for leaf in leaves:
+        leaf.grad = leaf.detach().clone()
+    norm = torch.nn.utils.clip_grad_norm_(leaves, 0.5)
+    clipped, mine = clip_by_global_norm(grads, torch.tensor(0.5))
+    torch.testing.assert_close(mine, norm)
+    for leaf, expected in zip(pytree.tree_leaves(clipped), leaves, strict=True):
+        torch.testing.assert_close(leaf, expected.grad)
+
+
+def test_clip_by_hand():
+    # The joint norm of 3 and 4 is 5: to come to 1 each is divided by 5.
+    clipped, norm = clip_by_global_norm({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}, 1.0)
+    assert float(norm) == pytest.approx(5.0)
+    assert [float(clipped["a"]), float(clipped["b"])] == pytest.approx([0.6, 0.8])
+    zero, norm = clip_by_global_norm({"a": torch.zeros(3)}, 1.0)
+    assert norm == 0.0
+    assert not zero["a"].any()

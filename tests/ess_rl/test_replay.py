@@ -1,0 +1,65 @@
+from dataclasses import fields
+
+import pytest
+import torch
+
+from ess_rl.errors import UsageError
+from ess_rl.replay import Replay
+from ess_rl.transitions import Transitions
+
+P, N, OBS, ACT = 2, 3, 4, 2
+
+
+def rollout(first: int, steps: int) -> Transitions:
+    """Steps numbered from `first`, the number written into every field."""
+    number = torch.arange(first, first + steps)
+    empty = Transitions.empty((steps, P, N), OBS, ACT, torch.device("cpu"))
+    return empty.map(
+        lambda x: (
+            (number % 2 if x.dtype == torch.bool else number).view(-1, *[1] * (x.ndim - 1)).expand_as(x).to(x.dtype)
+        )
+    )
+
+
+def assert_same(one: Transitions, other: Transitions) -> None:
+    for f in fields(Transitions):
+        assert torch.equal(getattr(one, f.name), getattr(other, f.name)), f.name
+
+
+def replay(capacity: int) -> Replay:
+    return Replay(capacity, P, N, OBS, ACT, "cpu")
+
+
+@pytest.mark.parametrize("capacity", [3, 5, 6, 7, 9])
+def test_holds_the_latest_steps_in_order_across_the_seam(capacity: int):
+    ring = replay(capacity)
+    for i in range(1, 12):
+        ring.add(rollout(3 * (i - 1), 3))
+        held = min(capacity, 3 * i)
+        assert ring.size == held
+        for steps in range(1, held + 1):  # the whole ring among them, hence every slot
+            assert_same(ring.latest(steps), rollout(3 * i - steps, steps))
+
+
+def test_rollouts_of_any_length():
+    ring, total = replay(5), 0
+    for steps in (1, 4, 2, 5, 3, 5, 1):
+        ring.add(rollout(total, steps))
+        total += steps
+        assert_same(ring.latest(ring.size), rollout(total - ring.size, ring.size))
+
+
+def test_added_data_are_copied():
+    ring, data = replay(4), rollout(0, 2)
+    ring.add(data)
+    data.reward.fill_(-1.0)
+    assert_same(ring.latest(2), rollout(0, 2))
+
+
+def test_refusals():
+    ring = replay(4)
+    with pytest.raises(UsageError, match="5 steps does not fit a replay of 4"):
+        ring.add(rollout(0, 5))
+    ring.add(rollout(0, 2))
+    with pytest.raises(UsageError, match="holds 2 steps, not the 3"):
+        ring.latest(3)

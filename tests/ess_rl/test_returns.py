@@ -1,0 +1,175 @@
+"""Returns: by hand, against plain loops and another library, and by laws. Tensors are [T, B]."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ess_rl.returns import gae, reverse_recurrence, vtrace
+
+DISCOUNT = 0.97
+
+
+def segments(steps: int, batch: int = 5, seed: int = 0) -> dict[str, Tensor]:
+    """A random segment with both kinds of ends; float64, so that agreement can be asked to the last digits."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw() -> Tensor:
+        return torch.randn(steps, batch, generator=generator, dtype=torch.float64)
+
+    terminated, truncated = draw() > 1.2, draw() > 1.2
+    return {
+        "reward": draw(),
+        "value": draw(),
+        "next_value": draw(),
+        "terminated": terminated,
+        "last": terminated | truncated,
+    }
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 64, 128, 129])
+@pytest.mark.parametrize("trailing", [(), (3,), (2, 4)])
+def test_reverse_recurrence_equals_a_loop(steps: int, trailing: tuple[int, ...]):
+    generator = torch.Generator().manual_seed(steps)
+    a = torch.randn(steps, *trailing, generator=generator, dtype=torch.float64)
+    b = torch.rand(steps, *trailing, generator=generator, dtype=torch.float64)
+    expected, x = torch.empty_like(a), torch.zeros(trailing, dtype=torch.float64)
+    for t in reversed(range(steps)):
+        x = a[t] + b[t] * x
+        expected[t] = x
+    torch.testing.assert_close(reverse_recurrence(a, b), expected)
+
+
+def test_reverse_recurrence_keeps_its_inputs():
+    a, b = torch.ones(4), torch.full((4,), 0.5)
+    reverse_recurrence(a, b)
+    assert torch.equal(a, torch.ones(4))
+    assert torch.equal(b, torch.full((4,), 0.5))
+
+
+def test_gae_by_hand():
+    # discount 0.5, lambda 0.5, so 0.25 between steps. Two columns, alike but for the end at t = 1.
+    #               terminated at 1               truncated at 1
+    # delta_2 = 3 + 0.5 * 4 - 2 = 3              the same: the next episode
+    # delta_1 = 2 + 0       - 1 = 1              2 + 0.5 * 6 - 1 = 4
+    # delta_0 = 1 + 0.5 * 1 - 4 = -2.5           the same
+    # A_2 = 3, A_1 = delta_1 (nothing passes `last`), A_0 = -2.5 + 0.25 A_1 = -2.25 and -1.5
+    def twice(*x: float) -> Tensor:
+        return torch.tensor(x)[:, None].expand(-1, 2)
+
+    terminated = torch.tensor([[False, False], [True, False], [False, False]])
+    last = torch.tensor([[False, False], [True, True], [False, False]])
+    value = twice(4.0, 1.0, 2.0)
+    advantage, value_target = gae(
+        twice(1.0, 2.0, 3.0), value, twice(1.0, 6.0, 4.0), terminated, last, discount=0.5, lambda_=0.5
+    )
+    torch.testing.assert_close(advantage, torch.tensor([[-2.25, -1.5], [1.0, 4.0], [3.0, 3.0]]))
+    torch.testing.assert_close(value_target, advantage + value)
+
+
+@pytest.mark.parametrize("lambda_", [0.0, 0.8, 1.0])
+@pytest.mark.parametrize("steps", [1, 7, 128])
+def test_gae_equals_a_loop(steps: int, lambda_: float):
+    s = segments(steps)
+    expected, advantage = torch.empty_like(s["reward"]), torch.zeros(5, dtype=torch.float64)
+    for t in reversed(range(steps)):
+        bootstrap = s["next_value"][t] * ~s["terminated"][t]
+        delta = s["reward"][t] + DISCOUNT * bootstrap - s["value"][t]
+        advantage = delta + DISCOUNT * lambda_ * (~s["last"][t] * advantage)
+        expected[t] = advantage
+    torch.testing.assert_close(gae(**s, discount=DISCOUNT, lambda_=lambda_)[0], expected)
+
+
+def test_gae_equals_stable_baselines3():
+    from gymnasium.spaces import Box
+    from stable_baselines3.common.buffers import RolloutBuffer
+
+    s = {name: x.float() if x.dtype == torch.float64 else x for name, x in segments(64).items()}
+    s["last"] = s["terminated"]  # it knows no truncation at this place
+    s["next_value"][:-1] = s["value"][1:]
+    space = Box(-1.0, 1.0, (1,))
+    buffer = RolloutBuffer(64, space, space, gamma=DISCOUNT, gae_lambda=0.8, n_envs=5)
+    buffer.rewards, buffer.values = s["reward"].numpy(), s["value"].numpy()
+    buffer.episode_starts = np.concatenate([np.zeros((1, 5)), s["last"][:-1].numpy()]).astype(np.float32)
+    buffer.compute_returns_and_advantage(s["next_value"][-1], s["last"][-1].numpy())
+    advantage, value_target = gae(**s, discount=DISCOUNT, lambda_=0.8)
+    torch.testing.assert_close(advantage, torch.from_numpy(buffer.advantages), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(value_target, torch.from_numpy(buffer.returns), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("lambda_", [0.0, 0.8, 1.0])
+def test_vtrace_of_on_policy_data_is_gae(lambda_: float):
+    s = segments(50)
+    log_ratio = torch.zeros_like(s["reward"])
+    torch.testing.assert_close(
+        vtrace(log_ratio, **s, discount=DISCOUNT, lambda_=lambda_), gae(**s, discount=DISCOUNT, lambda_=lambda_)
+    )
+
+
+@pytest.mark.parametrize(("rho_bar", "c_bar", "lambda_"), [(1.0, 1.0, 1.0), (2.0, 0.7, 0.9), (1.0, 1.0, 0.0)])
+def test_vtrace_target_equals_the_sum_of_the_paper(rho_bar: float, c_bar: float, lambda_: float):
+    # Espeholt et al. 2018, Eq. 1: v_s = V_s + sum_t discount^(t - s) (prod_{s <= i < t} c_i) rho_t delta_t, within the
+    # episode of s; c_i = lambda min(c_bar, ratio_i), rho_t = min(rho_bar, ratio_t).
+    s = segments(12)
+    log_ratio = torch.randn(12, 5, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    ratio = log_ratio.exp()
+    delta = s["reward"] + DISCOUNT * (s["next_value"] * ~s["terminated"]) - s["value"]
+    target = s["value"].clone()
+    for b in range(5):
+        for start in range(12):
+            product = 1.0
+            for t in range(start, 12):
+                target[start, b] += product * min(rho_bar, float(ratio[t, b])) * delta[t, b]
+                product *= DISCOUNT * lambda_ * min(c_bar, float(ratio[t, b]))
+                if s["last"][t, b]:
+                    break
+    advantage, value_target = vtrace(log_ratio, **s, discount=DISCOUNT, lambda_=lambda_, rho_bar=rho_bar, c_bar=c_bar)
+    torch.testing.assert_close(value_target, target)
+    # A_t = r_t + discount (1 - terminated) V' - V + discount lambda (1 - last) (v_{t+1} - V_{t+1})
+    ahead = torch.cat([target[1:] - s["value"][1:], torch.zeros(1, 5, dtype=torch.float64)])
+    torch.testing.assert_close(advantage, delta + DISCOUNT * lambda_ * (~s["last"] * ahead))
+
+
+def estimators(log_ratio: Tensor, s: dict[str, Tensor]) -> list[Tensor]:
+    return [
+        *gae(**s, discount=DISCOUNT, lambda_=0.9),
+        *vtrace(log_ratio, **s, discount=DISCOUNT, lambda_=0.9, rho_bar=1.5),
+    ]
+
+
+def test_joined_segments_equal_separate_ones():
+    first, second = segments(9, seed=1), segments(6, seed=2)
+    first["last"][-1] = True
+    log_ratios = [0.3 * first["reward"].sin(), 0.3 * second["reward"].sin()]
+    joined = estimators(torch.cat(log_ratios), {name: torch.cat([first[name], second[name]]) for name in first})
+    apart = zip(estimators(log_ratios[0], first), estimators(log_ratios[1], second), strict=True)
+    for whole, parts in zip(joined, apart, strict=True):
+        torch.testing.assert_close(whole, torch.cat(parts))
+
+
+def test_nothing_leaks_across_an_end():
+    s = segments(20)
+    s["last"][10], s["terminated"][10] = True, False
+    log_ratio = torch.zeros_like(s["reward"])
+    before = estimators(log_ratio, s)
+    for name in ("reward", "value", "next_value"):
+        s[name] = torch.cat([s[name][:11], 1e6 + s[name][11:]])
+    log_ratio[11:] = 3.0
+    for x, y in zip(before, estimators(log_ratio, s), strict=True):
+        assert torch.equal(x[:11], y[:11])
+
+
+def test_the_value_behind_a_termination_is_not_read():
+    s = segments(20)
+    log_ratio = torch.zeros_like(s["reward"])
+    before = estimators(log_ratio, s)
+    s["next_value"] = torch.where(s["terminated"], torch.nan, s["next_value"])
+    for x, y in zip(before, estimators(log_ratio, s), strict=True):
+        assert torch.equal(x, y)
+
+
+def test_discount_and_lambda_may_be_tensors():
+    s = {name: x.float() if x.dtype == torch.float64 else x for name, x in segments(10).items()}
+    torch.testing.assert_close(
+        gae(**s, discount=torch.tensor(0.9), lambda_=torch.tensor(0.5)), gae(**s, discount=0.9, lambda_=0.5)
+    )

@@ -1,0 +1,221 @@
+"""The program as a user meets it: what it answers to good and to bad input, and that it can be killed."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SMALL = ["--num-envs", "4", "--rollout", "64", "--epochs", "2", "--minibatch", "64", "--hidden", "8", "8"]
+QUICK = [*SMALL, "--compile", "off", "--episodes", "2"]
+
+
+def ess_rl(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "experiments", *map(str, words)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment(),
+    )
+
+
+def environment() -> dict[str, str]:
+    root = Path(__file__).parents[2]
+    return {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+
+
+def refused(*words: str | Path, cwd: Path) -> str:
+    """The one line of a refusal."""
+    done = ess_rl(*words, cwd=cwd)
+    assert done.returncode == 2, done
+    assert "Traceback" not in done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run: two seeds times two clip ranges."""
+    folder = tmp_path_factory.mktemp("finished")
+    done = ess_rl(
+        "train", "ppo", "--env", "Pendulum-v1", "--clip", "0.1", "0.3", "--seeds", "2", "--seed0", "5",
+        "--steps", "12000", "--checkpoints", "4", "--out", "run", *QUICK, cwd=folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+def test_a_run_leaves_its_files(run: Path) -> None:
+    result = json.loads((run / "result.json").read_text())
+    assert result["agent"] == "ppo" and result["env"] == "Pendulum-v1" and result["backend"] == "torch"
+    assert result["seeds"] == [5, 6, 5, 6]
+    assert result["sweep"] == {"clip": [0.1, 0.1, 0.3, 0.3]}
+    assert result["env_steps"] == 12032  # 47 iterations of 4 x 64, the first number of them that is not below 12000
+    assert len(result["final_return"]) == len(result["training_return"]) == 4
+    assert all(-2000 < score < 0 for score in result["final_return"])
+    assert result["steps_per_second"] > 0 and result["versions"]["torch"]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["iteration"] for row in rows] == list(range(1, 48))
+    assert {"return_sum", "episodes", "ess", "behavior_kl", "clipped_fraction", "log_ratio_max"} <= rows[-1].keys()
+    assert all(len(row["ess"]) == 4 for row in rows[1:])
+    # An episode is 200 steps of 4 environments; a fresh start every 13 iterations (832 steps) leaves room for 4.
+    assert sum(row["episodes"][0] for row in rows) == 4 * (3 * 4 + 2)
+    assert (run / "curve.png").stat().st_size > 10_000
+    assert any((run / "tensorboard").iterdir())
+    assert len(list((run / "checkpoints").glob("*.safetensors"))) == 4
+
+
+def test_evaluation_repeats_the_final_one(run: Path) -> None:
+    result = json.loads((run / "result.json").read_text())
+    done = ess_rl("evaluate", run, "--episodes", "2", cwd=run.parent)
+    assert done.returncode == 0, done.stderr
+    for score in result["final_return"]:
+        assert f"{score:.1f}" in done.stdout
+    other = ess_rl("evaluate", run, "--episodes", "2", "--seed", "1", cwd=run.parent)
+    assert f"{result['final_return'][0]:.1f}" not in other.stdout
+
+
+def test_compare_and_lists(run: Path) -> None:
+    done = ess_rl("compare", run, "--out", "picture.png", cwd=run.parent)
+    assert "ppo clip 0.1" in done.stdout and "ppo clip 0.3" in done.stdout and "95 % interval" in done.stdout
+    assert (run.parent / "picture.png").exists()
+    assert "p3o" in ess_rl("agents", cwd=run.parent).stdout
+    assert "HalfCheetah-v5" in ess_rl("envs", cwd=run.parent).stdout
+    assert "resume" in ess_rl(cwd=run.parent).stdout
+
+
+def test_resuming_a_finished_run_changes_nothing(run: Path) -> None:
+    before = (run / "result.json").read_bytes()
+    done = ess_rl("resume", run, cwd=run.parent)
+    assert done.returncode == 0 and "is finished" in done.stdout
+    assert (run / "result.json").read_bytes() == before
+
+
+def test_bad_names_get_the_nearest_ones(tmp_path: Path) -> None:
+    assert "did you mean train" in refused("trian", cwd=tmp_path)
+    assert "did you mean ppo" in refused("train", "pppo", "--env", "Pendulum-v1", cwd=tmp_path)
+    assert "Pendulum-v1" in refused("train", "ppo", "--env", "Pendulun-v1", *QUICK, cwd=tmp_path)
+    assert "name an agent" in refused("train", cwd=tmp_path)
+    done = ess_rl("train", "ppo", "--env", "Pendulum-v1", "--stepz", "10", cwd=tmp_path)
+    assert done.returncode == 2 and "--steps" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_values_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    train = ["train", "p3o", "--env", "Pendulum-v1", "--out", "run", "--compile", "off"]
+    assert "Discrete" in refused("train", "p3o", "--env", "CartPole-v1", "--out", "run", cwd=tmp_path)
+    assert "does not divide" in refused(*train, "--minibatch", "100", cwd=tmp_path)
+    assert "raise --steps" in refused(*train, "--steps", "2048", cwd=tmp_path)
+    assert "at least 1" in refused(*train, "--seeds", "0", cwd=tmp_path)
+    assert "at least 1" in refused(*train, "--num-envs", "0", cwd=tmp_path)
+    assert "none below 0" in refused(*train, "--seed0", "-3", cwd=tmp_path)
+    assert "CUDA" in refused(*train, "--device", "cuda", cwd=tmp_path)
+    assert "backend" in refused(*train, "--backend", "envpool", cwd=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_holds_something_is_refused(run: Path, tmp_path: Path) -> None:
+    train = ["train", "p3o", "--env", "Pendulum-v1", "--steps", "1000", *QUICK]
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    assert "--overwrite" in refused(*train, "--out", copy, cwd=tmp_path)
+    assert (copy / "result.json").read_bytes() == (run / "result.json").read_bytes()
+    assert ess_rl(*train, "--out", copy, "--overwrite", cwd=tmp_path).returncode == 0
+    assert json.loads((copy / "result.json").read_text())["agent"] == "p3o"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    assert "holds no run" in refused(*train, "--out", tmp_path / "mine", "--overwrite", cwd=tmp_path)
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+def test_damaged_files_are_refused(run: Path, tmp_path: Path) -> None:
+    def copy(name: str) -> Path:
+        shutil.copytree(run, tmp_path / name)
+        (tmp_path / name / "result.json").unlink()
+        return tmp_path / name
+
+    cut = copy("cut")
+    newest = max((cut / "checkpoints").iterdir())
+    newest.write_bytes(newest.read_bytes()[:-100])
+    line = refused("resume", cut, cwd=tmp_path)
+    assert newest.name in line and "damaged" in line and "remove it" in line
+    newest.unlink()
+    assert ess_rl("resume", cut, cwd=tmp_path).returncode == 0  # the remedy works
+
+    foreign = copy("foreign")
+    config = json.loads((foreign / "config.json").read_text())
+    config["seeds"] = [7, 8, 7, 8]
+    (foreign / "config.json").write_text(json.dumps(config))
+    assert "another run" in refused("resume", foreign, cwd=tmp_path)
+
+    misfit = copy("misfit")
+    config = json.loads((misfit / "config.json").read_text())
+    config["config"]["hidden"] = [16, 16]
+    (misfit / "config.json").write_text(json.dumps(config))
+    assert "does not fit the configuration" in refused("resume", misfit, cwd=tmp_path)
+    config["config"]["clipp"] = 0.2
+    (misfit / "config.json").write_text(json.dumps(config))
+    assert "does not fit this version" in refused("resume", misfit, cwd=tmp_path)
+    (misfit / "config.json").write_text("{")
+    assert "not valid JSON" in refused("resume", misfit, cwd=tmp_path)
+    assert "no such file" in refused("evaluate", tmp_path / "nothing", cwd=tmp_path)
+
+
+def test_a_run_killed_anywhere_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    """SIGKILL at random moments until it is through: every number but the clock equals the undisturbed run's."""
+    words = [
+        "train", "p3o", "--env", "Pendulum-v1", "--seeds", "2", "--steps", "20000", "--checkpoints", "6", *QUICK,
+    ]  # fmt: skip
+    assert ess_rl(*words, "--out", "whole", cwd=tmp_path).returncode == 0
+    dice = random.Random(0)
+    command, kills = [*words, "--out", "killed"], 0
+    while True:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "experiments", *command],
+            cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment(),
+        )  # fmt: skip
+        # Let it write its first line of metrics, then strike within the next seconds, five times at most.
+        deadline = time.monotonic() + 120
+        log, before = tmp_path / "killed" / "metrics.jsonl", _size(tmp_path / "killed" / "metrics.jsonl")
+        while process.poll() is None and _size(log) == before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if kills < 5:
+            time.sleep(dice.uniform(0.0, 1.5))
+        else:
+            process.wait(300)
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+        command = ["resume", "killed"]
+    assert process.stderr is not None
+    assert process.returncode == 0, process.stderr.read()
+    assert kills > 0
+    for name in ("whole", "killed"):
+        assert (tmp_path / name / "result.json").exists()
+    newest = [max((tmp_path / name / "checkpoints").iterdir()) for name in ("whole", "killed")]
+    assert newest[0].name == newest[1].name and newest[0].read_bytes() == newest[1].read_bytes()
+    for mine, other in zip(*(_rows(tmp_path / name) for name in ("whole", "killed")), strict=True):
+        assert mine == other
+    scores = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "killed")]
+    assert scores[0]["final_return"] == scores[1]["final_return"]
+    assert scores[0]["training_return"] == scores[1]["training_return"]
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _rows(run: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name not in ("seconds", "phases")} for row in rows]
