@@ -41,8 +41,6 @@ class Config:
     rollout: int = 128  # steps of each environment between updates
     epochs: int = 10  # passes over those num_envs * rollout samples
     minibatch: int = 256  # samples of one update
-    recompute: bool = False  # advantages and value targets anew before each epoch
-    center: bool = True
 
 
 class P3O:
@@ -98,8 +96,7 @@ class P3O:
             pi = policy(params["policy"], batch["obs"])
             b = Gaussian(batch["behavior_mean"], batch["behavior_log_std"])
             advantage = batch["advantage"]
-            center = advantage.mean() if self.config.center else 0.0
-            advantage = (advantage - center) / (advantage.std() + 1e-8)
+            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
             log_prob, behavior_log_prob = pi.log_prob(batch["action"]), b.log_prob(batch["action"])
             behavior_kl = kl(pi, b) if self.config.behavior_kl == "closed_form" else k3(log_prob, behavior_log_prob)
             policy_loss, metrics = p3o(

@@ -38,9 +38,7 @@ class Config:
     num_envs: int = 16  # environments of one agent
     rollout: int = 128  # steps of each environment between updates
     epochs: int = 10  # passes over those num_envs * rollout samples
-    minibatch: int = 256  # samples of one update
-    recompute: bool = False  # advantages and value targets anew before each epoch
-    center: bool = True
+    minibatch: int = 64  # samples of one update
 
 
 class PPO:
@@ -96,8 +94,7 @@ class PPO:
             pi = policy(params["policy"], batch["obs"])
             b = Gaussian(batch["behavior_mean"], batch["behavior_log_std"])
             advantage = batch["advantage"]
-            center = advantage.mean() if self.config.center else 0.0
-            advantage = (advantage - center) / (advantage.std() + 1e-8)
+            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
             log_prob, behavior_log_prob = pi.log_prob(batch["action"]), b.log_prob(batch["action"])
             policy_loss, metrics = ppo_clip(log_prob, behavior_log_prob, advantage, clip=hyper["clip"])
             value_loss = 0.5 * (value(params["value"], batch["obs"]) - batch["value_target"]).square().mean()

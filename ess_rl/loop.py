@@ -8,7 +8,7 @@ points at which a run can be saved and taken up again bit for bit.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -47,11 +47,11 @@ def collect(
     seeds = random.fold_in(random.fold_in(population.seed, _ACTIONS), iteration)
     noise = random.normal(seeds, (steps, num_envs, env.act_dim)).transpose(0, 1).contiguous()  # [T, P, N, act_dim]
     for t in range(steps):
+        rollout.obs[t] = obs.view_as(rollout.obs[t])  # before the step, should it write over what it gave out
         policy_obs = obs.view(members, num_envs, -1).to(population.device)
         behavior, action = population.act(policy_obs, noise[t])
         action = action.to(env.device)
         step = env.step(action.flatten(0, 1))
-        rollout.obs[t] = obs.view_as(rollout.obs[t])
         rollout.action[t] = action
         rollout.reward[t] = step.reward.view(members, num_envs)
         rollout.terminated[t] = step.terminated.view(members, num_envs)
@@ -91,7 +91,8 @@ def train(
     obs = torch.empty(0)
     for iteration in range(start, iterations):
         if iteration % reset_every == 0:
-            obs = env.reset(env_seeds(population.seed, iteration, config.num_envs).to(env.device))
+            seeds = random.fold_in(random.fold_in(population.seed, _ENVS), iteration)
+            obs = env.reset(env_seeds(seeds, config.num_envs).to(env.device))
             running.zero_()
         clock = [time.perf_counter()]
         population.state["progress"] = torch.full_like(population.state["progress"], iteration / iterations)
@@ -114,8 +115,6 @@ def train(
             clock.append(time.perf_counter())
             seeds = random.fold_in(random.fold_in(population.seed, _ORDER), iteration)
             for epoch in range(config.epochs):
-                if epoch and config.recompute:
-                    data = population.prepare(fresh)
                 order = random.permutation(random.fold_in(seeds, epoch), samples)  # [P, samples]
                 order = order.unflatten(1, (-1, config.minibatch)).transpose(0, 1).contiguous()
                 metrics += [population.update(data, index) for index in order]
@@ -173,7 +172,6 @@ def evaluate(
     *,
     seed: int = 0,
     max_steps: int = 100_000,
-    tick: Callable[[], None] | None = None,
 ) -> Tensor:
     """Undiscounted returns of the mean action, one episode of each environment: [P, N] float64, on the CPU.
 
@@ -185,8 +183,7 @@ def evaluate(
     """
     members, num_envs = population.size, env.num_envs // population.size
     seeds = random.fold_in(random.fold_in(population.seed, _EVALUATION), seed)
-    seeds = random.fold_in(seeds[:, None], torch.arange(num_envs, device=seeds.device)).flatten()
-    obs = env.reset(seeds.to(env.device))
+    obs = env.reset(env_seeds(seeds, num_envs).to(env.device))
     total = torch.zeros(env.num_envs, dtype=torch.float64, device=env.device)
     running = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
     for _ in range(max_steps):
@@ -195,16 +192,13 @@ def evaluate(
         total += torch.where(running, step.reward, 0.0)
         running &= ~(step.terminated | step.truncated)
         obs = step.obs
-        if tick is not None:
-            tick()
         if not running.any():
             return total.view(members, num_envs).cpu()
     raise UsageError(f"{env.env_id}: {int(running.sum())} episodes did not end within {max_steps} steps")
 
 
-def env_seeds(member_seed: Tensor, iteration: int, num_envs: int) -> Tensor:
-    """A seed for each environment at a fresh start: [P] -> [P * num_envs]."""
-    seeds = random.fold_in(random.fold_in(member_seed, _ENVS), iteration)
+def env_seeds(seeds: Tensor, num_envs: int) -> Tensor:
+    """A seed for each environment from one for each member: [P] -> [P * num_envs]."""
     return random.fold_in(seeds[:, None], torch.arange(num_envs, device=seeds.device)).flatten()
 
 

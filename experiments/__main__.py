@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -122,6 +123,18 @@ def compare(arguments: list[str]) -> None:
         print(f"picture: {out}")
 
 
+def publish(arguments: list[str]) -> None:
+    """Copy what is small of a finished run (configuration, result, curves): ess-rl publish RUN OUT"""
+    from experiments import figures
+
+    def command(run: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path]) -> tuple[Path, Path]:
+        return run, out
+
+    run, out = tyro.cli(command, args=arguments, prog="ess-rl publish", description=publish.__doc__)
+    figures.publish(run, out)
+    print(f"{out}: config.json, result.json, curves.csv")
+
+
 def peer(arguments: list[str]) -> None:
     """Train Stable-Baselines3 PPO under the same evaluation and records: ess-rl peer --env ID [--seeds K ...]"""
     from experiments import peers
@@ -168,6 +181,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "evaluate": evaluate,
     "play": play,
     "compare": compare,
+    "publish": publish,
     "peer": peer,
     "throughput": throughput,
     "envs": list_envs,
@@ -177,6 +191,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 
 def main() -> None:
     """Entry point. A mistake of the user ends in one line and exit status 2, divergence of a run in 3."""
+    # Before torch is imported: its idle threads would otherwise spin on the cores that the simulator needs.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = sys.argv[1:]
     try:
         if not arguments or arguments[0] in ("-h", "--help"):

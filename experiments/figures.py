@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,26 @@ def learning_curves(runs: Sequence[Path], out: Path, bins: int = 50) -> None:
     figure.savefig(part, dpi=110)
     plt.close(figure)
     part.replace(out)
+
+
+def publish(run: Path, out: Path, bins: int = 50) -> None:
+    """Copy what is small of a finished run into the folder `out`: config.json, result.json and curves.csv.
+
+    curves.csv has a row for each member and stretch of training: env_steps, member, and what `PANELS` draws.
+    """
+    config, result, rows = records.read_config(run), records.read_json(run / "result.json"), records.read_metrics(run)
+    out.mkdir(parents=True, exist_ok=True)
+    members = list(range(len(config["seeds"])))
+    columns = {name: dict(zip(*_curves(rows, name, members, bins), strict=True)) for name, _ in PANELS}
+    with open(out / "curves.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["env_steps", "member", *columns])
+        for steps in sorted(set().union(*columns.values())):
+            for member in members:
+                values = [f"{column[steps][member]:.6g}" if steps in column else "" for column in columns.values()]
+                writer.writerow([steps, member, *values])
+    records.write_json(out / "config.json", config)
+    records.write_json(out / "result.json", result)
 
 
 def _groups(config: dict[str, Any]) -> dict[str, list[int]]:

@@ -43,13 +43,13 @@ class RunOptions:
 
 def of_agent(config: type) -> type:
     """A dataclass of all options of an agent. Float fields take several values: each more is a branch of a sweep."""
-    hints, remarks = get_type_hints(config), _remarks(config)
+    hints, help_texts = get_type_hints(config), remarks(config)
     made: list[Any] = []
     for field in dataclasses.fields(config):
         kind, default = hints[field.name], field.default
         if kind is float:
             kind, default = tuple[float, ...], (default,)
-        help_ = remarks[field.name] + ("; several values make a sweep" if hints[field.name] is float else "")
+        help_ = help_texts[field.name] + ("; several values make a sweep" if hints[field.name] is float else "")
         argument = tyro.conf.arg(name=field.name.rstrip("_"), help=help_)
         made.append((field.name, Annotated[kind, argument], dataclasses.field(default=default)))
     return dataclasses.make_dataclass("Options", made, bases=(RunOptions,), frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ def split(config: type, chosen: Any) -> tuple[dict[str, Any], dict[str, tuple[fl
     return settings, sweep
 
 
-def _remarks(config: type) -> dict[str, str]:
+def remarks(config: type) -> dict[str, str]:
     """The comment behind each field in the source: it is written once, for readers of the file and of --help."""
     found = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(config), flags=re.MULTILINE))
     return {field.name: found.get(field.name, "") for field in dataclasses.fields(config)}

@@ -159,7 +159,7 @@ def carry_on(run: Path) -> Record:
         **{name: config[name] for name in ("agent", "env", "backend", "seeds", "sweep", "device", "compiled")},
         "env_steps": rows[-1]["env_steps"],
         "final_return": returns.mean(1).tolist(),
-        "training_return": training_return(rows, config["steps"]),
+        "training_return": training_return(rows),
         "episodes": config["episodes"],
         "steps_per_second": rows[-1]["env_steps"] * population.size / trained,
         "training_seconds": trained,
@@ -213,7 +213,7 @@ def evaluate(population: Population, config: Record, episodes: int, seed: int = 
         env.close()
 
 
-def training_return(rows: Sequence[Record], steps: int) -> list[float | None]:
+def training_return(rows: Sequence[Record]) -> list[float | None]:
     """Mean return of the episodes that ended in the last tenth of training, one number a member.
 
     With exploration noise, and of all the policies of that stretch. None for a member in which none ended.

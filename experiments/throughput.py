@@ -88,7 +88,7 @@ def _ours(env_id: str, agent: str, count: int, shape: Record, seconds: float) ->
     if agent not in AGENTS:
         raise UsageError(f"unknown agent {agent!r}: choose one of {', '.join(AGENTS)}")
     config = AGENTS[agent].config(**shape)
-    env = _Timed(envs.make(env_id, count * config.num_envs))
+    env: Any = _Timed(envs.make(env_id, count * config.num_envs))
     population = Population(AGENTS[agent].agent(config, env.obs_dim, env.act_dim), range(count), compiled=True)
     compile_seconds = loop.warm_up(population, env)
     replay = Replay(config.rollout, count, config.num_envs, env.obs_dim, env.act_dim, "cpu")

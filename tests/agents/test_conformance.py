@@ -119,6 +119,24 @@ def test_fresh_data_have_an_effective_sample_size_of_one(name: str):
 
 
 @every_agent
+def test_the_value_behind_an_end_counts_after_a_truncation_only(name: str):
+    population = Population(build(name), SEEDS)
+    rollout = collect(population, 0)
+    assert rollout.terminated.any()
+    assert (rollout.truncated & ~rollout.terminated).any()
+
+    def changed(where: Tensor) -> Tensor:
+        """Which value targets move when next_obs does, [P, T * N]."""
+        moved = torch.where(where[..., None], rollout.next_obs + 1.0, rollout.next_obs)
+        before, after = (population.prepare(r)["value_target"] for r in (rollout, replace(rollout, next_obs=moved)))
+        return ~torch.isclose(before, after)
+
+    truncated = rollout.truncated & ~rollout.terminated
+    assert not changed(rollout.terminated).any()
+    assert changed(truncated)[truncated.transpose(0, 1).flatten(1)].all()
+
+
+@every_agent
 def test_metrics_are_finite_and_one_a_member(name: str):
     for _, metrics, state in learn(Population(build(name), SEEDS), iterations=3):
         for m in metrics:

@@ -66,6 +66,15 @@ def test_kl_of_equals_is_exactly_zero_and_so_is_its_gradient():
     assert all(torch.equal(g, torch.zeros(1000, 17)) for g in gradient)
 
 
+def test_a_small_kl_keeps_its_digits_in_float32():
+    # Only the width differs, by d: KL = (e^(2 d) - 1) / 2 - d = d^2 + 2 d^3 / 3 + ... e^(2 d) - 1, taken at its word,
+    # would leave errors as large as the result.
+    d = torch.linspace(2e-4, 2e-3, 100)
+    nothing = torch.zeros(100, 1)
+    value = kl(Gaussian(nothing, d[:, None]), Gaussian(nothing, nothing))
+    torch.testing.assert_close(value, d.square() * (1.0 + 2.0 * d / 3.0), rtol=1e-2, atol=0.0)
+
+
 def test_kl_is_not_negative_in_float32():
     g = some(7, 10_000, 3)
     p = Gaussian(g.mean.float(), g.log_std.float())

@@ -1,0 +1,75 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ess_rl.errors import UsageError
+from experiments import options, records, report
+from experiments.run import training_return
+
+
+def test_metrics_are_cut_to_the_checkpoint_and_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"iteration": 1}\n{"iteration": 2}\n{"iteration": 3}\n{"itera')
+    assert records.cut_metrics(tmp_path, 2) == [{"iteration": 1}, {"iteration": 2}]
+    assert path.read_text() == '{"iteration": 1}\n{"iteration": 2}\n'
+    path.write_text('{"itera\n{"iteration": 2}\n')
+    with pytest.raises(UsageError, match="line 1 is damaged"):
+        records.read_metrics(tmp_path)
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    records.write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="Out of range"):
+        records.write_json(path, {"a": float("nan")})  # no JSON at all, though Python would write it
+    assert records.read_json(path) == {"a": 1}
+
+
+def test_training_return_by_hand() -> None:
+    # Steps 10, 20, ..., 100: only the last row lies beyond 90. Member 1 finished no episode in it.
+    rows = [{"env_steps": 10 * i, "return_sum": [float(i), 5.0], "episodes": [1, 1]} for i in range(1, 10)]
+    rows.append({"env_steps": 100, "return_sum": [30.0, 0.0], "episodes": [4, 0]})
+    assert training_return(rows) == [7.5, None]
+
+
+def test_a_comparison_reads_files_without_torch(tmp_path: Path) -> None:
+    result = {
+        "agent": "p3o", "env": "Pendulum-v1", "backend": "torch", "sweep": {"learning_rate": [1e-3, 1e-3, 1e-4, 1e-4]},
+        "final_return": [1.0, 3.0, 10.0, 10.0], "training_return": [1.0, 2.0, None, None], "env_steps": 1000,
+        "steps_per_second": 10.0,
+    }  # fmt: skip
+    records.write_json(tmp_path / "result.json", result)
+    rows = report.comparison([tmp_path]).splitlines()
+    assert "p3o learning_rate 0.001" in rows[2] and "| 2 " in rows[2]  # IQM of 1 and 3
+    assert "p3o learning_rate 0.0001" in rows[3] and "10 to 10" in rows[3]
+    code = (
+        "import sys; from pathlib import Path; from experiments import report; "
+        f"report.comparison([Path({str(tmp_path)!r})]); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.stdout.strip() == "False", done.stderr
+
+
+def test_options_come_from_the_config_and_its_remarks() -> None:
+    from agents import AGENTS
+
+    for entry in AGENTS.values():
+        assert all(options.remarks(entry.config).values()), "every field of a Config has its remark"
+        kind = options.of_agent(entry.config)
+        settings, sweep = options.split(entry.config, kind(env="Pendulum-v1"))
+        assert entry.config(**settings) == entry.config() and not sweep
+        settings, sweep = options.split(entry.config, kind(env="Pendulum-v1", learning_rate=(1e-3, 1e-4)))
+        assert sweep == {"learning_rate": (1e-3, 1e-4)}
+
+
+def test_published_results_are_whole() -> None:
+    """Each published run can be read, and holds ten seeds or more."""
+    folder = Path(__file__).parents[2] / "experiments" / "results"
+    runs = sorted(folder.glob("*/*/result.json"))
+    for path in runs:
+        result = json.loads(path.read_text())
+        assert len(result["seeds"]) == len(result["final_return"])
+        assert report.groups(path.parent)
