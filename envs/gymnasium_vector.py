@@ -105,6 +105,8 @@ def render_env(env_id: str, **options: Any) -> RenderEnv:
     Without a display MuJoCo draws through EGL, unless MUJOCO_GL says otherwise.
     """
     _make_single(env_id, options).close()  # the task itself is fine: what fails from here on is the drawing
+    if sys.platform == "linux" and "DISPLAY" not in os.environ:
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame, for the classic tasks
     chose_egl = sys.platform == "linux" and not ({"DISPLAY", "MUJOCO_GL"} & set(os.environ))
     if chose_egl:
         os.environ["MUJOCO_GL"] = "egl"

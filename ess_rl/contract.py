@@ -39,8 +39,10 @@ class VectorEnv(Protocol):
     num_envs: int  # B
     obs_dim: int
     act_dim: int
-    max_episode_steps: int | None  # control steps until the clock ends an episode; None where it is not known
     device: torch.device  # where obs come out and actions go in
+
+    @property
+    def max_episode_steps(self) -> int | None: ...  # control steps until the clock ends an episode, where known
 
     def reset(self, seeds: Tensor) -> Tensor:
         """Begin anew. -> obs [B, obs_dim]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Literal
 
 import envs
 from experiments import figures, records, report, run
@@ -14,7 +15,8 @@ def main(
     seeds: int = 3,
     steps: int = 150_000,
     out: Path = Path("runs/quickstart"),
-    device: str = "auto",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    compile: Literal["auto", "on", "off"] = "auto",
 ) -> None:
     """Train P3O and PPO and show where the curves, the plot and the checkpoints are.
 
@@ -23,7 +25,8 @@ def main(
         seeds: how many seeds of each agent, trained together.
         steps: env steps of each seed.
         out: where the two runs go. What an earlier quickstart left there is replaced.
-        device: auto, cpu or cuda.
+        device: as of `ess-rl train`.
+        compile: as of `ess-rl train`.
     """
     began = time.perf_counter()
     probe = envs.make(env, 1)
@@ -40,6 +43,7 @@ def main(
             steps=steps,
             out=out / agent,
             device=device,
+            compiled=compile,
             overwrite=True,
         )
         run.carry_on(folder)

@@ -118,7 +118,12 @@ def origin() -> Record:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return {"versions": versions, "machine": _machine(), "git_commit": _git_commit(), "command": sys.argv}
+    return {
+        "versions": versions,
+        "machine": _machine(),
+        "git_commit": _git_commit(),
+        "command": ["ess-rl", *sys.argv[1:]],
+    }
 
 
 def _machine() -> Record:

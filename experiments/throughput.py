@@ -110,12 +110,8 @@ def _ours(env_id: str, agent: str, count: int, shape: Record, seconds: float) ->
     progress = loop.train(population, env, replay, iterations=10**6, reset_every=10**6)
     next(progress)
     next(progress)
-    env.seconds, phases, iterations, began = (
-        0.0,
-        dict.fromkeys(("collect", "targets", "update"), 0.0),
-        0,
-        time.perf_counter(),
-    )
+    phases: dict[str, float] = {"collect": 0.0, "targets": 0.0, "update": 0.0}
+    env.seconds, iterations, began = 0.0, 0, time.perf_counter()
     while time.perf_counter() - began < seconds:
         done = next(progress)
         iterations += 1

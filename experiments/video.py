@@ -49,7 +49,7 @@ def _write(out: Path, frames: np.ndarray, fps: float) -> None:
         imageio.imwrite(out, frames[::keep], duration=1000.0 * keep / fps, loop=0)
         return
     try:
-        imageio.imwrite(out, frames, fps=fps, codec="libx264")
+        imageio.imwrite(out, frames, fps=fps, codec="libx264", macro_block_size=2)
     except (ImportError, ValueError, OSError) as error:
         raise UsageError(
             f"{out}: no MP4 can be written ({error}): pip install 'ess-rl[video]', or name a .gif"

@@ -1,0 +1,110 @@
+"""Runs from inside: what happens when a simulator goes wrong, and the parts that the command line does not show."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import envs
+from ess_rl.contract import Step
+from ess_rl.errors import NonFiniteError, UsageError
+from experiments import figures, peers, quickstart, records, run
+
+SMALL = {"num_envs": 4, "rollout": 64, "epochs": 1, "minibatch": 64, "hidden": (8,)}
+
+
+def start(out: Path, **changes: Any) -> Path:
+    options: dict[str, Any] = {"seeds": [3, 8], "sweep": {}, "steps": 8000, "episodes": 2, "compiled": "off"}
+    return run.start("p3o", "Pendulum-v1", settings=SMALL, out=out, **options | changes)
+
+
+class Failing:
+    """A simulator whose reward is not a number once: in environment 5 at its 1000th step."""
+
+    def __init__(self, env: Any):
+        self._env, self._steps = env, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._env, name)
+
+    def step(self, action: Tensor) -> Step:
+        step = self._env.step(action)
+        self._steps += 1
+        if self._steps == 1000:
+            step.reward[5] = torch.nan
+        return step
+
+
+def test_a_simulator_that_goes_wrong_stops_the_run_and_keeps_its_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = start(tmp_path / "run")
+    whole = envs.make
+    with monkeypatch.context() as broken:
+        broken.setattr(envs, "make", lambda *words, **options: Failing(whole(*words, **options)))
+        # Step 1000 is step 39 of iteration 16 (15 x 64 = 960); environment 5 is number 1 of member 1, whose seed is 8.
+        with pytest.raises(
+            NonFiniteError, match=r"Pendulum-v1: non-finite reward in member 1 \(seed 8\), iteration 16"
+        ) as e:
+            run.carry_on(folder)
+    assert "step 39 of the rollout, environment 1" in str(e.value)
+    assert [path.stem for path in records.checkpoints(folder)] == [
+        "000003328"
+    ]  # 13 iterations: 4 episodes of 200 steps
+    assert not (folder / "result.json").exists()
+    result = run.carry_on(folder)  # mended, it goes on from there
+    assert result["env_steps"] == 8192 and len(result["final_return"]) == 2
+
+
+def test_members_of_a_sweep_are_those_trained_alone(tmp_path: Path) -> None:
+    together = run.carry_on(start(tmp_path / "both", sweep={"learning_rate": [1e-3, 1e-4]}, seeds=[3]))
+    for member, rate in enumerate((1e-3, 1e-4)):
+        alone = run.carry_on(start(tmp_path / str(rate), sweep={"learning_rate": [rate]}, seeds=[3]))
+        # Equal draws, and floats that differ by the order of sums only, which 32 iterations let grow.
+        assert together["final_return"][member] == pytest.approx(alone["final_return"][0], rel=0.02)
+    assert together["final_return"][0] != together["final_return"][1]
+
+
+def test_published_files_hold_the_run(tmp_path: Path) -> None:
+    folder = start(tmp_path / "run")
+    result = run.carry_on(folder)
+    figures.publish(folder, tmp_path / "published")
+    assert records.read_json(tmp_path / "published" / "result.json") == result
+    head, *rows = (tmp_path / "published" / "curves.csv").read_text().splitlines()
+    assert head == "env_steps,member,return,ess,behavior_kl"
+    assert rows[-2].startswith("8192,0,") and rows[-1].startswith("8192,1,")
+    last = records.read_metrics(folder)[-1]
+    assert float(rows[-1].split(",")[3]) == pytest.approx(last["ess"][1], rel=1e-5)
+
+
+def test_quickstart_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):  # a second one replaces the first
+        quickstart.main("Pendulum-v1", seeds=1, steps=4096, out=tmp_path, compile="off")
+    printed = capsys.readouterr().out
+    assert (tmp_path / "curves.png").exists()
+    for word in ("curves.png", "checkpoint:", "tensorboard --logdir", "| p3o", "| ppo"):
+        assert word in printed
+
+
+def test_the_peer_leaves_the_same_records_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {
+        "seeds": 2,
+        "steps": 1024,
+        "num_envs": 2,
+        "episodes": 2,
+        "jobs": 2,
+        "out": tmp_path / "sb3",
+    }
+    folder = peers.sb3_ppo("Pendulum-v1", **arguments)
+    result = records.read_json(folder / "result.json")
+    assert result["agent"] == "sb3-ppo" and len(result["final_return"]) == 2 and result["env_steps"] == 1024
+    assert all(-2000 < score < 0 for score in result["final_return"])
+    kept = folder / "seed-0.json"
+    kept.write_text(json.dumps({**records.read_json(kept), "final_return": -7.0}))
+    peers.sb3_ppo("Pendulum-v1", **arguments)
+    assert records.read_json(folder / "result.json")["final_return"][0] == -7.0  # not trained again
+    with pytest.raises(UsageError, match="another run: its 'steps' is 1024"):
+        peers.sb3_ppo("Pendulum-v1", **{**arguments, "steps": 2048})
