@@ -154,4 +154,4 @@ def _nearest(env_id: str) -> str:
             newest[key] = spec
     names = {name.lower(): name for name in (*(spec.id for spec in newest.values()), *ENVS)}
     close = difflib.get_close_matches(env_id.lower(), names, n=3, cutoff=0.5)
-    return f"; did you mean {', '.join(names[name] for name in close)}?" if close else "; see envs.ENVS for a list"
+    return f"; did you mean {', '.join(names[name] for name in close)}?" if close else "; 'ess-rl envs' lists some"

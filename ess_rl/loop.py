@@ -90,19 +90,14 @@ def train(
     running = torch.zeros(population.size, config.num_envs, dtype=torch.float64)
     obs = torch.empty(0)
     for iteration in range(start, iterations):
+        clock = [time.perf_counter()]
         if iteration % reset_every == 0:
             seeds = random.fold_in(random.fold_in(population.seed, _ENVS), iteration)
             obs = env.reset(env_seeds(seeds, config.num_envs).to(env.device))
             running.zero_()
-        clock = [time.perf_counter()]
         population.state["progress"] = torch.full_like(population.state["progress"], iteration / iterations)
         rollout, obs = collect(population, env, obs, config.rollout, iteration)
-        _check_finite(
-            env,
-            population,
-            iteration,
-            {"action": rollout.action, "reward": rollout.reward, "observation": rollout.next_obs},
-        )
+        _check_rollout(env, population, iteration, rollout)
         episodes, return_sum = _episodes(rollout, running)
         if (iteration + 1) % reset_every == 0:
             rollout.truncated[-1] |= ~rollout.terminated[-1]
@@ -122,7 +117,7 @@ def train(
             clock.append(time.perf_counter())
         population.observe(fresh)
         summary = _summary(metrics)
-        _check_finite(env, population, iteration, summary)
+        _check_metrics(env, population, f"in the updates of iteration {iteration + 1}", summary)
         clock.append(time.perf_counter())
         yield Progress(
             iteration=iteration + 1,
@@ -135,8 +130,10 @@ def train(
 
 
 def check_minibatch(config: AgentConfig) -> None:
-    """Raises UsageError unless the minibatch divides an iteration's samples."""
+    """Raises UsageError unless the minibatch divides an iteration's samples, and is more than one."""
     samples = config.rollout * config.num_envs
+    if config.minibatch < 2:
+        raise UsageError(f"minibatch {config.minibatch}: advantages are standardized over it, so it must be at least 2")
     if samples % config.minibatch:
         near = min((d for d in range(1, samples + 1) if samples % d == 0), key=lambda d: abs(d - config.minibatch))
         raise UsageError(
@@ -180,6 +177,7 @@ def evaluate(
 
     Raises:
         UsageError: if an episode does not end within `max_steps`.
+        NonFiniteError: if a return is not a finite number.
     """
     members, num_envs = population.size, env.num_envs // population.size
     seeds = random.fold_in(random.fold_in(population.seed, _EVALUATION), seed)
@@ -193,7 +191,9 @@ def evaluate(
         running &= ~(step.terminated | step.truncated)
         obs = step.obs
         if not running.any():
-            return total.view(members, num_envs).cpu()
+            returns = total.view(members, num_envs).cpu()
+            _check_metrics(env, population, "in an evaluation", {"return": returns.sum(1)})
+            return returns
     raise UsageError(f"{env.env_id}: {int(running.sum())} episodes did not end within {max_steps} steps")
 
 
@@ -219,14 +219,25 @@ def _summary(metrics: list[Metrics]) -> dict[str, Tensor]:
     return {**summary, "ess_first": metrics[0]["ess"].cpu()} if "ess" in summary else summary
 
 
-def _check_finite(env: VectorEnv, population: Population, iteration: int, tensors: dict[str, Tensor]) -> None:
-    for name, x in tensors.items():
-        if torch.isfinite(x).all():
-            continue
-        where = (~torch.isfinite(x)).nonzero()[0].tolist()
-        member = where[0] if x.ndim == 1 else where[1]
-        step = "in the updates" if x.ndim == 1 else f"step {where[0]} of the rollout, environment {where[2]}"
+def _check_rollout(env: VectorEnv, population: Population, iteration: int, rollout: Transitions) -> None:
+    """Raise NonFiniteError for the first step that holds a number that is none, naming the cause before its effects."""
+    fields = {"observation": rollout.obs, "action": rollout.action, "reward": rollout.reward}
+    bad = {name: ~torch.isfinite(x) for name, x in (fields | {"next observation": rollout.next_obs}).items()}
+    bad = {name: x.flatten(3).any(-1) if x.ndim > 3 else x for name, x in bad.items()}  # [T, P, N]
+    found = [(*x.nonzero()[0].tolist(), name) for name, x in bad.items() if x.any()]
+    if found:
+        t, member, which, name = min(found, key=lambda one: one[0])  # min keeps the order of the fields within a step
         raise NonFiniteError(
             f"{env.env_id}: non-finite {name} in member {member} (seed {population.seeds[member]}), "
-            f"iteration {iteration + 1}, {step}; training stopped, the last checkpoint is good"
+            f"environment {which}, step {t} of iteration {iteration + 1}; training stopped, older checkpoints are kept"
         )
+
+
+def _check_metrics(env: VectorEnv, population: Population, where: str, metrics: dict[str, Tensor]) -> None:
+    for name, x in metrics.items():
+        if not torch.isfinite(x).all():
+            member = int((~torch.isfinite(x)).nonzero()[0])
+            raise NonFiniteError(
+                f"{env.env_id}: non-finite {name} in member {member} (seed {population.seeds[member]}), {where}; "
+                "stopped, older checkpoints are kept"
+            )

@@ -48,7 +48,7 @@ def p3o(
     Raises:
         ValueError: for another name of a cap, or "ess_per_dim" without act_dim.
     """
-    log_ratio = log_prob.detach() - behavior_log_prob
+    log_ratio = (log_prob - behavior_log_prob).detach()
     ess = effective_sample_size(log_ratio)
     if isinstance(cap, str):
         if cap == "ess":
@@ -81,7 +81,7 @@ def ppo_clip(
     Source: Schulman et al. 2017 (arXiv 1707.06347), Eq. 7. Metrics: `ess` of the same batch (not used by the
     loss), `clipped_fraction` (|rho - 1| > clip), `log_ratio_max`; all 0-dim.
     """
-    log_ratio = log_prob - behavior_log_prob
+    log_ratio = log_prob - behavior_log_prob.detach()
     ratio = torch.exp(log_ratio)
     clipped = ratio.clamp(min=1.0 - clip).clamp(max=1.0 + clip)
     advantage = advantage.detach()

@@ -58,6 +58,8 @@ class Population:
         for name, column in (hyper or {}).items():
             if name not in numbers:
                 raise UsageError(f"members cannot differ in {name!r}; they can in {', '.join(numbers)}")
+            if len(column) != self.size:
+                raise UsageError(f"{name!r} has {len(column)} values for {self.size} members: give one for each")
             numbers[name] = list(column)
         self.hyper = {name: torch.tensor(v, dtype=torch.float32, device=self.device) for name, v in numbers.items()}
         # contiguous: what vmap broadcasts has stride 0, and compiled programs would be made twice

@@ -205,8 +205,10 @@ def main() -> None:
         sys.exit(_complain(error, 2))
     except NonFiniteError as error:
         sys.exit(_complain(error, 3))
+    except OSError as error:  # no such place, no permission, disk full
+        sys.exit(_complain(f"{error.filename or 'a file'}: {error.strerror or error}", 2))
     except KeyboardInterrupt:
-        sys.exit(_complain("stopped; 'ess-rl resume' goes on from the last checkpoint", 130))
+        sys.exit(_complain("stopped; the same command, or 'ess-rl resume RUN' for a run, goes on with it", 130))
 
 
 def _finish(folder: Path) -> None:

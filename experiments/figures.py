@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ess_rl.errors import UsageError
 from experiments import records
+from experiments.records import Record
 
+BINS = 50
 PANELS = (
     ("return", "return of training episodes"),
     ("ess", "effective sample size"),
@@ -18,87 +22,109 @@ PANELS = (
 )
 
 
-def learning_curves(runs: Sequence[Path], out: Path, bins: int = 50) -> None:
-    """One picture of one or more runs of the same env: return, ESS and KL over env steps of a member.
+@dataclass(frozen=True)
+class Curves:
+    """What a run did over training: values are [K, P], not a number where nothing was measured."""
 
-    A thin line is a member, a thick one the mean of those that share all settings but the seed. Returns are
-    averaged over episodes within each of `bins` stretches of training.
+    config: Record
+    env_steps: NDArray[np.int64]  # [K] of a member
+    values: dict[str, NDArray[np.float64]]  # by the names in PANELS
+
+
+def read_curves(run: Path) -> Curves:
+    """From metrics.jsonl, averaged over at most `BINS` stretches of training, or from a published curves.csv.
+
+    Returns are averaged over the episodes that ended within a stretch.
+
+    Raises:
+        UsageError: the folder has neither.
+    """
+    config = records.read_config(run)
+    if (run / "curves.csv").exists():
+        return _from_csv(config, run / "curves.csv")
+    rows, members = records.read_metrics(run), len(config["seeds"])
+    if not rows:
+        raise UsageError(f"{run} has neither metrics.jsonl nor curves.csv: there is nothing to draw")
+    steps, values = [], {name: [] for name, _ in PANELS}
+    for part in np.array_split(np.arange(len(rows)), min(BINS, len(rows))):
+        stretch = [rows[i] for i in part]
+        steps.append(stretch[-1]["env_steps"])
+        episodes = np.sum([row["episodes"] for row in stretch], axis=0)
+        total = np.sum([row["return_sum"] for row in stretch], axis=0)
+        values["return"].append(np.divide(total, episodes, out=np.full(members, np.nan), where=episodes > 0))
+        for name, _ in PANELS[1:]:
+            known = [row[name] for row in stretch if name in row]  # the first iteration has no updates
+            values[name].append(np.mean(known, axis=0) if known else np.full(members, np.nan))
+    return Curves(config, np.array(steps), {name: np.array(value) for name, value in values.items()})
+
+
+def learning_curves(runs: Sequence[Path], out: Path) -> None:
+    """One picture of runs of the same env: return, ESS and KL over env steps of a member.
+
+    A thin line is a member, a thick one the mean of those that share all settings but the seed.
+
+    Raises:
+        UsageError: the runs are of several envs, or one has nothing to draw.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    curves = [read_curves(run) for run in runs]
+    tasks = sorted({one.config["env"] for one in curves})
+    if len(tasks) > 1:
+        raise UsageError(f"one picture shows one env, not {' and '.join(tasks)}: name runs of one of them")
     figure, axes = plt.subplots(1, len(PANELS), figsize=(4.6 * len(PANELS), 3.6), layout="constrained")
     colors = iter(plt.rcParams["axes.prop_cycle"].by_key()["color"] * 10)
-    for run in runs:
-        config, rows = records.read_config(run), records.read_metrics(run)
-        for label, group in _groups(config).items():
-            color = next(colors)
+    for one in curves:
+        for label, group in records.groups(one.config).items():
+            color, seeds = next(colors), f"{len(group)} seed{'s' * (len(group) > 1)}"
             for axis, (name, _) in zip(axes, PANELS, strict=True):
-                steps, curves = _curves(rows, name, group, bins)
-                if not len(steps):
-                    continue
-                axis.plot(steps, curves, color=color, alpha=0.25, linewidth=0.7)
-                axis.plot(steps, curves.mean(1), color=color, linewidth=2.0, label=f"{label} ({len(group)} seeds)")
+                values = one.values[name][:, group]
+                whole = ~np.isnan(values).any(1)
+                axis.plot(one.env_steps[whole], values[whole], color=color, alpha=0.25, linewidth=0.7)
+                mean = values[whole].mean(1)
+                axis.plot(one.env_steps[whole], mean, color=color, linewidth=2.0, label=f"{label} ({seeds})")
     for axis, (_, title) in zip(axes, PANELS, strict=True):
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("env steps of one seed")
         axis.grid(alpha=0.25)
-    if axes[0].lines:
-        axes[0].legend(fontsize=8)
-    figure.suptitle(
-        f"{records.read_config(runs[0])['env']}  (backend {records.read_config(runs[0])['backend']})", fontsize=11
-    )
+    axes[0].legend(fontsize=8)
+    figure.suptitle(f"{tasks[0]}  (backend {curves[0].config['backend']})", fontsize=11)
+    out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name("part-" + out.name)
     figure.savefig(part, dpi=110)
     plt.close(figure)
     part.replace(out)
 
 
-def publish(run: Path, out: Path, bins: int = 50) -> None:
+def publish(run: Path, out: Path) -> None:
     """Copy what is small of a finished run into the folder `out`: config.json, result.json and curves.csv.
 
     curves.csv has a row for each member and stretch of training: env_steps, member, and what `PANELS` draws.
+
+    Raises:
+        UsageError: the run is not finished, or `out` holds something else than a published run.
     """
-    config, result, rows = records.read_config(run), records.read_json(run / "result.json"), records.read_metrics(run)
+    result, curves = records.read_json(run / "result.json"), read_curves(run)
+    if out.exists() and {path.name for path in out.iterdir()} - {"config.json", "result.json", "curves.csv"}:
+        raise UsageError(f"{out} holds other files than those of a published run: choose another place")
     out.mkdir(parents=True, exist_ok=True)
-    members = list(range(len(config["seeds"])))
-    columns = {name: dict(zip(*_curves(rows, name, members, bins), strict=True)) for name, _ in PANELS}
     with open(out / "curves.csv", "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["env_steps", "member", *columns])
-        for steps in sorted(set().union(*columns.values())):
-            for member in members:
-                values = [f"{column[steps][member]:.6g}" if steps in column else "" for column in columns.values()]
-                writer.writerow([steps, member, *values])
-    records.write_json(out / "config.json", config)
+        writer.writerow(["env_steps", "member", *curves.values])
+        for k, steps in enumerate(curves.env_steps):
+            for member in range(len(curves.config["seeds"])):
+                row = [value[k, member] for value in curves.values.values()]
+                writer.writerow([steps, member, *("" if np.isnan(x) else f"{x:.6g}" for x in row)])
+    records.write_json(out / "config.json", curves.config)
     records.write_json(out / "result.json", result)
 
 
-def _groups(config: dict[str, Any]) -> dict[str, list[int]]:
-    """Members by everything but the seed: label -> their indices."""
-    groups: dict[str, list[int]] = {}
-    for member in range(len(config["seeds"])):
-        settings = [f"{name} {values[member]:g}" for name, values in config["sweep"].items()]
-        groups.setdefault(" ".join([config["agent"], *settings]), []).append(member)
-    return groups
-
-
-def _curves(rows: list[dict[str, Any]], name: str, group: list[int], bins: int) -> tuple[np.ndarray, np.ndarray]:
-    """-> (steps [K], values [K, len(group)]) over at most `bins` stretches; one without a value continues the last."""
-    source = "return_sum" if name == "return" else name
-    rows = [row for row in rows if source in row]
-    steps, values = [], []
-    for part in np.array_split(np.arange(len(rows)), min(bins, len(rows))):
-        value = np.array([[rows[i][source][m] for m in group] for i in part], dtype=float)
-        if name == "return":
-            count = np.array([[rows[i]["episodes"][m] for m in group] for i in part], dtype=float).sum(0)
-            mean = np.divide(value.sum(0), count, out=np.full(len(group), np.nan), where=count > 0)
-        else:
-            mean = value.mean(0)
-        steps.append(rows[part[-1]]["env_steps"])
-        values.append(np.where(np.isnan(mean), values[-1], mean) if values else mean)
-    # Long episodes: nothing has ended in the first stretches.
-    whole = [i for i, value in enumerate(values) if not np.isnan(value).any()]
-    return np.array(steps)[whole], np.array(values)[whole] if whole else np.empty((0, len(group)))
+def _from_csv(config: Record, path: Path) -> Curves:
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    members = len(config["seeds"])
+    values = {name: np.array([float(row[name] or "nan") for row in rows]).reshape(-1, members) for name, _ in PANELS}
+    return Curves(config, np.array([int(row["env_steps"]) for row in rows[::members]]), values)

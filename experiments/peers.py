@@ -14,6 +14,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+import envs
 from ess_rl.errors import UsageError
 from experiments import records
 from experiments.records import Record
@@ -51,6 +52,18 @@ def sb3_ppo(
         jobs: seeds at a time; default: one a core.
         out: the run folder; default: runs/sb3-ppo-ENV. If it holds this run unfinished, the run goes on.
     """
+    counts = {
+        "seeds": seeds,
+        "steps": steps,
+        "num_envs": num_envs,
+        "rollout": rollout,
+        "epochs": epochs,
+        "minibatch": minibatch,
+    }
+    for name, count in {**counts, "episodes": episodes, "jobs": 1 if jobs is None else jobs}.items():
+        if count < 1:
+            raise UsageError(f"--{name.replace('_', '-')} {count}: must be at least 1")
+    envs.make(env, 1, backend="gymnasium").close()  # refuses what cannot be had, before a folder is made
     out = out or Path("runs") / f"sb3-ppo-{env.replace('/', '-')}"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     settings = {
@@ -97,8 +110,6 @@ def sb3_ppo(
 
 def train_one(env: str, seed: int, steps: int, episodes: int, settings: Record, threads: int = 1) -> Record:
     """Train and evaluate one seed in this process."""
-    import resource
-
     import numpy as np
     import torch
     from stable_baselines3.common.evaluation import evaluate_policy
@@ -119,7 +130,7 @@ def train_one(env: str, seed: int, steps: int, episodes: int, settings: Record, 
         "final_return": float(np.mean(returns)),
         "training_return": float(np.mean(late)) if late else None,
         "training_seconds": seconds,
-        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0,
+        "peak_memory_mib": records.peak_memory_mib(),
     }
 
 
@@ -137,7 +148,7 @@ def build(env: str, seed: int, settings: Record) -> tuple[Any, Any]:
         n_steps=settings["rollout"],
         n_epochs=settings["epochs"],
         batch_size=settings["minibatch"],
-        learning_rate=lambda left: left * start,
+        learning_rate=lambda left: max(left, 0.0) * start,  # SB3 counts past the end
         policy_kwargs={"log_std_init": settings["log_std"]},
         seed=seed,
         device="cpu",

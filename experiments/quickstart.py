@@ -9,12 +9,15 @@ from typing import Literal
 import envs
 from experiments import figures, records, report, run
 
+OUT = Path("runs/quickstart")
+
 
 def main(
     env: str = "HalfCheetah-v5",
     seeds: int = 3,
     steps: int = 150_000,
-    out: Path = Path("runs/quickstart"),
+    out: Path = OUT,
+    overwrite: bool = False,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     compile: Literal["auto", "on", "off"] = "auto",
 ) -> None:
@@ -24,7 +27,8 @@ def main(
         env: the task.
         seeds: how many seeds of each agent, trained together.
         steps: env steps of each seed.
-        out: where the two runs go. What an earlier quickstart left there is replaced.
+        out: where the two runs go; what an earlier quickstart left at the default place is replaced.
+        overwrite: replace runs at another place too.
         device: as of `ess-rl train`.
         compile: as of `ess-rl train`.
     """
@@ -44,7 +48,7 @@ def main(
             out=out / agent,
             device=device,
             compiled=compile,
-            overwrite=True,
+            overwrite=overwrite or out == OUT,
         )
         run.carry_on(folder)
         print()

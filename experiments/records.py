@@ -13,16 +13,32 @@ from __future__ import annotations
 import json
 import os
 import platform
+import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
+from filelock import FileLock, Timeout
+
 from ess_rl.errors import UsageError
 
 FORMAT = 1
+FILES = (
+    "config.json",
+    "metrics.jsonl",
+    "tensorboard",
+    "checkpoints",
+    "curve.png",
+    "result.json",
+    "seed-*.json",
+    "*.part",
+)
+REQUIRED = ("agent", "env", "backend", "seeds", "sweep", "steps", "episodes", "device", "compiled", "config")
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "envpool", "minari", "stable-baselines3")
 
 Record = dict[str, Any]
@@ -55,6 +71,9 @@ def read_config(run: Path) -> Record:
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         found = config.get("format") if isinstance(config, dict) else None
         raise UsageError(f"{run / 'config.json'}: not the configuration of a run (format {found!r}, expected {FORMAT})")
+    missing = [name for name in REQUIRED if name not in config]
+    if missing:
+        raise UsageError(f"{run / 'config.json'}: {missing[0]!r} is missing; the file was changed by hand")
     return config
 
 
@@ -89,25 +108,60 @@ def cut_metrics(run: Path, iteration: int) -> list[Record]:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """Oldest first."""
-    return sorted((run / "checkpoints").glob("*.safetensors"))
+    """Oldest first; files of other names than env steps are not ours."""
+    found = [path for path in (run / "checkpoints").glob("*.safetensors") if path.stem.isdigit()]
+    return sorted(found, key=lambda path: int(path.stem))
+
+
+def groups(record: Record) -> dict[str, list[int]]:
+    """Members of a config or a result by everything but the seed: label -> their indices."""
+    found: dict[str, list[int]] = {}
+    for member in range(len(record["seeds"])):
+        settings = [f"{name} {values[member]!r}" for name, values in record["sweep"].items()]
+        found.setdefault(" ".join([record["agent"], *settings]), []).append(member)
+    return found
 
 
 def prepare_folder(out: Path, *, overwrite: bool) -> None:
-    """Make `out` an empty folder, or refuse.
+    """Make `out` a folder that holds no run, or refuse. Of a run that is replaced, only its own files are removed.
 
     Raises:
-        UsageError: it holds a run and `overwrite` is False, or it holds something that is no run.
+        UsageError: it holds a run and `overwrite` is False, a run is being trained there, or it holds something else.
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file: choose another place")
-    if out.exists() and any(out.iterdir()):
-        if not (out / "config.json").exists():
-            raise UsageError(f"--out {out} is not empty and holds no run: choose another place")
+    if out.exists() and {path.name for path in out.iterdir()} - {"config.json.part"}:
+        try:
+            read_config(out)
+        except UsageError:
+            raise UsageError(f"--out {out} is not empty and holds no run: choose another place") from None
         if not overwrite:
             raise UsageError(f"--out {out} holds a run: 'ess-rl resume {out}' goes on with it, --overwrite replaces it")
-        shutil.rmtree(out)
+        with alone(out):
+            for name in FILES:
+                for path in out.glob(name):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
     out.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def alone(run: Path) -> Iterator[None]:
+    """Hold a run folder against other processes; the system lets go of it however this one ends.
+
+    Raises:
+        UsageError: another process holds it.
+    """
+    if not run.is_dir():
+        raise UsageError(f"{run}: no such run folder")
+    lock = FileLock(run / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UsageError(f"{run}: another process is training this run; wait for it or stop it") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def origin() -> Record:
@@ -138,13 +192,27 @@ def _machine() -> Record:
 
 def _git_commit() -> str | None:
     """Of the checkout this file stands in; "+changes" where it differs from that commit; None where there is none."""
+    where = Path(__file__).parent
 
     def git(*words: str) -> str:
-        where = Path(__file__).parent
         return subprocess.run(["git", *words], cwd=where, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # else a repository that merely holds an installed copy
         changed = bool(git("status", "--porcelain", "--untracked-files=no"))
         return git("rev-parse", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def check_positive(numbers: Mapping[str, int]) -> None:
+    """Raises UsageError for a count below 1, by the name of its option."""
+    for name, number in numbers.items():
+        if number < 1:
+            raise UsageError(f"--{name.replace('_', '-')} {number}: must be at least 1")
+
+
+def peak_memory_mib() -> float:
+    """The most memory this process has held."""
+    unit = 1024.0 if sys.platform != "darwin" else 1024.0**2  # Linux counts KiB, macOS bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

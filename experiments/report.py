@@ -40,24 +40,15 @@ def summary(folder: Path, result: Record) -> str:
         member_table(result, scores),
         f"mean final return {np.mean(result['final_return']):.1f} ({result['episodes']} episodes each, mean action); "
         f"{result['steps_per_second']:,.0f} env steps/s; {result['peak_memory_mib']:,.0f} MiB",
-        f"curves: {folder / 'curve.png'}",
-        f"checkpoint: {found[-1] if (found := records.checkpoints(folder)) else '-'}",
-        f"TensorBoard: tensorboard --logdir {folder / 'tensorboard'}",
     ]
+    places = {
+        "curves: ": folder / "curve.png",
+        "TensorBoard: tensorboard --logdir ": folder / "tensorboard",
+    }
+    if found := records.checkpoints(folder):
+        places["checkpoint: "] = found[-1]
+    lines += [f"{what}{path}" for what, path in places.items() if path.exists()]
     return "\n".join(lines)
-
-
-def groups(run: Path) -> dict[str, tuple[Record, list[float], list[float | None]]]:
-    """A finished run by its settings: label -> (result, final returns, training returns) over seeds."""
-    result = records.read_json(run / "result.json")
-    found: dict[str, tuple[Record, list[float], list[float | None]]] = {}
-    for member, score in enumerate(result["final_return"]):
-        swept = [f"{name} {values[member]:g}" for name, values in result["sweep"].items()]
-        label = " ".join([result["agent"], *swept])
-        _, finals, trainings = found.setdefault(label, (result, [], []))
-        finals.append(score)
-        trainings.append(result["training_return"][member])
-    return found
 
 
 def comparison(runs: Sequence[Path]) -> str:
@@ -80,7 +71,10 @@ def comparison(runs: Sequence[Path]) -> str:
     ]
     rows = [head]
     for run in runs:
-        for label, (result, finals, trainings) in groups(run).items():
+        result = records.read_json(run / "result.json")
+        for label, group in records.groups(result).items():
+            finals = [result["final_return"][member] for member in group]
+            trainings = [result["training_return"][member] for member in group]
             scores = np.array(finals)[:, None]
             interval = "-"  # one seed says nothing of how far the next may fall
             if len(finals) > 1:

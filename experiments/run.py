@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import resource
 import shutil
-import sys
+import struct
+import sysconfig
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ def start(
         settings: fields of the agent's Config that are not at their defaults.
         sweep: float fields with several values; members are all their combinations times the seeds.
         steps: env steps of each member; rounded up to whole iterations.
-        compiled: "on", "off", or "auto": on where a C++ compiler is found.
+        compiled: "on", "off", or "auto": on where a C++ compiler and Python's headers are found.
         checkpoints: at most how many, evenly spread. Environments begin anew at each, so they lie at least four
             episodes apart.
         episodes: of the final evaluation, for each member.
@@ -62,14 +62,19 @@ def start(
         UsageError: anything in it cannot work. Nothing has been written then.
     """
     config = AGENTS[agent].config(**settings)
-    _check_positive({"steps": steps, "checkpoints": checkpoints, "episodes": episodes, "seeds": len(seeds)})
-    _check_positive({name: getattr(config, name) for name in ("num_envs", "rollout", "epochs", "minibatch")})
+    records.check_positive({"steps": steps, "checkpoints": checkpoints, "episodes": episodes, "seeds": len(seeds)})
+    records.check_positive({name: getattr(config, name) for name in ("num_envs", "rollout", "epochs", "minibatch")})
     loop.check_minibatch(config)
-    if any(seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise UsageError(f"seeds {list(seeds)}: give different numbers, none below 0")
+    if any(not 0 <= seed < 2**63 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise UsageError(f"seeds {list(seeds)[:3]} ...: give different numbers from 0 to 2^63 - 1")
+    _check_numbers(config, sweep)
     probe = envs.make(env_id, 1, backend=backend)  # refuses what cannot be had, before a folder is made
-    resolved_backend, episode = probe.backend, probe.max_episode_steps or 0
+    resolved_backend, episode = probe.backend, probe.max_episode_steps
     probe.close()
+    if episode is None:
+        raise UsageError(
+            f"{env_id} has no time limit, so an evaluation may never end: register it with max_episode_steps"
+        )
     iterations = math.ceil(steps / (config.num_envs * config.rollout))
     if iterations < 2:
         raise UsageError(
@@ -106,9 +111,14 @@ def carry_on(run: Path) -> Record:
         UsageError: the folder, its configuration or its newest checkpoint is not usable.
         NonFiniteError: training diverged; checkpoints written before stay.
     """
-    config = records.read_config(run)
-    if (run / "result.json").exists():
-        return records.read_json(run / "result.json")
+    with records.alone(run):
+        config = records.read_config(run)
+        if (run / "result.json").exists():
+            return records.read_json(run / "result.json")
+        return _carry_on(run, config)
+
+
+def _carry_on(run: Path, config: Record) -> Record:
     population, agent_config = restore_population(config)
     env = envs.make(
         config["env"], population.size * agent_config.num_envs, backend=config["backend"], device=config["device"]
@@ -165,7 +175,7 @@ def carry_on(run: Path) -> Record:
         "training_seconds": trained,
         "compile_seconds": compile_seconds,
         "seconds": {name: sum(row["phases"][name] for row in rows) for name in rows[-1]["phases"]},
-        "peak_memory_mib": peak_memory_mib(),
+        "peak_memory_mib": records.peak_memory_mib(),
         **records.origin(),
     }
     records.write_json(run / "result.json", result)
@@ -194,7 +204,7 @@ def restore_population(config: Record) -> tuple[Population, Any]:
 
 def load_run(run: Path) -> tuple[Population, Record, int]:
     """A trained population from a run folder, for evaluation. -> (population, config, iteration of its checkpoint)"""
-    config = records.read_config(run) | {"compiled": False}
+    config = records.read_config(run) | {"compiled": False, "device": "cpu"}  # evaluation is small
     population, _ = restore_population(config)
     iteration = _load_newest(run, config, population)
     if iteration == 0:
@@ -236,7 +246,8 @@ def describe(config: Record) -> str:
 
 def _fingerprint(config: Record) -> Record:
     """What a checkpoint must share with the configuration to be taken for its own."""
-    return {name: config[name] for name in ("agent", "env", "backend", "seeds", "sweep", "iterations", "config")}
+    names = ("agent", "env", "backend", "seeds", "sweep", "iterations", "reset_every", "config")
+    return {name: config.get(name) for name in names}
 
 
 def _save(run: Path, config: Record, population: Population, done: loop.Progress) -> None:
@@ -281,10 +292,19 @@ def _tensorboard(writer: SummaryWriter, row: Record) -> None:
             writer.add_scalar(f"train/{name}", sum(values) / len(values), row["env_steps"])
 
 
-def _check_positive(numbers: Mapping[str, int]) -> None:
-    for name, number in numbers.items():
-        if number < 1:
-            raise UsageError(f"--{name.replace('_', '-')} {number}: must be at least 1")
+def _check_numbers(config: Any, sweep: Mapping[str, Sequence[float]]) -> None:
+    """Refuse numbers that no run can use, and values that would make two members the same."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"--{field.name.rstrip('_')} {value}: must be a finite number")
+        if field.name == "hidden" and (not value or min(value) < 1):
+            raise UsageError(f"--hidden {value}: name at least one layer, of at least 1 unit each")
+    for name, values in sweep.items():
+        if not all(math.isfinite(value) for value in values):
+            raise UsageError(f"--{name.rstrip('_')} {values}: must be finite numbers")
+        if len({struct.pack("f", value) for value in values}) < len(values):
+            raise UsageError(f"--{name.rstrip('_')} {values}: equal values would train the same member twice")
 
 
 def _device(asked: str, backend: str) -> str:
@@ -299,13 +319,15 @@ def _device(asked: str, backend: str) -> str:
 
 
 def _compiled(asked: str) -> bool:
-    """auto: where a C++ compiler is found, which torch.compile needs on the CPU."""
-    found = any(shutil.which(name) for name in ("g++", "clang++", "cl"))
+    """auto: where torch.compile finds what it needs on the CPU, a C++ compiler and Python's headers."""
+    compiler = any(shutil.which(name) for name in ("g++", "clang++", "cl"))
+    headers = Path(sysconfig.get_path("include"), "Python.h").exists()
+    found = compiler and headers
     if asked == "on" and not found:
-        raise UsageError("--compile on: no C++ compiler was found; install g++ or use --compile off")
+        missing = (
+            "Python's headers were not found; install python3-dev"
+            if compiler
+            else "no C++ compiler was found; install g++"
+        )
+        raise UsageError(f"--compile on: {missing}, or use --compile off")
     return asked == "on" or (asked == "auto" and found)
-
-
-def peak_memory_mib() -> float:
-    unit = 1024.0 if sys.platform != "darwin" else 1024.0**2  # Linux counts KiB, macOS bytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import envs
 from ess_rl.errors import UsageError
 from experiments import records, report
 from experiments.records import Record
@@ -41,6 +42,11 @@ def measure(
         out: a JSON file to write.
     """
     shape = {"num_envs": num_envs, "rollout": 128, "epochs": epochs, "minibatch": minibatch}
+    from agents import AGENTS
+
+    if agent not in AGENTS:
+        raise UsageError(f"unknown agent {agent!r}: choose one of {', '.join(AGENTS)}")
+    envs.make(env, 1, backend="gymnasium").close()  # refuses what SB3 could not make
     # A fresh process each: neither memory nor thread pools of one subject reach the next.
     found: dict[str, Record] = {"sb3-ppo, 1 seed": _apart(_sb3, env, shape, seconds)}
     for count in seeds:
@@ -78,15 +84,11 @@ def _apart(function: Any, *arguments: Any) -> Record:
 def _ours(env_id: str, agent: str, count: int, shape: Record, seconds: float) -> Record:
     import torch
 
-    import envs
     from agents import AGENTS
     from ess_rl import loop
     from ess_rl.population import Population
     from ess_rl.replay import Replay
-    from experiments import run
 
-    if agent not in AGENTS:
-        raise UsageError(f"unknown agent {agent!r}: choose one of {', '.join(AGENTS)}")
     config = AGENTS[agent].config(**shape)
     env: Any = _Timed(envs.make(env_id, count * config.num_envs))
     population = Population(AGENTS[agent].agent(config, env.obs_dim, env.act_dim), range(count), compiled=True)
@@ -133,7 +135,7 @@ def _ours(env_id: str, agent: str, count: int, shape: Record, seconds: float) ->
         "envs_alone": envs_alone,
         "learner_alone": learner,
         "compile_seconds": compile_seconds,
-        "peak_memory_mib": run.peak_memory_mib(),
+        "peak_memory_mib": records.peak_memory_mib(),
         "backend": env.backend,
         "profile": {
             "physics": env.seconds / elapsed,
@@ -161,7 +163,7 @@ class _Timed:
 
 
 def _sb3(env_id: str, shape: Record, seconds: float) -> Record:
-    from experiments import peers, run
+    from experiments import peers
 
     model, _ = peers.build(env_id, 0, {**shape, "learning_rate": 3e-4, "log_std": 0.0})
     one = shape["num_envs"] * shape["rollout"]
@@ -170,4 +172,4 @@ def _sb3(env_id: str, shape: Record, seconds: float) -> Record:
     while time.perf_counter() - began < seconds:
         model.learn(2 * one, reset_num_timesteps=False)
         steps += 2 * one
-    return {"steps_per_second": steps / (time.perf_counter() - began), "peak_memory_mib": run.peak_memory_mib()}
+    return {"steps_per_second": steps / (time.perf_counter() - began), "peak_memory_mib": records.peak_memory_mib()}

@@ -105,7 +105,7 @@ class TestMistakes:
         assert f"unknown environment {typed!r}; did you mean {meant}" in complaint(typed, 1)
 
     def test_unknown_environment_like_no_other(self) -> None:
-        assert "see envs.ENVS" in complaint("xyzzy:qqqqqqqq", 1)
+        assert "'ess-rl envs' lists" in complaint("xyzzy:qqqqqqqq", 1)
 
     def test_unknown_backend(self) -> None:
         assert complaint("Pendulum-v1", 1, backend="cuda") == (

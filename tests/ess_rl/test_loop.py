@@ -238,10 +238,25 @@ def test_a_reward_that_is_no_number_stops_the_run_and_is_named(bad: float, monke
         assert part in text
 
 
+def test_an_observation_is_named_before_the_action_it_spoils(monkeypatch: pytest.MonkeyPatch):
+    """Not a number in next_obs and obs of step 3: what the dynamics reached comes before what the policy made of it."""
+
+    class Spoiling(RandomWorld):
+        def step(self, action: Tensor) -> Step:
+            step = super().step(action)
+            if len(self.actions) == T + 4:  # step 3 of iteration 2
+                step.next_obs[5] = math.nan
+                self.obs[5] = math.nan
+            return step
+
+    with pytest.raises(NonFiniteError, match=r"next observation in member 1 \(seed 8\), environment 1, step 3"):
+        run(build(env=Spoiling), iterations=3, reset_every=3)
+
+
 def test_parameters_that_are_no_numbers_stop_the_run():
     population, env, replay = build()
     population.state["params"]["value"]["0"]["weight"][0] = math.nan
-    with pytest.raises(NonFiniteError, match=r"member 0 \(seed 3\), iteration 2, in the updates"):
+    with pytest.raises(NonFiniteError, match=r"member 0 \(seed 3\), in the updates of iteration 2"):
         run((population, env, replay), iterations=2, reset_every=2)
 
 

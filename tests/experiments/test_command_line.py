@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from experiments import records
+
 SMALL = ["--num-envs", "4", "--rollout", "64", "--epochs", "2", "--minibatch", "64", "--hidden", "8", "8"]
 QUICK = [*SMALL, "--compile", "off", "--episodes", "2"]
 
@@ -117,7 +119,12 @@ def test_bad_values_are_refused_before_anything_is_written(tmp_path: Path) -> No
     assert "raise --steps" in refused(*train, "--steps", "2048", cwd=tmp_path)
     assert "at least 1" in refused(*train, "--seeds", "0", cwd=tmp_path)
     assert "at least 1" in refused(*train, "--num-envs", "0", cwd=tmp_path)
-    assert "none below 0" in refused(*train, "--seed0", "-3", cwd=tmp_path)
+    assert "from 0 to" in refused(*train, "--seed0", "-3", cwd=tmp_path)
+    assert "finite number" in refused(*train, "--learning-rate", "nan", cwd=tmp_path)
+    assert "finite number" in refused(*train, "--discount", "0.9", "inf", cwd=tmp_path)
+    assert "twice" in refused(*train, "--discount", "0.99", "0.99", cwd=tmp_path)
+    assert "--hidden" in refused(*train, "--hidden", "0", cwd=tmp_path)
+    assert "at least 2" in refused(*train, "--minibatch", "1", cwd=tmp_path)
     assert "CUDA" in refused(*train, "--device", "cuda", cwd=tmp_path)
     assert "backend" in refused(*train, "--backend", "envpool", cwd=tmp_path)
     assert not list(tmp_path.iterdir())
@@ -133,8 +140,28 @@ def test_a_folder_that_holds_something_is_refused(run: Path, tmp_path: Path) -> 
     assert json.loads((copy / "result.json").read_text())["agent"] == "p3o"
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    (tmp_path / "mine" / "config.json").write_text('{"name": "somebody else\'s"}')
     assert "holds no run" in refused(*train, "--out", tmp_path / "mine", "--overwrite", cwd=tmp_path)
     assert (tmp_path / "mine" / "thesis.txt").exists()
+    (copy / "notes.txt").write_text("kept")
+    assert ess_rl(*train, "--out", copy, "--overwrite", cwd=tmp_path).returncode == 0
+    assert (copy / "notes.txt").exists()
+
+
+def test_a_run_that_is_being_trained_is_left_alone(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    with records.alone(tmp_path / "run"):
+        assert "another process" in refused("resume", "run", cwd=tmp_path)
+        train = ["train", "p3o", "--env", "Pendulum-v1", "--out", "run", "--overwrite", *QUICK]
+        assert "another process" in refused(*train, cwd=tmp_path)
+    assert (tmp_path / "run" / "result.json").exists()
+    assert ess_rl("resume", "run", cwd=tmp_path).returncode == 0
+
+
+def test_places_that_cannot_be_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "no such run folder" in refused("resume", "file", cwd=tmp_path)
+    assert "file" in refused("evaluate", "file", cwd=tmp_path)
 
 
 def test_damaged_files_are_refused(run: Path, tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ def test_training_return_by_hand() -> None:
 
 def test_a_comparison_reads_files_without_torch(tmp_path: Path) -> None:
     result = {
+        "seeds": [0, 1, 0, 1],
         "agent": "p3o", "env": "Pendulum-v1", "backend": "torch", "sweep": {"learning_rate": [1e-3, 1e-3, 1e-4, 1e-4]},
         "final_return": [1.0, 3.0, 10.0, 10.0], "training_return": [1.0, 2.0, None, None], "env_steps": 1000,
         "steps_per_second": 10.0,
@@ -72,4 +73,4 @@ def test_published_results_are_whole() -> None:
     for path in runs:
         result = json.loads(path.read_text())
         assert len(result["seeds"]) == len(result["final_return"])
-        assert report.groups(path.parent)
+        assert report.comparison([path.parent])

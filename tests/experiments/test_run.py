@@ -46,11 +46,9 @@ def test_a_simulator_that_goes_wrong_stops_the_run_and_keeps_its_checkpoints(
     with monkeypatch.context() as broken:
         broken.setattr(envs, "make", lambda *words, **options: Failing(whole(*words, **options)))
         # Step 1000 is step 39 of iteration 16 (15 x 64 = 960); environment 5 is number 1 of member 1, whose seed is 8.
-        with pytest.raises(
-            NonFiniteError, match=r"Pendulum-v1: non-finite reward in member 1 \(seed 8\), iteration 16"
-        ) as e:
+        with pytest.raises(NonFiniteError, match=r"non-finite reward in member 1 \(seed 8\)") as e:
             run.carry_on(folder)
-    assert "step 39 of the rollout, environment 1" in str(e.value)
+    assert "environment 1, step 39 of iteration 16" in str(e.value)
     assert [path.stem for path in records.checkpoints(folder)] == [
         "000003328"
     ]  # 13 iterations: 4 episodes of 200 steps
@@ -60,11 +58,11 @@ def test_a_simulator_that_goes_wrong_stops_the_run_and_keeps_its_checkpoints(
 
 
 def test_members_of_a_sweep_are_those_trained_alone(tmp_path: Path) -> None:
-    together = run.carry_on(start(tmp_path / "both", sweep={"learning_rate": [1e-3, 1e-4]}, seeds=[3]))
+    together = run.carry_on(start(tmp_path / "both", sweep={"learning_rate": [1e-3, 1e-4]}, seeds=[3], steps=1024))
     for member, rate in enumerate((1e-3, 1e-4)):
-        alone = run.carry_on(start(tmp_path / str(rate), sweep={"learning_rate": [rate]}, seeds=[3]))
-        # Equal draws, and floats that differ by the order of sums only, which 32 iterations let grow.
-        assert together["final_return"][member] == pytest.approx(alone["final_return"][0], rel=0.02)
+        alone = run.carry_on(start(tmp_path / str(rate), sweep={"learning_rate": [rate]}, seeds=[3], steps=1024))
+        # Equal draws, and floats that differ by the order of sums only, which 4 iterations let grow.
+        assert together["final_return"][member] == pytest.approx(alone["final_return"][0], rel=1e-3)
     assert together["final_return"][0] != together["final_return"][1]
 
 
@@ -82,7 +80,7 @@ def test_published_files_hold_the_run(tmp_path: Path) -> None:
 
 def test_quickstart_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for _ in range(2):  # a second one replaces the first
-        quickstart.main("Pendulum-v1", seeds=1, steps=4096, out=tmp_path, compile="off")
+        quickstart.main("Pendulum-v1", seeds=1, steps=4096, out=tmp_path, compile="off", overwrite=True)
     printed = capsys.readouterr().out
     assert (tmp_path / "curves.png").exists()
     for word in ("curves.png", "checkpoint:", "tensorboard --logdir", "| p3o", "| ppo"):
