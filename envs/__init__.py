@@ -8,6 +8,7 @@ step = env.step(action)  # actions in [-1, 1]
 from __future__ import annotations
 
 import difflib
+import importlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -133,10 +134,14 @@ def _envpool_installed() -> bool:
 
 
 def _in_gymnasium(env_id: str) -> bool:
+    """Whether Gymnasium knows the id. "module:id" imports the module first, as gymnasium.make does."""
     import gymnasium
 
+    module, _, name = env_id.rpartition(":")
     try:
-        gymnasium.spec(env_id)
+        if module:
+            importlib.import_module(module)
+        gymnasium.spec(name)
     except (gymnasium.error.Error, ImportError):
         return False
     return True

@@ -93,6 +93,13 @@ class RenderEnv(GymnasiumVectorEnv):
     def __init__(self, env_id: str, **options: Any) -> None:
         super().__init__(env_id, 1, render_mode="rgb_array", **options)
         self.fps = int(self._envs.metadata.get("render_fps", 30))
+        task: Any = self._envs.envs[0].unwrapped
+        if hasattr(task, "mujoco_renderer"):
+            import mujoco
+
+            # Gymnasium looks from a fixed place, out of which a runner runs. -1, its own choice, where none tracks.
+            track = mujoco.mj_name2id(task.model, mujoco.mjtObj.mjOBJ_CAMERA, "track")
+            task.mujoco_renderer.camera_id = track
 
     def render(self) -> np.ndarray:
         """The present frame, uint8 [height, width, 3]."""
@@ -122,7 +129,7 @@ def render_env(env_id: str, **options: Any) -> RenderEnv:
 
 
 def _render_remedy(env_id: str, error: Exception) -> str:
-    if "mujoco" in str(gymnasium.spec(env_id).entry_point):
+    if "mujoco" in str(gymnasium.spec(env_id.rpartition(":")[2]).entry_point):
         remedy = "`apt-get install libegl1`, or set MUJOCO_GL=osmesa and `apt-get install libosmesa6`"
     else:
         remedy = "`pip install 'ess-rl[video]'`"

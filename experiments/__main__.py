@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +34,7 @@ def train(arguments: list[str]) -> None:
         sweep=sweep,
         seeds=range(chosen.seed0, chosen.seed0 + chosen.seeds),
         steps=chosen.steps,
-        out=chosen.out or Path("runs") / f"{name}-{chosen.env.replace('/', '-')}",
+        out=chosen.out or Path("runs") / f"{name}-{re.sub('[/:]', '-', chosen.env)}",
         backend=chosen.backend,
         device=chosen.device,
         compiled=chosen.compile,

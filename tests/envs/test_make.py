@@ -232,3 +232,11 @@ class TestRendering:
     def test_unknown_environment(self) -> None:
         with pytest.raises(UsageError, match="did you mean Hopper-v5"):
             envs.render_env("Hoper-v5")
+
+
+def test_an_id_may_name_the_module_that_registers_it():
+    env = envs.make("gymnasium.envs.classic_control:MountainCarContinuous-v0", 2)
+    assert env.backend == "gymnasium" and env.reset(torch.arange(2)).shape == (2, 2)
+    env.close()
+    with pytest.raises(UsageError, match="unknown environment"):
+        envs.make("no_such_module_at_all:Pendulum-v1", 1)

@@ -1,6 +1,7 @@
 """Runs from inside: what happens when a simulator goes wrong, and the parts that the command line does not show."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +107,24 @@ def test_the_peer_leaves_the_same_records_and_goes_on_where_it_was(tmp_path: Pat
     assert records.read_json(folder / "result.json")["final_return"][0] == -7.0  # not trained again
     with pytest.raises(UsageError, match="another run: its 'steps' is 1024"):
         peers.sb3_ppo("Pendulum-v1", **{**arguments, "steps": 2048})
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_run_resumes_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = start(tmp_path / "whole", compiled="on")
+    run.carry_on(whole)
+    stopped = start(tmp_path / "stopped", compiled="on")
+    with monkeypatch.context() as impatient:
+
+        def stop(display: run.Display, row: records.Record) -> None:
+            if row["iteration"] == 20:  # seven iterations after the checkpoint of iteration 13
+                raise KeyboardInterrupt
+
+        impatient.setattr(run.Display, "update", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run.carry_on(stopped)
+    run.carry_on(stopped)
+    ends = [records.checkpoints(folder)[-1].read_bytes() for folder in (whole, stopped)]
+    assert len(records.checkpoints(stopped)) > 2 and ends[0] == ends[1]
+    scores = [records.read_json(folder / "result.json")["final_return"] for folder in (whole, stopped)]
+    assert scores[0] == scores[1]
