@@ -1,5 +1,6 @@
 """Any continuous Gymnasium task, one copy after the other in this process: the reference, and the way to video."""
 
+import importlib
 import os
 import sys
 from typing import Any
@@ -95,8 +96,7 @@ class RenderEnv(GymnasiumVectorEnv):
         self.fps = int(self._envs.metadata.get("render_fps", 30))
         task: Any = self._envs.envs[0].unwrapped
         if hasattr(task, "mujoco_renderer"):
-            import mujoco
-
+            mujoco: Any = importlib.import_module("mujoco")  # no types for what its C part holds
             # Gymnasium looks from a fixed place, out of which a runner runs. -1, its own choice, where none tracks.
             track = mujoco.mj_name2id(task.model, mujoco.mjtObj.mjOBJ_CAMERA, "track")
             task.mujoco_renderer.camera_id = track

@@ -295,11 +295,11 @@ def _tensorboard(writer: SummaryWriter, row: Record) -> None:
 def _check_numbers(config: Any, sweep: Mapping[str, Sequence[float]]) -> None:
     """Refuse numbers that no run can use, and values that would make two members the same."""
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
+        value: Any = getattr(config, field.name)
         if isinstance(value, float) and not math.isfinite(value):
             raise UsageError(f"--{field.name.rstrip('_')} {value}: must be a finite number")
-        if field.name == "hidden" and (not value or min(value) < 1):
-            raise UsageError(f"--hidden {value}: name at least one layer, of at least 1 unit each")
+    if not config.hidden or min(config.hidden) < 1:
+        raise UsageError(f"--hidden {config.hidden}: name at least one layer, of at least 1 unit each")
     for name, values in sweep.items():
         if not all(math.isfinite(value) for value in values):
             raise UsageError(f"--{name.rstrip('_')} {values}: must be finite numbers")
