@@ -22,7 +22,9 @@ from ess_rl.replay import Replay
 from ess_rl.returns import reverse_recurrence
 from ess_rl.transitions import Transitions
 
-_ENVS, _ACTIONS, _ORDER, _EVALUATION = range(4)  # purposes of random numbers
+# Purposes of random numbers. An agent's `init` folds its own numbers, from 0, into the same seed: what it draws for
+# layer i are the bits of iteration i's noise, reshaped. Harmless; a purpose of its own would change all published runs.
+_ENVS, _ACTIONS, _ORDER, _EVALUATION = range(4)
 
 
 @dataclass(frozen=True)
