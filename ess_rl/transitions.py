@@ -28,7 +28,7 @@ class Transitions:
     next_obs: Tensor  # [T, B, obs_dim] what the dynamics reached, never the obs after a reset
     behavior_mean: Tensor  # [T, B, act_dim]
     behavior_log_std: Tensor  # [T, B, act_dim]
-    version: Tensor  # [T, B] int64: iterations of learning behind the behavior policy; -1 for a logged data set
+    version: Tensor  # [T, B] int64: number of the iteration that collected it, from 0; -1 for a logged data set
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Transitions:
         """The record with `function` applied to each field."""
