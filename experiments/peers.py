@@ -52,17 +52,10 @@ def sb3_ppo(
         jobs: seeds at a time; default: one a core.
         out: the run folder; default: runs/sb3-ppo-ENV. If it holds this run unfinished, the run goes on.
     """
-    counts = {
-        "seeds": seeds,
-        "steps": steps,
-        "num_envs": num_envs,
-        "rollout": rollout,
-        "epochs": epochs,
-        "minibatch": minibatch,
-    }
-    for name, count in {**counts, "episodes": episodes, "jobs": 1 if jobs is None else jobs}.items():
-        if count < 1:
-            raise UsageError(f"--{name.replace('_', '-')} {count}: must be at least 1")
+    counts = {"seeds": seeds, "steps": steps, "num_envs": num_envs, "rollout": rollout, "epochs": epochs}
+    records.check_positive(
+        {**counts, "minibatch": minibatch, "episodes": episodes, "jobs": 1 if jobs is None else jobs}
+    )
     envs.make(env, 1, backend="gymnasium").close()  # refuses what cannot be had, before a folder is made
     out = out or Path("runs") / f"sb3-ppo-{env.replace('/', '-')}"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -6,6 +6,7 @@ tensorboard/      the same for TensorBoard
 checkpoints/      NNNNNNNNN.safetensors, named by env steps of a member
 curve.png         learning curves
 result.json       last, by rename: a folder that has it is a finished run
+lock              held by the process that trains the run
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ def prepare_folder(out: Path, *, overwrite: bool) -> None:
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file: choose another place")
-    if out.exists() and {path.name for path in out.iterdir()} - {"config.json.part"}:
+    if out.exists() and {path.name for path in out.iterdir()} - {"config.json.part", "lock"}:
         try:
             read_config(out)
         except UsageError:
