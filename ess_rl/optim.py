@@ -32,6 +32,9 @@ def adam_step(
     Source: Kingma and Ba 2015 (arXiv 1412.6980), Algorithm 1; equal to torch.optim.Adam in a test. epsilon 1e-5 is
     the custom of PPO implementations, torch's own default is 1e-8.
     """
+    # Autograd hands out the gradient of an [in, 1] weight transposed. What is made from it would inherit these strides
+    # and no longer lie as the first parameters did: one more program for torch.compile to make of every function.
+    grads = pytree.tree_map(lambda g: g.clone(memory_format=torch.contiguous_format), grads)
     step = optimizer["step"] + 1.0
     m = pytree.tree_map(lambda m, g: beta_1 * m + (1.0 - beta_1) * g, optimizer["m"], grads)
     v = pytree.tree_map(lambda v, g: beta_2 * v + (1.0 - beta_2) * g * g, optimizer["v"], grads)

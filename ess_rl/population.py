@@ -8,7 +8,8 @@ of a small network's step.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 
 import torch
@@ -26,6 +27,21 @@ def members(seeds: Sequence[int], sweep: Mapping[str, Sequence[float]]) -> list[
     """The settings of every member: the product of all swept values, times the seeds (which vary fastest)."""
     values = [[(name, v) for v in choices] for name, choices in sweep.items()]
     return [{**dict(choice), "seed": seed} for choice in itertools.product(*values) for seed in seeds]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep torch's other CPU threads asleep.
+
+    Acting is too little work to share, and a thread that has helped spins for a while in wait of more: on the very
+    CPU that the simulators' threads need next.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Population:
@@ -62,8 +78,11 @@ class Population:
                 raise UsageError(f"{name!r} has {len(column)} values for {self.size} members: give one for each")
             numbers[name] = list(column)
         self.hyper = {name: torch.tensor(v, dtype=torch.float32, device=self.device) for name, v in numbers.items()}
-        # contiguous: what vmap broadcasts has stride 0, and compiled programs would be made twice
-        self.state: State = tree_map(lambda x: x.contiguous().clone(), vmap(agent.init)(self.seed, self.hyper))
+        # What vmap broadcasts has stride 0, even where `contiguous()` would let it pass: an axis of size 1. Compiled
+        # programs are made for the strides of what comes in, and would be made once more for what updates give back.
+        self.state: State = tree_map(
+            lambda x: x.clone(memory_format=torch.contiguous_format), vmap(agent.init)(self.seed, self.hyper)
+        )
 
         # One `def` each: torch.compile keeps its programs by code object, and vmap's own wrapper is a single one.
         def act(state: State, obs: Tensor, noise: Tensor) -> tuple[Gaussian, Tensor]:
@@ -97,7 +116,8 @@ class Population:
     def act(self, obs: Tensor, noise: Tensor) -> tuple[Gaussian, Tensor]:
         """Behavior policy and action at obs [P, N, obs_dim], with standard normal noise [P, N, act_dim]."""
         acting = {name: self.state[name] for name in self.state if name != "optimizer"}
-        return self._act(acting, obs, noise)
+        with _one_thread():
+            return self._act(acting, obs, noise)
 
     def policy(self, obs: Tensor) -> Gaussian:
         """The policy at obs [P, N, obs_dim], never compiled: for evaluation, whose N is its own."""

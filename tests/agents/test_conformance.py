@@ -220,6 +220,29 @@ def test_members_are_the_product_of_the_sweep_and_the_seeds():
     assert members([3], {}) == [{"seed": 3}]
 
 
+@pytest.mark.parametrize("name", AGENTS)
+@pytest.mark.parametrize("seeds", [SEEDS[:1], SEEDS])
+def test_the_state_keeps_its_strides(name: str, seeds: list[int]):
+    """torch.compile makes a program for the strides it meets: a state that changed them would cost a second one."""
+    population = Population(build(name), seeds)
+    before = [x.stride() for x in pytree.tree_leaves(population.state)]
+    learn(population, columns=list(range(len(seeds))))
+    assert [x.stride() for x in pytree.tree_leaves(population.state)] == before
+
+
+def test_acting_takes_one_thread(monkeypatch: pytest.MonkeyPatch):
+    found, threads = [], torch.get_num_threads()
+    population = Population(build("p3o"), SEEDS)
+    inner = population._act
+    monkeypatch.setattr(population, "_act", lambda *x: (found.append(torch.get_num_threads()), inner(*x))[1])
+    torch.set_num_threads(2)
+    try:
+        population.act(torch.zeros(len(SEEDS), N, OBS), torch.zeros(len(SEEDS), N, ACT))
+        assert found == [1] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch.compile needs a C++ compiler")
 def test_compiled_equals_eager():
     compiled, eager = (Population(build("p3o"), SEEDS[:2], compiled=c) for c in (True, False))
