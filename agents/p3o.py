@@ -2,7 +2,8 @@
 
 Written for one agent; `ess_rl.population` runs P of them as one tensor program. The details beside the objective are
 those of the usual implementations: orthogonal initialization, observations and rewards normalized by running
-statistics, standardized advantages, clipped gradients, Adam with a linearly decayed learning rate.
+statistics, standardized advantages, clipped gradients, Adam with linearly decayed learning rates. Policy and value have
+one each: where PPO's clip ends a step, P3O goes on for as long as its learning rate lets it; the value needs more.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from ess_rl.transitions import Transitions
 class Config:
     cap: Literal["ess", "ess_per_dim"] | float = "ess"  # of the ratio; a number or e^(1/act_dim) are ablations
     behavior_kl: Literal["closed_form", "k3"] = "closed_form"  # k3 is the released code's sampled stand-in
-    learning_rate: float = 3e-4  # of Adam, at the start; falls linearly to 0
+    learning_rate: float = 1.5e-4  # of Adam, for the policy, at the start; it, not a clip, sets the size of a step
+    final_learning_rate: float = 0.3  # what is left of it at the end, as a fraction; falls linearly
+    value_learning_rate: float = 4e-4  # of Adam, for the value, at the start; falls linearly to 0
     discount: float = 0.99  # per control step
     lambda_: float = 0.95  # of GAE
     value_coef: float = 0.5  # weight of the value loss; it shares only the gradient clip with the policy
@@ -38,9 +41,9 @@ class Config:
     log_std: float = -1.0  # of the initial policy, in every action dimension, in units of [-1, 1]
     hidden: tuple[int, ...] = (64, 64)  # tanh units of policy and value, which share nothing
     num_envs: int = 16  # environments of one agent
-    rollout: int = 128  # steps of each environment between updates
+    rollout: int = 256  # steps of each environment between updates
     epochs: int = 10  # passes over those num_envs * rollout samples
-    minibatch: int = 256  # samples of one update
+    minibatch: int = 128  # samples of one update
 
 
 class P3O:
@@ -56,7 +59,7 @@ class P3O:
         }
         return {
             "params": params,
-            "optimizer": adam_init(params),
+            "optimizer": {name: adam_init(net) for name, net in params.items()},
             "obs_stats": normalizer.init((self.obs_dim,), seed.device),
             "return_scale": normalizer.return_scale_init(self.config.num_envs, seed.device),
             "hyper": hyper,
@@ -110,8 +113,15 @@ class P3O:
 
         grads, metrics = grad(loss_function, has_aux=True)(state["params"])
         grads, metrics["grad_norm"] = clip_by_global_norm(grads, hyper["max_grad_norm"])
-        learning_rate = hyper["learning_rate"] * (1.0 - state["progress"])
-        params, optimizer = adam_step(state["params"], grads, state["optimizer"], learning_rate)
+        rates = {
+            "policy": hyper["learning_rate"] * (1.0 - (1.0 - hyper["final_learning_rate"]) * state["progress"]),
+            "value": hyper["value_learning_rate"] * (1.0 - state["progress"]),
+        }
+        params, optimizer = {}, {}
+        for name, rate in rates.items():
+            params[name], optimizer[name] = adam_step(
+                state["params"][name], grads[name], state["optimizer"][name], rate
+            )
         return {**state, "params": params, "optimizer": optimizer}, metrics
 
     def observe(self, state: State, rollout: Transitions) -> State:

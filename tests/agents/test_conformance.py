@@ -107,7 +107,7 @@ def test_act_of_a_member_is_that_of_the_agent_alone(name: str):
 
 @every_agent
 def test_fresh_data_have_an_effective_sample_size_of_one(name: str):
-    population = Population(build(name), SEEDS)
+    population = Population(build(name, learning_rate=1e-3), SEEDS)
     for iteration in range(3):
         rollout = collect(population, iteration)
         data = population.prepare(rollout)
@@ -179,6 +179,7 @@ def test_members_can_differ_in_every_float_of_the_config(name: str, field: str):
     value = getattr(agent.config, field)
     other = 0.5 * value + 0.01
     population = Population(agent, [3, 3, 3], {field: [value, other, value]})
+    population.state["progress"] += 0.5
     *_, state = learn(population, iterations=3, updates=4, columns=[0, 0, 0])[-1]
     assert state["hyper"][field].tolist() == pytest.approx([value, other, value])
     differs = [not torch.equal(x[0], x[1]) for x in pytree.tree_leaves(state["params"])]
@@ -188,12 +189,27 @@ def test_members_can_differ_in_every_float_of_the_config(name: str, field: str):
 
 @every_agent
 def test_the_learning_rate_falls_to_zero(name: str):
-    population = Population(build(name), SEEDS)
+    kept = {"final_learning_rate": 0.0} if name == "p3o" else {}
+    population = Population(build(name, **kept), SEEDS)
     data = population.prepare(collect(population, 0))
     population.state["progress"] = torch.ones(3)
     before = population.state["params"]
     population.update(data, indices(1)[0].expand(3, -1))
     assert_close(population.state["params"], before, rtol=0.0, atol=0.0)
+
+
+def test_p3o_keeps_a_fraction_of_the_policys_learning_rate():
+    """At the end of training, 0.3 x 1e-2 is the policy's rate and 0 the value's, whatever it began with."""
+    ends = []
+    for rate, final, progress in [(1e-2, 0.3, 1.0), (3e-3, 0.9, 0.0)]:
+        population = Population(build("p3o", learning_rate=rate, final_learning_rate=final), SEEDS)
+        began, data = population.state["params"], population.prepare(collect(population, 0))
+        population.state["progress"] += progress
+        population.update(data, indices(1)[0].expand(3, -1))
+        ends.append(population.state["params"])
+        assert_close(began["value"], ends[0]["value"], rtol=0.0, atol=0.0)
+    assert_close(ends[0]["policy"], ends[1]["policy"], rtol=1e-6, atol=1e-7)
+    assert not torch.equal(began["policy"]["log_std"], ends[0]["policy"]["log_std"])
 
 
 @pytest.mark.parametrize("changes", [{"cap": 0.5}, {"cap": "ess_per_dim"}, {"behavior_kl": "k3"}])

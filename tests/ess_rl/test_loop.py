@@ -156,7 +156,7 @@ def test_the_first_iteration_only_observes():
     assert (1.0 - metrics["ess_first"]).abs().max() < 1e-5
     assert all(x.shape == (2,) for x in metrics.values())
     assert (population.state["obs_stats"]["count"] == 2 * T * N).all()
-    assert (population.state["optimizer"]["step"] == 2 * T * N / 8).all()
+    assert (population.state["optimizer"]["policy"]["step"] == 2 * T * N / 8).all()
 
 
 def test_every_sample_is_used_once_an_epoch():
