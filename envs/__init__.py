@@ -16,16 +16,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from envs.acrobot import Acrobot
+from envs.cart_pole import CartPole
+from envs.cart_pole_swing_up import CartPoleSwingUp
+from envs.lqr import LQR
 from envs.mountain_car import MountainCarContinuous
+from envs.mountain_car_sparse import MountainCarContinuousSparse
 from envs.pendulum import Pendulum
 from envs.torch_vector import Dynamics, TorchVectorEnv
+from envs.two_link_arm import TwoLinkArm
 from ess_rl.contract import VectorEnv
 from ess_rl.errors import UsageError
 
 if TYPE_CHECKING:
     from envs.gymnasium_vector import RenderEnv
 
-__all__ = ["BACKENDS", "ENVS", "Entry", "backends_of", "make", "render_env"]
+__all__ = ["BACKENDS", "ENVS", "Entry", "backends_of", "make", "make_torch", "render_env"]
 
 BACKENDS = ("torch", "envpool", "gymnasium")  # in the order in which "auto" prefers them
 
@@ -44,6 +50,14 @@ ENVS: dict[str, Entry] = {
     "MountainCarContinuous-v0": Entry(
         "rock a weak car out of a valley, sparse reward, 999 steps", dynamics=MountainCarContinuous
     ),
+    "ess/MountainCarContinuousSparse-v0": Entry(
+        "the same car, paid at the goal alone, 999 steps", dynamics=MountainCarContinuousSparse
+    ),
+    "ess/CartPole-v0": Entry("keep a pole upright on a cart, 500 steps", dynamics=CartPole),
+    "ess/CartPoleSwingUp-v0": Entry("swing that pole up first, 500 steps", dynamics=CartPoleSwingUp),
+    "ess/Acrobot-v0": Entry("swing a two-link arm up by its elbow, 500 steps", dynamics=Acrobot),
+    "ess/TwoLinkArm-v0": Entry("reach a random point with a planar arm, 100 steps", dynamics=TwoLinkArm),
+    "ess/LQR-v0": Entry("bring a mass to rest at quadratic cost: values in closed form, 200 steps", dynamics=LQR),
     "Ant-v5": Entry("a four-legged walker, 8 motors, contact forces in sight", in_envpool=True),
     "HalfCheetah-v5": Entry("a planar runner, 6 motors, never falls", in_envpool=True),
     "Hopper-v5": Entry("a planar one-legged jumper, 3 motors, ends when it falls", in_envpool=True),
@@ -82,7 +96,7 @@ def make(
         raise UsageError(f"num_envs is {num_envs}; at least 1 environment is needed")
     chosen = _choose_backend(env_id, backend)
     if chosen == "torch":
-        return _make_torch(env_id, num_envs, torch.device(device), options)
+        return make_torch(env_id, num_envs, device, **options)
     if chosen == "envpool":
         from envs.envpool_vector import EnvPoolVectorEnv
 
@@ -90,6 +104,21 @@ def make(
     from envs.gymnasium_vector import GymnasiumVectorEnv
 
     return GymnasiumVectorEnv(env_id, num_envs, **options)
+
+
+def make_torch(env_id: str, num_envs: int, device: torch.device | str = "cpu", **options: Any) -> TorchVectorEnv:
+    """`make` for the tasks that have torch equations, as what it is: with its `dynamics` and its `state`."""
+    dynamics = ENVS[env_id].dynamics
+    assert dynamics is not None
+    device = torch.device(device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device {str(device)!r} is asked for {env_id}, but torch finds no CUDA device: use 'cpu'")
+    of_vector = {name: options.pop(name) for name in ("dtype", "max_episode_steps") if name in options}
+    try:
+        equations = dynamics(**options)
+    except TypeError as error:
+        raise UsageError(f"{env_id} (torch) refuses the options {sorted(options)}: {error}") from error
+    return TorchVectorEnv(env_id, equations, num_envs, device, **of_vector)
 
 
 def render_env(env_id: str, **options: Any) -> RenderEnv:
@@ -116,19 +145,6 @@ def _choose_backend(env_id: str, backend: str) -> str:
     return backend
 
 
-def _make_torch(env_id: str, num_envs: int, device: torch.device, options: dict[str, Any]) -> TorchVectorEnv:
-    dynamics = ENVS[env_id].dynamics
-    assert dynamics is not None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device {str(device)!r} is asked for {env_id}, but torch finds no CUDA device: use 'cpu'")
-    of_vector = {name: options.pop(name) for name in ("dtype", "max_episode_steps") if name in options}
-    try:
-        equations = dynamics(**options)
-    except TypeError as error:
-        raise UsageError(f"{env_id} (torch) refuses the options {sorted(options)}: {error}") from error
-    return TorchVectorEnv(env_id, equations, num_envs, device, **of_vector)
-
-
 def _envpool_installed() -> bool:
     return importlib.util.find_spec("envpool") is not None
 
@@ -139,6 +155,8 @@ def _in_gymnasium(env_id: str) -> bool:
 
     module, _, name = env_id.rpartition(":")
     try:
+        if name.startswith("ess/"):
+            importlib.import_module("envs.gymnasium_export")
         if module:
             importlib.import_module(module)
         gymnasium.spec(name)

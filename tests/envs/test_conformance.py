@@ -19,12 +19,16 @@ STEPS = 30
 SEEDS = (5, 2**40 + 9, 7)  # a seed may use all 64 bits
 
 CASES = [(env_id, "torch") for env_id, entry in envs.ENVS.items() if entry.dynamics is not None]
-CASES += [(env_id, "gymnasium") for env_id in ("Pendulum-v1", "MountainCarContinuous-v0", "Hopper-v5")]
+GYMNASIUM = ("Pendulum-v1", "MountainCarContinuous-v0", "Hopper-v5", "ess/TwoLinkArm-v0")
+CASES += [(env_id, "gymnasium") for env_id in GYMNASIUM]
 if importlib.util.find_spec("envpool") is not None:
     CASES += [(env_id, "envpool") for env_id, entry in envs.ENVS.items() if entry.in_envpool]
 
 CLOCKS = {"Pendulum-v1": 200, "MountainCarContinuous-v0": 999, "Reacher-v5": 50, "Pusher-v5": 100}  # the others: 1000
+CLOCKS |= {"ess/MountainCarContinuousSparse-v0": 999, "ess/CartPole-v0": 500, "ess/CartPoleSwingUp-v0": 500}
+CLOCKS |= {"ess/Acrobot-v0": 500, "ess/TwoLinkArm-v0": 100, "ess/LQR-v0": 200}
 NEVER_TERMINATE = {"Pendulum-v1", "HalfCheetah-v5", "HumanoidStandup-v5", "Pusher-v5", "Reacher-v5", "Swimmer-v5"}
+NEVER_TERMINATE |= {"ess/TwoLinkArm-v0", "ess/LQR-v0"}
 
 
 class Rollout(NamedTuple):
