@@ -20,6 +20,7 @@ from gymnasium.vector.utils import batch_space
 
 import envs
 from ess_rl import random
+from ess_rl.errors import UsageError
 
 
 def _spaces(obs_dim: int, act_dim: int) -> tuple[Box, Box]:
@@ -32,8 +33,10 @@ class TorchTask(gymnasium.Env):
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 (Gymnasium's own form)
 
-    def __init__(self, env_id: str, **options: Any) -> None:
+    def __init__(self, env_id: str, render_mode: str | None = None, **options: Any) -> None:
         """`options`: the constants of the equations, as `envs.make` takes them."""
+        if render_mode is not None:
+            raise UsageError("its equations have no picture")
         self._dynamics = envs.make_torch(env_id, 1, **options).dynamics
         self.observation_space, self.action_space = _spaces(self._dynamics.obs_dim, self._dynamics.act_dim)
         self._seed: int | None = None

@@ -121,6 +121,8 @@ def render_env(env_id: str, **options: Any) -> RenderEnv:
         env = RenderEnv(env_id, **options)
         env.reset(torch.zeros(1, dtype=torch.int64))
         env.render()
+    except UsageError:
+        raise
     except Exception as error:  # graphics libraries fail in ways of their own, some by AttributeError
         if chose_egl:
             del os.environ["MUJOCO_GL"]

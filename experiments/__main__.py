@@ -162,8 +162,9 @@ def list_envs(arguments: list[str]) -> None:
     """The environments, and which backends have them: ess-rl envs"""
     import envs
 
+    width = max(map(len, envs.ENVS))
     for name, entry in envs.ENVS.items():
-        print(f"{name:26} {entry.description}  [{', '.join(envs.backends_of(name))}]")
+        print(f"{name:{width}}  {entry.description}  [{', '.join(envs.backends_of(name))}]")
     print("Any other id that Gymnasium knows works too, if its actions are a bounded Box.")
 
 

@@ -18,6 +18,7 @@ from envs.cart_pole import CartPole
 from envs.integrate import runge_kutta
 from envs.lqr import LQR, linear_policy_value, optimal
 from envs.two_link_arm import TwoLinkArm
+from ess_rl.errors import UsageError
 
 OWN = [env_id for env_id in envs.ENVS if env_id.startswith("ess/")]
 
@@ -240,6 +241,11 @@ class TestInGymnasium:
             if count % 5 == 0:
                 np.testing.assert_array_equal(np.stack(list(info["final_obs"])), step.next_obs)
                 np.testing.assert_allclose(step.obs[0], single.reset()[0], atol=1e-6)
+
+    @pytest.mark.filterwarnings("ignore:.*render_mode.*")
+    def test_it_says_that_it_has_no_picture(self, env_id: str) -> None:
+        with pytest.raises(UsageError, match=f"cannot make {env_id}: its equations have no picture"):
+            envs.render_env(env_id)
 
     def test_without_a_seed_it_begins_somewhere(self, env_id: str) -> None:
         starts = [gymnasium.make(env_id).reset()[0] for _ in range(2)]
