@@ -81,7 +81,7 @@ def test_published_files_hold_the_run(tmp_path: Path) -> None:
 
 def test_quickstart_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for _ in range(2):  # a second one replaces the first
-        quickstart.main("Pendulum-v1", seeds=1, steps=4096, out=tmp_path, compile="off", overwrite=True)
+        quickstart.main("Pendulum-v1", seeds=1, steps=8192, out=tmp_path, compile="off", overwrite=True)
     printed = capsys.readouterr().out
     assert (tmp_path / "curves.png").exists()
     for word in ("curves.png", "checkpoint:", "tensorboard --logdir", "| p3o", "| ppo"):
