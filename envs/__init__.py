@@ -107,7 +107,8 @@ def make(
 
 
 def make_torch(env_id: str, num_envs: int, device: torch.device | str = "cpu", **options: Any) -> TorchVectorEnv:
-    """`make` for the tasks that have torch equations, as what it is: with its `dynamics` and its `state`."""
+    """`make` with the backend "torch", typed as what it is: with its `dynamics` and its `state`."""
+    _choose_backend(env_id, "torch")
     dynamics = ENVS[env_id].dynamics
     assert dynamics is not None
     device = torch.device(device)

@@ -254,6 +254,13 @@ class TestInGymnasium:
         assert len(np.unique(batch, axis=0)) == 3
 
 
+def test_equations_that_do_not_exist_are_refused() -> None:
+    with pytest.raises(UsageError, match="backend 'torch' does not have Hopper-v5"):
+        envs.make_torch("Hopper-v5", 1)
+    with pytest.raises(UsageError, match="unknown environment 'ess/CartPol-v0'; did you mean ess/CartPole-v0"):
+        envs.make_torch("ess/CartPol-v0", 1)
+
+
 def test_an_own_task_by_module_and_name() -> None:
     assert gymnasium.make("envs.gymnasium_export:ess/LQR-v0").observation_space.shape == (2,)
     assert envs.make("ess/LQR-v0", 2, backend="gymnasium").obs_dim == 2
