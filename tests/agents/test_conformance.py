@@ -236,7 +236,7 @@ def test_members_are_the_product_of_the_sweep_and_the_seeds():
     assert members([3], {}) == [{"seed": 3}]
 
 
-@pytest.mark.parametrize("name", AGENTS)
+@every_agent
 @pytest.mark.parametrize("seeds", [SEEDS[:1], SEEDS])
 def test_the_state_keeps_its_strides(name: str, seeds: list[int]):
     """torch.compile makes a program for the strides it meets: a state that changed them would cost a second one."""

@@ -126,8 +126,7 @@ def test_the_arm_is_paid_by_the_distance_of_its_tip() -> None:
     _, reward, _ = task.step(state, torch.zeros(1, 2, dtype=torch.float64))  # nothing moves: 0.4 m to go
     assert float(reward) == pytest.approx(-0.4)
     # Held at rest by no force, so a small action moves it by little: -0.05 (0.02^2 + 0.01^2) on top
-    _, pushed, _ = task.step(state, torch.tensor([[0.02, 0.01]], dtype=torch.float64))
-    moved = task.step(state, torch.tensor([[0.02, 0.01]], dtype=torch.float64))[0]
+    moved, pushed, _ = task.step(state, torch.tensor([[0.02, 0.01]], dtype=torch.float64))
     distance = float(torch.linalg.vector_norm(moved[0, 4:] - task.tip(moved)[0]))
     assert float(pushed) == pytest.approx(-distance - 0.05 * (0.02**2 + 0.01**2))
     targets = task.reset_state(torch.arange(4096), torch.float64)[:, 4:]
