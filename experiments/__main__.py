@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from ess_rl.errors import NonFiniteError, UsageError
 def train(arguments: list[str]) -> None:
     """Train an agent: ess-rl train AGENT --env ID [--seeds K ...]"""
     from agents import AGENTS
-    from experiments import options, run
+    from experiments import options, records, run
 
     if not arguments or arguments[0].startswith("-"):
         if "-h" not in arguments and "--help" not in arguments:
@@ -34,7 +33,7 @@ def train(arguments: list[str]) -> None:
         sweep=sweep,
         seeds=range(chosen.seed0, chosen.seed0 + chosen.seeds),
         steps=chosen.steps,
-        out=chosen.out or Path("runs") / f"{name}-{re.sub('[/:]', '-', chosen.env)}",
+        out=chosen.out or records.default_folder(name, chosen.env),
         backend=chosen.backend,
         device=chosen.device,
         compiled=chosen.compile,

@@ -57,7 +57,7 @@ def sb3_ppo(
         {**counts, "minibatch": minibatch, "episodes": episodes, "jobs": 1 if jobs is None else jobs}
     )
     envs.make(env, 1, backend="gymnasium").close()  # refuses what cannot be had, before a folder is made
-    out = out or Path("runs") / f"sb3-ppo-{env.replace('/', '-')}"
+    out = out or records.default_folder("sb3-ppo", env)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     settings = {
         "num_envs": num_envs, "rollout": rollout, "epochs": epochs, "minibatch": minibatch,

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
@@ -121,6 +122,11 @@ def groups(record: Record) -> dict[str, list[int]]:
         settings = [f"{name} {values[member]!r}" for name, values in record["sweep"].items()]
         found.setdefault(" ".join([record["agent"], *settings]), []).append(member)
     return found
+
+
+def default_folder(agent: str, env: str) -> Path:
+    """Where a run goes that was given no place: runs/AGENT-ENV, the task's id made fit for a file name."""
+    return Path("runs") / f"{agent}-{re.sub('[/:]', '-', env)}"
 
 
 def prepare_folder(out: Path, *, overwrite: bool) -> None:
