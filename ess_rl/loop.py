@@ -114,7 +114,7 @@ def train(
             for epoch in range(config.epochs):
                 order = random.permutation(random.fold_in(seeds, epoch), samples)  # [P, samples]
                 order = order.unflatten(1, (-1, config.minibatch)).transpose(0, 1).contiguous()
-                metrics += [population.update(data, index) for index in order]
+                metrics += population.updates(data, order)
         else:
             clock.append(time.perf_counter())
         population.observe(fresh)
@@ -158,8 +158,7 @@ def warm_up(population: Population, env: VectorEnv) -> float:
     for _ in range(2):
         population.act(rollout.obs[0], rollout.action[0])
         data = population.prepare(rollout)
-        for _ in range(2):
-            population.update(data, index)
+        population.updates(data, index.expand(2, -1, -1))
         population.observe(rollout)
     population.state = state
     return time.perf_counter() - began

@@ -129,8 +129,7 @@ def _ours(env_id: str, agent: str, count: int, shape: Record, seconds: float) ->
     index = torch.randint(config.rollout * config.num_envs, (count, config.minibatch), generator=generator)
     updates, began = 0, time.perf_counter()
     while time.perf_counter() - began < seconds / 4:
-        for _ in range(50):
-            population.update(data, index)
+        population.updates(data, index.expand(50, -1, -1))
         updates += 50
     learner = updates * config.minibatch * count / config.epochs / (time.perf_counter() - began)
     return {

@@ -79,6 +79,9 @@ def assert_close(one: Any, other: Any, rtol: float = 1e-5, atol: float = 1e-5) -
     torch.testing.assert_close(pytree.tree_leaves(one), pytree.tree_leaves(other), rtol=rtol, atol=atol)
 
 
+compiles = pytest.mark.skipif(
+    not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch.compile needs a C++ compiler"
+)
 every_agent = pytest.mark.parametrize("name", sorted(AGENTS))
 
 
@@ -259,7 +262,33 @@ def test_acting_takes_one_thread(monkeypatch: pytest.MonkeyPatch):
         torch.set_num_threads(threads)
 
 
-@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize(("minibatch", "threads"), [(MINIBATCH, 1), (2_000_000, 2)])
+def test_a_small_update_takes_one_thread(monkeypatch: pytest.MonkeyPatch, minibatch: int, threads: int):
+    found, before = [], torch.get_num_threads()
+    population = Population(build("p3o"), SEEDS)
+    monkeypatch.setattr(population, "_update", lambda s, *_: (s, found.append(torch.get_num_threads())))
+    torch.set_num_threads(2)
+    try:
+        population.update({}, torch.zeros(1, 1, dtype=torch.int64).expand(len(SEEDS), minibatch))
+        assert found == [threads] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@compiles
 def test_compiled_equals_eager():
     compiled, eager = (Population(build("p3o"), SEEDS[:2], compiled=c) for c in (True, False))
     assert_close(learn(compiled), learn(eager), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=compiles)])
+def test_updates_are_one_update_after_the_other(compiled: bool):
+    """Also where programs of two populations lie in one cache, and the guards are asked only once for three updates."""
+    pairs = [[Population(build("p3o"), SEEDS[:k], compiled=compiled) for _ in range(2)] for k in (1, 2)]
+    data = [one.prepare(collect(one, 0)) for one, _ in pairs]
+    order = [torch.stack([i.expand(one.size, -1) for i in indices(3)]) for one, _ in pairs]
+    for _ in range(2):
+        for (one, other), samples, index in zip(pairs, data, order, strict=True):
+            together = one.updates(samples, index)
+            assert_close(together, [other.update(samples, i) for i in index], rtol=0.0, atol=0.0)
+            assert_close(one.state, other.state, rtol=0.0, atol=0.0)
