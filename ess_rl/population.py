@@ -44,7 +44,7 @@ def _one_thread() -> Iterator[None]:
 
 
 # Samples times parameters of an update, all members together, up to which a second thread saves nothing. On two cores,
-# with 11,000 parameters and minibatches of 64: one member 0.31 ms with one thread as with two, two members 0.46 and 0.42.
+# with 11,000 parameters and minibatches of 64: one member 0.31 ms with one thread as with two, two members 0.46, 0.42.
 _SMALL_UPDATE = 1_000_000
 
 
