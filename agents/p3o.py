@@ -2,8 +2,7 @@
 
 Written for one agent; `ess_rl.population` runs P of them as one tensor program. The details beside the objective are
 those of the usual implementations: orthogonal initialization, observations and rewards normalized by running
-statistics, standardized advantages, clipped gradients, Adam with linearly decayed learning rates. Policy and value have
-one each: where PPO's clip ends a step, P3O goes on for as long as its learning rate lets it; the value needs more.
+statistics, standardized advantages, clipped gradients, Adam with linearly decayed learning rates of policy and value.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Written for one agent; `ess_rl.population` runs P of them as one tensor program. The details beside the objective are
 those of the usual implementations: orthogonal initialization, observations and rewards normalized by running
-statistics, standardized advantages, clipped gradients, Adam with a linearly decayed learning rate.
+statistics, standardized advantages, clipped gradients, Adam with linearly decayed learning rates of policy and value.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ from ess_rl.transitions import Transitions
 @dataclass(frozen=True)
 class Config:
     clip: float = 0.2  # how far the ratio may leave 1 before its sample stops pulling
-    learning_rate: float = 3e-4  # of Adam, at the start; falls linearly to 0
+    learning_rate: float = 3e-4  # of Adam, for the policy, at the start
+    final_learning_rate: float = 0.0  # what is left of it at the end, as a fraction; falls linearly
+    value_learning_rate: float = 3e-4  # of Adam, for the value, at the start; falls linearly to 0
     discount: float = 0.99  # per control step
     lambda_: float = 0.95  # of GAE
     value_coef: float = 0.5  # weight of the value loss; it shares only the gradient clip with the policy
@@ -54,7 +56,7 @@ class PPO:
         }
         return {
             "params": params,
-            "optimizer": adam_init(params),
+            "optimizer": {name: adam_init(net) for name, net in params.items()},
             "obs_stats": normalizer.init((self.obs_dim,), seed.device),
             "return_scale": normalizer.return_scale_init(self.config.num_envs, seed.device),
             "hyper": hyper,
@@ -105,8 +107,15 @@ class PPO:
 
         grads, metrics = grad(loss_function, has_aux=True)(state["params"])
         grads, metrics["grad_norm"] = clip_by_global_norm(grads, hyper["max_grad_norm"])
-        learning_rate = hyper["learning_rate"] * (1.0 - state["progress"])
-        params, optimizer = adam_step(state["params"], grads, state["optimizer"], learning_rate)
+        rates = {
+            "policy": hyper["learning_rate"] * (1.0 - (1.0 - hyper["final_learning_rate"]) * state["progress"]),
+            "value": hyper["value_learning_rate"] * (1.0 - state["progress"]),
+        }
+        params, optimizer = {}, {}
+        for name, rate in rates.items():
+            params[name], optimizer[name] = adam_step(
+                state["params"][name], grads[name], state["optimizer"][name], rate
+            )
         return {**state, "params": params, "optimizer": optimizer}, metrics
 
     def observe(self, state: State, rollout: Transitions) -> State:

@@ -192,8 +192,7 @@ def test_members_can_differ_in_every_float_of_the_config(name: str, field: str):
 
 @every_agent
 def test_the_learning_rate_falls_to_zero(name: str):
-    kept = {"final_learning_rate": 0.0} if name == "p3o" else {}
-    population = Population(build(name, **kept), SEEDS)
+    population = Population(build(name, final_learning_rate=0.0), SEEDS)
     data = population.prepare(collect(population, 0))
     population.state["progress"] = torch.ones(3)
     before = population.state["params"]
@@ -201,11 +200,12 @@ def test_the_learning_rate_falls_to_zero(name: str):
     assert_close(population.state["params"], before, rtol=0.0, atol=0.0)
 
 
-def test_p3o_keeps_a_fraction_of_the_policys_learning_rate():
+@every_agent
+def test_a_fraction_of_the_policys_learning_rate_is_kept(name: str):
     """At the end of training, 0.3 x 1e-2 is the policy's rate and 0 the value's, whatever it began with."""
     ends = []
     for rate, final, progress in [(1e-2, 0.3, 1.0), (3e-3, 0.9, 0.0)]:
-        population = Population(build("p3o", learning_rate=rate, final_learning_rate=final), SEEDS)
+        population = Population(build(name, learning_rate=rate, final_learning_rate=final), SEEDS)
         began, data = population.state["params"], population.prepare(collect(population, 0))
         population.state["progress"] += progress
         population.update(data, indices(1)[0].expand(3, -1))
