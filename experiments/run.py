@@ -94,8 +94,8 @@ def start(
         # Some episodes must have room between two fresh starts, else none would end.
         "reset_every": max(math.ceil(iterations / checkpoints), math.ceil(4 * episode / config.rollout)),
         "episodes": episodes,
-        "device": _device(device, resolved_backend),
-        "compiled": _compiled(compiled),
+        "device": device_of(device, resolved_backend),
+        "compiled": compiled_of(compiled),
         "config": dataclasses.asdict(config),
         **records.origin(),
     }
@@ -195,7 +195,7 @@ def restore_population(config: Record) -> tuple[Population, Any]:
         agent = entry.agent(agent_config, probe.obs_dim, probe.act_dim)
         probe.close()
         population = Population(
-            agent, config["seeds"], config["sweep"], device=_device(config["device"], ""), compiled=config["compiled"]
+            agent, config["seeds"], config["sweep"], device=device_of(config["device"], ""), compiled=config["compiled"]
         )
     except (KeyError, TypeError) as error:
         raise UsageError(f"config.json does not fit this version of {name}: {error}") from None
@@ -307,7 +307,7 @@ def _check_numbers(config: Any, sweep: Mapping[str, Sequence[float]]) -> None:
             raise UsageError(f"--{name.rstrip('_')} {values}: equal values would train the same member twice")
 
 
-def _device(asked: str, backend: str) -> str:
+def device_of(asked: str, backend: str) -> str:
     """auto: cuda where there is one and the environments run on it too, else the CPU."""
     if asked == "auto":
         return "cuda" if torch.cuda.is_available() and backend == "torch" else "cpu"
@@ -318,7 +318,7 @@ def _device(asked: str, backend: str) -> str:
     return asked
 
 
-def _compiled(asked: str) -> bool:
+def compiled_of(asked: str) -> bool:
     """auto: where torch.compile finds what it needs on the CPU, a C++ compiler and Python's headers."""
     compiler = any(shutil.which(name) for name in ("g++", "clang++", "cl"))
     headers = Path(sysconfig.get_path("include"), "Python.h").exists()

@@ -1,8 +1,9 @@
 """How fast training is, as a ratio against Stable-Baselines3 PPO in the same run.
 
 Every subject is measured in a process of its own, one after the other, with the same env, epochs and minibatch.
-Compilation and construction are apart. The two bounds: the environments alone under random actions, and the learner
-alone on data that lie ready; 1 / (1 / envs + 1 / learner) is what a loop without overlap could reach at most.
+Compilation and construction are apart. Three parts are measured alone as well: the environments under random actions,
+collection (they, the policy, and storing), and the learner on data that lie ready. 1 / (1 / envs + 1 / learner) is
+what a loop without overlap could reach at most.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import envs
 from ess_rl.errors import UsageError
 from experiments import records, report
 from experiments.records import Record
+
+ALONE = {"envs_alone": "envs alone", "collection": "collection alone", "learner_alone": "learner alone"}
 
 
 def measure(
@@ -25,66 +29,115 @@ def measure(
     agent: str = "p3o",
     seeds: tuple[int, ...] = (1, 10),
     num_envs: int = 16,
+    rollout: int = 128,
     epochs: int = 10,
     minibatch: int = 64,
     seconds: float = 20.0,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    compile: Literal["auto", "on", "off"] = "auto",
+    peers: bool = True,
     out: Path | None = None,
 ) -> Record:
     """Measure and print env steps per second, all seeds together.
 
     Args:
-        env: a task that SB3 can make as well.
+        env: a task; SB3 is left out where Gymnasium does not have it.
         agent: p3o or ppo.
         seeds: sizes of the populations to measure.
-        num_envs: environments of one seed, for us and for SB3.
-        epochs: passes over the data, for us and for SB3.
-        minibatch: samples of one update, for us and for SB3.
+        num_envs: environments of one seed, for all.
+        rollout: steps of each environment between updates, for all.
+        epochs: passes over the data, for all.
+        minibatch: samples of one update, for all.
         seconds: how long each subject is measured.
+        device: where our agents live; auto: cuda if there is one and the environments run on it too. Peers: the CPU.
+        compile: torch.compile around our agents; auto: on where a C++ compiler is found.
+        peers: measure SB3 PPO and an eager loop beside our agents.
         out: a JSON file to write.
     """
-    shape = {"num_envs": num_envs, "rollout": 128, "epochs": epochs, "minibatch": minibatch}
+    shape = {"num_envs": num_envs, "rollout": rollout, "epochs": epochs, "minibatch": minibatch}
     from agents import AGENTS
+    from experiments import run
 
     if agent not in AGENTS:
         raise UsageError(f"unknown agent {agent!r}: choose one of {', '.join(AGENTS)}")
-    envs.make(env, 1, backend="gymnasium").close()  # refuses what SB3 could not make
-    # A fresh process each: neither memory nor thread pools of one subject reach the next.
-    # SB3 with one thread of torch and with all: it gets the better of the two.
-    tried = [_apart(_sb3, env, shape, seconds / 2, threads) for threads in sorted({1, os.cpu_count() or 1})]
-    found: dict[str, Record] = {"sb3-ppo, 1 seed": max(tried, key=lambda one: one["steps_per_second"])}
+    records.check_positive({**shape, "seeds": min(seeds, default=0)})
+    if not seconds > 0:
+        raise UsageError(f"--seconds {seconds:g}: must be above 0")
+    probe = envs.make(env, 1)
+    where, compiled = run.device_of(device, probe.backend), run.compiled_of(compile)
+    probe.close()
+    found: dict[str, Record] = {}
+    if peers:
+        # With one thread of torch and with all: a peer gets the better of the two.
+        threads = sorted({1, os.cpu_count() or 1})
+        rivals = {"eager loop, 1 seed": _eager}
+        if "gymnasium" in envs.backends_of(env):
+            rivals = {"sb3-ppo, 1 seed": _sb3, **rivals}
+        for name, rival in rivals.items():
+            tried = [_apart(rival, env, shape, seconds / 2, count) for count in threads]
+            found[name] = max(tried, key=lambda one: one["steps_per_second"])
     for count in seeds:
-        found[f"{agent}, {count} seed{'s' * (count > 1)}"] = _apart(_ours, env, agent, count, shape, seconds)
-    base = found["sb3-ppo, 1 seed"]["steps_per_second"]
-    rows = [["subject", "env steps/s", "/ SB3", "envs alone", "learner alone", "of the bound", "compile s", "MiB"]]
-    for name, one in found.items():
+        name = f"{agent}, {count} seed{'s' * (count > 1)}"
+        found[name] = _apart(_ours, env, agent, count, shape, seconds, where, compiled)
+    base = next(iter(found.values()))["steps_per_second"]
+    for one in found.values():
         one["ratio"] = one["steps_per_second"] / base
-        bound = 1.0 / (1.0 / one["envs_alone"] + 1.0 / one["learner_alone"]) if "envs_alone" in one else None
-        rows.append([
-            name, f"{one['steps_per_second']:,.0f}", f"{one['ratio']:.2f}",
-            f"{one['envs_alone']:,.0f}" if bound else "", f"{one['learner_alone']:,.0f}" if bound else "",
-            f"{one['steps_per_second'] / bound:.0%}" if bound else "",
-            f"{one['compile_seconds']:.0f}" if bound else "", f"{one['peak_memory_mib']:,.0f}",
-        ])  # fmt: skip
-    print(f"{env}, {num_envs} envs a seed, {epochs} epochs, minibatch {minibatch}")
-    print(report.table(rows))
-    profile = [["subject", "physics", "policy and storing", "targets", "updates"]]
-    for name, one in found.items():
-        if "profile" in one:
-            profile.append([name, *(f"{share:.0%}" for share in one["profile"].values())])
-    print(report.table(profile))
-    record = {"env": env, **shape, "subjects": found, **records.origin()}
+    print(f"{env}, {num_envs} envs a seed, {rollout} steps, {epochs} epochs, minibatch {minibatch}, device {where}")
+    print(report.table(_speeds(found)))
+    print(report.table(_profiles(found)))
+    record = {"env": env, **shape, "device": where, "compiled": compiled, "subjects": found, **records.origin()}
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         records.write_json(out, record)
     return record
 
 
+def _speeds(found: Record) -> list[list[str]]:
+    base = next(iter(found)).split(",")[0]
+    rows = [["subject", "env steps/s", f"/ {base}", *ALONE.values(), "of the bound", "compile s", "MiB"]]
+    for name, one in found.items():
+        row = [name, f"{one['steps_per_second']:,.0f}", f"{one['ratio']:.2f}"]
+        if "learner_alone" in one:
+            bound = 1.0 / (1.0 / one["envs_alone"] + 1.0 / one["learner_alone"])
+            row += [f"{one[part]:,.0f}" for part in ALONE]
+            row += [f"{one['steps_per_second'] / bound:.0%}", f"{one['compile_seconds']:.0f}"]
+        else:
+            row += [""] * (len(ALONE) + 2)
+        rows.append([*row, f"{one['peak_memory_mib']:,.0f}"])
+    return rows
+
+
+def _profiles(found: Record) -> list[list[str]]:
+    rows = [["subject", "physics", "policy and storing", "targets", "updates"]]
+    return rows + [
+        [name, *(f"{share:.0%}" for share in one["profile"].values())]
+        for name, one in found.items()
+        if "profile" in one
+    ]
+
+
 def _apart(function: Any, *arguments: Any) -> Record:
+    """Call in a fresh process: neither memory nor thread pools of one subject reach the next."""
     with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
 
-def _ours(env_id: str, agent: str, count: int, shape: Record, seconds: float) -> Record:
+def _rate(piece: Callable[[], int], seconds: float, device: str = "cpu") -> float:
+    """Units of work a second: `piece` does some and says how many."""
+    import torch
+
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    wait()
+    began, done = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        done += piece()
+        wait()
+    return done / (time.perf_counter() - began)
+
+
+def _ours(
+    env_id: str, agent: str, count: int, shape: Record, seconds: float, device: str = "cpu", compiled: bool = True
+) -> Record:
     import torch
 
     from agents import AGENTS
@@ -93,48 +146,60 @@ def _ours(env_id: str, agent: str, count: int, shape: Record, seconds: float) ->
     from ess_rl.replay import Replay
 
     config = AGENTS[agent].config(**shape)
-    env: Any = _Timed(envs.make(env_id, count * config.num_envs))
-    population = Population(AGENTS[agent].agent(config, env.obs_dim, env.act_dim), range(count), compiled=True)
-    compile_seconds = loop.warm_up(population, env)
-    replay = Replay(config.rollout, count, config.num_envs, env.obs_dim, env.act_dim, "cpu")
+    samples, batch = config.rollout * config.num_envs, config.minibatch * count
+    env: Any = _Timed(envs.make(env_id, count * config.num_envs, device=device))
+    made = AGENTS[agent].agent(config, env.obs_dim, env.act_dim)
+    population = Population(made, range(count), device=device, compiled=compiled)
+    compile_seconds = loop.warm_up(population, env) if compiled else 0.0
+    replay = Replay(config.rollout, count, config.num_envs, env.obs_dim, env.act_dim, device)
+    generator = torch.Generator(env.device).manual_seed(0)
+    actions = torch.rand(64, env.num_envs, env.act_dim, generator=generator, device=env.device) * 2.0 - 1.0
 
-    # The environments alone.
-    env.reset(torch.arange(env.num_envs))
-    generator = torch.Generator().manual_seed(0)
-    actions = torch.rand(64, env.num_envs, env.act_dim, generator=generator) * 2.0 - 1.0
-    for action in actions:
-        env.step(action)
-    began, steps = time.perf_counter(), 0
-    while time.perf_counter() - began < seconds / 4:
+    def step_envs() -> int:
         for action in actions:
             env.step(action)
-        steps += actions.shape[0] * env.num_envs
-    envs_alone = steps / (time.perf_counter() - began)
+        return len(actions) * env.num_envs
 
-    # Training, from the second iteration on: the first has no updates.
+    obs = env.reset(torch.arange(env.num_envs, device=env.device))
+    step_envs()
+    envs_alone = _rate(step_envs, seconds / 4, device)
+
+    def collect() -> int:
+        nonlocal obs
+        _, obs = loop.collect(population, env, obs, config.rollout, 0)
+        return samples * count
+
+    collection = _rate(collect, seconds / 4, device)
+
+    # Training, from the third iteration on: the first has no updates.
     progress = loop.train(population, env, replay, iterations=10**6, reset_every=10**6)
     next(progress)
     next(progress)
-    phases: dict[str, float] = {"collect": 0.0, "targets": 0.0, "update": 0.0}
-    env.seconds, iterations, began = 0.0, 0, time.perf_counter()
-    while time.perf_counter() - began < seconds:
+    phases = {"collect": 0.0, "targets": 0.0, "update": 0.0}
+
+    def train() -> int:
         done = next(progress)
-        iterations += 1
-        phases = {name: phases[name] + done.seconds[name] for name in phases}
+        for name in phases:
+            phases[name] += done.seconds[name]
+        return samples * count
+
+    env.seconds, began = 0.0, time.perf_counter()
+    rate = _rate(train, seconds, device)
     elapsed = time.perf_counter() - began
-    samples = config.rollout * config.num_envs * count
 
     # The learner alone, on the last rollout.
     data = population.prepare(replay.latest(config.rollout))
-    index = torch.randint(config.rollout * config.num_envs, (count, config.minibatch), generator=generator)
-    updates, began = 0, time.perf_counter()
-    while time.perf_counter() - began < seconds / 4:
-        population.updates(data, index.expand(50, -1, -1))
-        updates += 50
-    learner = updates * config.minibatch * count / config.epochs / (time.perf_counter() - began)
+    index = torch.randint(samples, (50, count, config.minibatch)).to(population.device)
+
+    def learn() -> int:
+        population.updates(data, index)
+        return len(index) * batch
+
+    learner = _rate(learn, seconds / 4, device) / config.epochs
     return {
-        "steps_per_second": iterations * samples / elapsed,
+        "steps_per_second": rate,
         "envs_alone": envs_alone,
+        "collection": collection,
         "learner_alone": learner,
         "compile_seconds": compile_seconds,
         "peak_memory_mib": records.peak_memory_mib(),
@@ -173,9 +238,29 @@ def _sb3(env_id: str, shape: Record, seconds: float, threads: int) -> Record:
     model, _ = peers.build(env_id, 0, {**shape, "learning_rate": 3e-4, "log_std": 0.0})
     one = shape["num_envs"] * shape["rollout"]
     model.learn(one)
-    began, steps = time.perf_counter(), 0
-    while time.perf_counter() - began < seconds:
+
+    def learn() -> int:
         model.learn(2 * one, reset_num_timesteps=False)
-        steps += 2 * one
-    rate = steps / (time.perf_counter() - began)
-    return {"steps_per_second": rate, "threads": threads, "peak_memory_mib": records.peak_memory_mib()}
+        return 2 * one
+
+    return {
+        "steps_per_second": _rate(learn, seconds), "threads": threads, "peak_memory_mib": records.peak_memory_mib()
+    }  # fmt: skip
+
+
+def _eager(env_id: str, shape: Record, seconds: float, threads: int) -> Record:
+    import torch
+
+    from agents.ppo import Config
+    from experiments import eager_loop
+
+    torch.set_num_threads(threads)
+    config = Config(**shape)
+    env = envs.make(env_id, config.num_envs)
+    progress = eager_loop.train(env, config)
+    next(progress)
+    rate = _rate(lambda: next(progress), seconds)
+    return {
+        "steps_per_second": rate, "threads": threads, "peak_memory_mib": records.peak_memory_mib(),
+        "backend": env.backend,
+    }  # fmt: skip
