@@ -50,7 +50,7 @@ def sb3_ppo(
         log_std: of the initial policy; SB3's own default is 0.
         episodes: of the final evaluation (mean action, statistics frozen), apart from training.
         jobs: seeds at a time; default: one a core.
-        out: the run folder; default: runs/sb3-ppo-ENV. If it holds this run unfinished, the run goes on.
+        out: the run folder; default: runs/sb3-ppo-ENV. If it holds this run unfinished or with fewer seeds, it goes on.
     """
     counts = {"seeds": seeds, "steps": steps, "num_envs": num_envs, "rollout": rollout, "epochs": epochs}
     records.check_positive(
@@ -70,12 +70,18 @@ def sb3_ppo(
     }  # fmt: skip
     if (out / "config.json").exists():
         before = records.read_config(out)
-        for name in ("agent", "env", "seeds", "steps", "episodes", "config"):
+        for name in ("agent", "env", "steps", "episodes", "config"):
             if before[name] != config[name]:
                 raise UsageError(f"--out {out} holds another run: its {name!r} is {before[name]}: choose another place")
+        if not set(before["seeds"]) <= set(config["seeds"]):
+            raise UsageError(
+                f"--out {out} holds seeds {before['seeds']}, which are not all asked for: ask for them too"
+            )
+        if before["seeds"] != config["seeds"]:
+            (out / "result.json").unlink(missing_ok=True)  # of fewer seeds; made anew from the seeds' own files
     else:
         records.prepare_folder(out, overwrite=False)
-        records.write_json(out / "config.json", config)
+    records.write_json(out / "config.json", config)
     missing = [seed for seed in config["seeds"] if not (out / f"seed-{seed}.json").exists()]
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     with ProcessPoolExecutor(max_workers=jobs or cores, mp_context=context) as pool:

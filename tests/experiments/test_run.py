@@ -107,6 +107,11 @@ def test_the_peer_leaves_the_same_records_and_goes_on_where_it_was(tmp_path: Pat
     assert records.read_json(folder / "result.json")["final_return"][0] == -7.0  # not trained again
     with pytest.raises(UsageError, match="another run: its 'steps' is 1024"):
         peers.sb3_ppo("Pendulum-v1", **{**arguments, "steps": 2048})
+    with pytest.raises(UsageError, match=r"holds seeds \[0, 1\], which are not all asked for"):
+        peers.sb3_ppo("Pendulum-v1", **{**arguments, "seed0": 1})
+    peers.sb3_ppo("Pendulum-v1", **{**arguments, "seeds": 3})
+    result = records.read_json(folder / "result.json")
+    assert result["seeds"] == [0, 1, 2] and result["final_return"][0] == -7.0
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
