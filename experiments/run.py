@@ -26,7 +26,7 @@ from ess_rl.contract import VectorEnv
 from ess_rl.errors import UsageError
 from ess_rl.population import Population, members
 from ess_rl.replay import Replay
-from experiments import figures, records
+from experiments import figures, memory, records
 from experiments.display import Display
 from experiments.records import Record
 
@@ -69,7 +69,7 @@ def start(
         raise UsageError(f"seeds {list(seeds)[:3]} ...: give different numbers from 0 to 2^63 - 1")
     _check_numbers(config, sweep)
     probe = envs.make(env_id, 1, backend=backend)  # refuses what cannot be had, before a folder is made
-    resolved_backend, episode = probe.backend, probe.max_episode_steps
+    resolved_backend, episode, dimensions = probe.backend, probe.max_episode_steps, (probe.obs_dim, probe.act_dim)
     probe.close()
     if episode is None:
         raise UsageError(
@@ -82,6 +82,9 @@ def start(
             f"(num_envs {config.num_envs} x rollout {config.rollout}); the first only measures: raise --steps"
         )
     settings_of = members(seeds, sweep)
+    where = device_of(device, resolved_backend)
+    agent_made = AGENTS[agent].agent(config, *dimensions)
+    memory.check(agent_made, config, *dimensions, len(settings_of), where)
     record = {
         "format": records.FORMAT,
         "agent": agent,
@@ -94,7 +97,7 @@ def start(
         # Some episodes must have room between two fresh starts, else none would end.
         "reset_every": max(math.ceil(iterations / checkpoints), math.ceil(4 * episode / config.rollout)),
         "episodes": episodes,
-        "device": device_of(device, resolved_backend),
+        "device": where,
         "compiled": compiled_of(compiled),
         "config": dataclasses.asdict(config),
         **records.origin(),

@@ -2,17 +2,21 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 import envs
+from agents import AGENTS
 from ess_rl.contract import Step
 from ess_rl.errors import NonFiniteError, UsageError
-from experiments import figures, peers, quickstart, records, run
+from ess_rl.population import Population
+from experiments import figures, memory, peers, quickstart, records, run
 
 SMALL = {"num_envs": 4, "rollout": 64, "epochs": 1, "minibatch": 64, "hidden": (8,)}
 
@@ -133,3 +137,21 @@ def test_a_compiled_run_resumes_to_the_same_bits(tmp_path: Path, monkeypatch: py
     assert len(records.checkpoints(stopped)) > 2 and ends[0] == ends[1]
     scores = [records.read_json(folder / "result.json")["final_return"] for folder in (whole, stopped)]
     assert scores[0] == scores[1]
+
+
+def test_a_population_that_cannot_fit_is_refused_before_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Pendulum-v1, by hand: a step is 3 + 3 obs, 1 + 1 + 1 of action and behavior and a reward in float32 (40 bytes),
+    two flags and an int64: 50 bytes, twice; and 2 x 64 x 4 = 512 bytes of a layer. 16 x 8 steps: 78,336 bytes."""
+    config = AGENTS["p3o"].config(rollout=8)
+    agent = AGENTS["p3o"].agent(config, 3, 1)
+    state = sum(x.nbytes for x in tree_leaves(Population(agent, [0]).state))
+    assert memory.needed(agent, config, 3, 1, 5) == 5 * (78_336 + 2 * state)
+    monkeypatch.setattr(memory, "free", lambda device: 2**10)
+    with pytest.raises(UsageError, match=r"20 members of 4 environments x 64 steps need at least .* 0.0 GiB are free"):
+        start(tmp_path / "big", seeds=range(20))
+    assert not (tmp_path / "big").exists()
+
+
+def test_free_memory_is_known_on_linux():
+    if sys.platform == "linux":
+        assert 2**20 < (memory.free("cpu") or 0) < 2**50

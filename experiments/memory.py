@@ -1,0 +1,52 @@
+"""How much memory a run needs at the least, and how much there is: said before it starts, not when it dies."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_leaves
+
+from ess_rl.contract import Agent
+from ess_rl.errors import UsageError
+from ess_rl.population import Population
+from ess_rl.transitions import Transitions
+
+
+def needed(agent: Agent, config: Any, obs_dim: int, act_dim: int, members: int) -> int:
+    """Bytes that the tensors of a population hold at the same time, while it learns.
+
+    A lower bound: the replay and the rollout that was written into it, input and output of a hidden layer for all
+    their steps at once (`prepare` asks for their values), and the state twice, before and after an update. Libraries
+    and simulators come on top. Measured: 1,000 members on Pendulum-v1 took 3.9 GiB, of which this counts 2.6.
+    """
+    one = Transitions.empty((1,), obs_dim, act_dim, torch.device("meta"))
+    of_step = sum(x.nbytes for x in tree_leaves(one))
+    of_state = sum(x.nbytes for x in tree_leaves(Population(agent, [0]).state))
+    steps = config.rollout * config.num_envs
+    of_layer = 4 * max(config.hidden)  # float32
+    return members * (steps * (2 * of_step + 2 * of_layer) + 2 * of_state)
+
+
+def free(device: str) -> int | None:
+    """Bytes of memory that are free on a device, or None where the system does not tell."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    try:
+        found = re.search(r"^MemAvailable: +(\d+) kB$", Path("/proc/meminfo").read_text(), flags=re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
+
+
+def check(agent: Agent, config: Any, obs_dim: int, act_dim: int, members: int, device: str) -> None:
+    """Raises UsageError where a population cannot fit into the memory that is free."""
+    need, have = needed(agent, config, obs_dim, act_dim, members), free(device)
+    if have is not None and need > have:
+        raise UsageError(
+            f"{members:,} members of {config.num_envs} environments x {config.rollout} steps need at least "
+            f"{need / 2**30:,.1f} GiB on {device}, and {have / 2**30:,.1f} GiB are free: "
+            "take fewer seeds or values of a sweep, or a smaller --num-envs or --rollout"
+        )
