@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -14,46 +16,77 @@ from ess_rl.errors import NonFiniteError, UsageError
 
 
 def train(arguments: list[str]) -> None:
-    """Train an agent: ess-rl train AGENT --env ID [--seeds K ...]"""
+    """Train an agent, or a peer of another library: ess-rl train AGENT --env ID [--seeds K ...]"""
     from agents import AGENTS
-    from experiments import options, records, run
+    from experiments.peers import PEERS
 
+    known = [*AGENTS, *PEERS]
     if not arguments or arguments[0].startswith("-"):
         if "-h" not in arguments and "--help" not in arguments:
-            raise UsageError(f"name an agent: ess-rl train {{{','.join(AGENTS)}}} --env ID")
-        print(f"usage: ess-rl train {{{','.join(AGENTS)}}} --env ID [options]; 'ess-rl train p3o --help' shows them")
+            raise UsageError(f"name an agent: ess-rl train {{{','.join(known)}}} --env ID")
+        print(f"usage: ess-rl train {{{','.join(known)}}} --env ID [options]; 'ess-rl train p3o --help' shows them")
         return
-    name = _one_of("agent", arguments[0], AGENTS)
-    chosen = tyro.cli(options.of_agent(AGENTS[name].config), args=arguments[1:], prog=f"ess-rl train {name}")
+    name = _one_of("agent", arguments[0], known)
+    (_train_agent if name in AGENTS else _train_peer)(name, arguments[1:])
+
+
+def _train_agent(name: str, arguments: list[str]) -> None:
+    from agents import AGENTS
+    from experiments import options, run
+
+    chosen = tyro.cli(options.of_agent(AGENTS[name].config), args=arguments, prog=f"ess-rl train {name}")
     settings, sweep = options.split(AGENTS[name].config, chosen)
     folder = run.start(
         name,
         chosen.env,
         settings=settings,
         sweep=sweep,
-        seeds=range(chosen.seed0, chosen.seed0 + chosen.seeds),
-        steps=chosen.steps,
-        out=chosen.out or records.default_folder(name, chosen.env),
+        **_common(name, chosen),
         backend=chosen.backend,
         device=chosen.device,
         compiled=chosen.compile,
         checkpoints=chosen.checkpoints,
-        episodes=chosen.episodes,
-        overwrite=chosen.overwrite,
     )
     _finish(folder)
+
+
+def _train_peer(name: str, arguments: list[str]) -> None:
+    from experiments import options, peers
+
+    config = peers.PEERS[name].config
+    chosen = tyro.cli(options.of_peer(config), args=arguments, prog=f"ess-rl train {name}")
+    settings = {field.name: getattr(chosen, field.name) for field in dataclasses.fields(config)}
+    _finish(peers.start(name, chosen.env, settings=settings, **_common(name, chosen)), jobs=chosen.jobs)
+
+
+def _common(name: str, chosen: Any) -> dict[str, Any]:
+    """What `run.start` and `peers.start` are both asked."""
+    from experiments import records
+
+    return {
+        "seeds": range(chosen.seed0, chosen.seed0 + chosen.seeds),
+        "steps": chosen.steps,
+        "episodes": chosen.episodes,
+        "out": chosen.out or records.default_folder(name, chosen.env),
+        "overwrite": chosen.overwrite,
+    }
 
 
 def resume(arguments: list[str]) -> None:
     """Go on with a run that was stopped, bit for bit as if it had not been: ess-rl resume RUN"""
 
-    def command(run: tyro.conf.Positional[Path]) -> Path:
-        return run
+    def command(run: tyro.conf.Positional[Path], jobs: int | None = None) -> tuple[Path, int | None]:
+        """
+        Args:
+            run: the run folder.
+            jobs: of a peer, seeds at a time; default: one a core.
+        """
+        return run, jobs
 
-    folder = tyro.cli(command, args=arguments, prog="ess-rl resume", description=resume.__doc__)
+    folder, jobs = tyro.cli(command, args=arguments, prog="ess-rl resume", description=resume.__doc__)
     if (folder / "result.json").exists():
         print(f"{folder} is finished; its result:")
-    _finish(folder)
+    _finish(folder, jobs)
 
 
 def evaluate(arguments: list[str]) -> None:
@@ -135,14 +168,6 @@ def publish(arguments: list[str]) -> None:
     print(f"{out}: config.json, result.json, curves.csv")
 
 
-def peer(arguments: list[str]) -> None:
-    """Train Stable-Baselines3 PPO under the same evaluation and records: ess-rl peer --env ID [--seeds K ...]"""
-    from experiments import peers
-
-    folder = tyro.cli(peers.sb3_ppo, args=arguments, prog="ess-rl peer", description=peer.__doc__)
-    _print_result(folder)
-
-
 def throughput(arguments: list[str]) -> None:
     """Measure training speed against Stable-Baselines3 PPO in the same run: ess-rl throughput [--env ID ...]"""
     from experiments import throughput as module
@@ -168,10 +193,11 @@ def list_envs(arguments: list[str]) -> None:
 
 
 def list_agents(arguments: list[str]) -> None:
-    """The agents: ess-rl agents"""
+    """The agents, and their peers of other libraries: ess-rl agents"""
     from agents import AGENTS
+    from experiments.peers import PEERS
 
-    for name, entry in AGENTS.items():
+    for name, entry in [*AGENTS.items(), *PEERS.items()]:
         print(f"{name:8} {entry.description}")
 
 
@@ -183,7 +209,6 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "play": play,
     "compare": compare,
     "publish": publish,
-    "peer": peer,
     "throughput": throughput,
     "envs": list_envs,
     "agents": list_agents,
@@ -213,20 +238,20 @@ def main() -> None:
         sys.exit(_complain("stopped; the same command, or 'ess-rl resume RUN' for a run, goes on with it", 130))
 
 
-def _finish(folder: Path) -> None:
-    from experiments import run
+def _finish(folder: Path, jobs: int | None = None) -> None:
+    """Train what is left of a run of ours or of a peer, and print its result."""
+    from experiments import peers, records, report
 
-    run.carry_on(folder)
-    _print_result(folder)
+    if records.read_config(folder)["agent"] in peers.PEERS:
+        result = peers.carry_on(folder, jobs)
+    else:
+        from experiments import run
+
+        result = run.carry_on(folder)
+    print(report.summary(folder, result))
 
 
-def _print_result(folder: Path) -> None:
-    from experiments import records, report
-
-    print(report.summary(folder, records.read_json(folder / "result.json")))
-
-
-def _one_of(kind: str, name: str, known: dict) -> str:
+def _one_of(kind: str, name: str, known: Collection[str]) -> str:
     if name in known:
         return name
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or list(known)

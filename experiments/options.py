@@ -14,21 +14,37 @@ from ess_rl.errors import UsageError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """What every run is asked, whatever the agent."""
+class Options:
+    """What every run is asked, whoever trains."""
 
     env: str
     """the task, e.g. HalfCheetah-v5; 'ess-rl envs' lists them"""
     seeds: int = 1
-    """how many seeds, trained together"""
+    """how many seeds"""
     seed0: int = 0
     """the first of them"""
     steps: int = 1_000_000
     """env steps of each seed"""
+    episodes: int = 20
+    """of the final evaluation, for each member"""
     out: Path | None = None
     """the run folder; default: runs/AGENT-ENV"""
     overwrite: bool = False
     """replace the run that --out holds"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PeerOptions(Options):
+    """What a run of another library's algorithm is asked: each seed is a process of its own."""
+
+    jobs: int | None = None
+    """seeds at a time; default: one a core"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunOptions(Options):
+    """What a run of our own agents is asked: all seeds and settings are one program."""
+
     backend: Literal["auto", "torch", "envpool", "gymnasium"] = "auto"
     """what simulates; auto: the first of these that has the task and is installed"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -37,22 +53,30 @@ class RunOptions:
     """torch.compile; auto: on where a C++ compiler is found"""
     checkpoints: int = 10
     """at most how many, evenly spread; environments begin anew at each, so they lie at least 4 episodes apart"""
-    episodes: int = 20
-    """of the final evaluation, for each member"""
+
+
+def of_peer(config: type) -> type:
+    """A dataclass of all options of a peer."""
+    return _with_fields(config, PeerOptions, sweeps=False)
 
 
 def of_agent(config: type) -> type:
     """A dataclass of all options of an agent. Float fields take several values: each more is a branch of a sweep."""
+    return _with_fields(config, RunOptions, sweeps=True)
+
+
+def _with_fields(config: type, base: type, *, sweeps: bool) -> type:
     hints, help_texts = get_type_hints(config), remarks(config)
     made: list[Any] = []
     for field in dataclasses.fields(config):
         kind, default = hints[field.name], field.default
-        if kind is float:
+        swept = sweeps and kind is float
+        if swept:
             kind, default = tuple[float, ...], (default,)
-        help_ = help_texts[field.name] + ("; several values make a sweep" if hints[field.name] is float else "")
+        help_ = help_texts[field.name] + ("; several values make a sweep" if swept else "")
         argument = tyro.conf.arg(name=field.name.rstrip("_"), help=help_)
         made.append((field.name, Annotated[kind, argument], dataclasses.field(default=default)))
-    return dataclasses.make_dataclass("Options", made, bases=(RunOptions,), frozen=True, kw_only=True)
+    return dataclasses.make_dataclass("Options", made, bases=(base,), frozen=True, kw_only=True)
 
 
 def split(config: type, chosen: Any) -> tuple[dict[str, Any], dict[str, tuple[float, ...]]]:

@@ -1,18 +1,19 @@
-"""Stable-Baselines3 PPO under this suite's evaluation and records, as the reference beside our own PPO.
+"""Stable-Baselines3's PPO and SAC under this suite's evaluation and records, as references beside our own agents.
 
-Each seed is one process of its own with one thread, two or more at a time, and leaves one file when it is done; a
-killed run goes on with the seeds that are missing.
+Each seed is one process of its own with one thread, several at a time, and leaves one file when it is done. So a
+killed run goes on with the seeds that are missing, and a finished one takes more seeds.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import envs
 from ess_rl.errors import UsageError
@@ -20,109 +21,205 @@ from experiments import records
 from experiments.records import Record
 
 
-def sb3_ppo(
-    env: str,
-    seeds: int = 1,
-    seed0: int = 0,
-    steps: int = 1_000_000,
-    num_envs: int = 16,
-    rollout: int = 128,
-    epochs: int = 10,
-    minibatch: int = 64,
-    learning_rate: float = 3e-4,
-    log_std: float = 0.0,
+@dataclass(frozen=True)
+class PPOConfig:
+    """Defaults are those of `agents.ppo`."""
+
+    learning_rate: float = 3e-4  # of Adam, at the start; falls linearly to 0
+    discount: float = 0.99  # per control step
+    lambda_: float = 0.95  # of GAE
+    clip: float = 0.2  # how far the ratio may leave 1 before its sample stops pulling
+    log_std: float = -1.0  # of the initial policy; SB3's own default is 0
+    num_envs: int = 16  # environments of one seed
+    rollout: int = 128  # steps of each environment between updates
+    epochs: int = 10  # passes over those num_envs * rollout samples
+    minibatch: int = 64  # samples of one update
+
+
+@dataclass(frozen=True)
+class SACConfig:
+    """Defaults are those of SB3 and of the paper (Haarnoja et al. 2018, arXiv 1812.05905)."""
+
+    learning_rate: float = 3e-4  # of Adam, for policy, critics and temperature
+    discount: float = 0.99  # per control step
+    tau: float = 0.005  # share of the critics that enters their targets at each update
+    num_envs: int = 1  # environments of one seed; one update for each step of each
+    minibatch: int = 256  # samples of one update
+    buffer: int = 1_000_000  # transitions kept
+    learning_starts: int = 10_000  # random steps before the first update
+
+
+def ppo(env: str, seed: int, config: PPOConfig) -> tuple[Any, Any]:
+    """-> (SB3 PPO with an MlpPolicy, its environments under VecNormalize)"""
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.vec_env import VecNormalize
+
+    vector = VecNormalize(make_vec_env(env, config.num_envs, seed=seed), gamma=config.discount)
+    model = PPO(
+        "MlpPolicy",
+        vector,
+        n_steps=config.rollout,
+        n_epochs=config.epochs,
+        batch_size=config.minibatch,
+        gamma=config.discount,
+        gae_lambda=config.lambda_,
+        clip_range=config.clip,
+        learning_rate=lambda left: max(left, 0.0) * config.learning_rate,  # SB3 counts past the end
+        policy_kwargs={"log_std_init": config.log_std},
+        seed=seed,
+        device="cpu",
+    )
+    return model, vector
+
+
+def sac(env: str, seed: int, config: SACConfig) -> tuple[Any, Any]:
+    """-> (SB3 SAC with an MlpPolicy, its environments: neither observations nor rewards normalized)"""
+    from stable_baselines3 import SAC
+    from stable_baselines3.common.env_util import make_vec_env
+
+    vector = make_vec_env(env, config.num_envs, seed=seed)
+    model = SAC(
+        "MlpPolicy",
+        vector,
+        learning_rate=config.learning_rate,
+        gamma=config.discount,
+        tau=config.tau,
+        batch_size=config.minibatch,
+        buffer_size=config.buffer,
+        learning_starts=config.learning_starts,
+        gradient_steps=-1,  # as many as steps were taken
+        seed=seed,
+        device="cpu",
+    )
+    return model, vector
+
+
+class Peer(NamedTuple):
+    """One algorithm of another library."""
+
+    description: str
+    config: type
+    build: Callable[[str, int, Any], tuple[Any, Any]]  # env, seed, config -> (model, its environments)
+
+
+PEERS: dict[str, Peer] = {
+    "sb3-ppo": Peer("Stable-Baselines3's PPO, with PPO's numbers: the reference beside ours", PPOConfig, ppo),
+    "sb3-sac": Peer("Stable-Baselines3's SAC: off-policy with a critic, hours a seed", SACConfig, sac),
+}
+
+
+def start(
+    agent: str,
+    env_id: str,
+    *,
+    settings: Mapping[str, Any],
+    seeds: Sequence[int],
+    steps: int,
+    out: Path,
     episodes: int = 20,
-    jobs: int | None = None,
-    out: Path | None = None,
+    overwrite: bool = False,
 ) -> Path:
-    """Train SB3 PPO (MlpPolicy, VecNormalize, DummyVecEnv) with a linearly decayed learning rate.
+    """Check a configuration, make its folder and write config.json. -> the folder
+
+    A folder that holds the same run is taken as it is: with the same seeds or fewer, it goes on.
 
     Args:
-        env: a Gymnasium id.
-        seeds: how many, one after the other on each of the jobs.
-        seed0: the first of them.
-        steps: env steps of each seed.
-        num_envs: environments of a seed.
-        rollout: steps of each environment between updates.
-        epochs: passes over these samples.
-        minibatch: samples of one update.
-        learning_rate: at the start.
-        log_std: of the initial policy; SB3's own default is 0.
-        episodes: of the final evaluation (mean action, statistics frozen), apart from training.
-        jobs: seeds at a time; default: one a core.
-        out: the run folder; default: runs/sb3-ppo-ENV. If it holds this run unfinished or with fewer seeds, it goes on.
+        settings: fields of the peer's config that are not at their defaults.
+        steps: env steps of each seed; rounded up to whole iterations by SB3.
+        episodes: of the final evaluation of each seed (mean action, statistics frozen), apart from training.
+
+    Raises:
+        UsageError: anything in it cannot work, or `out` holds something else. Nothing has been written then.
     """
-    counts = {"seeds": seeds, "steps": steps, "num_envs": num_envs, "rollout": rollout, "epochs": epochs}
-    records.check_positive(
-        {**counts, "minibatch": minibatch, "episodes": episodes, "jobs": 1 if jobs is None else jobs}
-    )
-    envs.make(env, 1, backend="gymnasium").close()  # refuses what cannot be had, before a folder is made
-    out = out or records.default_folder("sb3-ppo", env)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    settings = {
-        "num_envs": num_envs, "rollout": rollout, "epochs": epochs, "minibatch": minibatch,
-        "learning_rate": learning_rate, "log_std": log_std,
+    config = PEERS[agent].config(**settings)
+    counts = {name: value for name, value in dataclasses.asdict(config).items() if isinstance(value, int)}
+    records.check_positive({"seeds": len(seeds), "steps": steps, "episodes": episodes, **counts})
+    envs.make(env_id, 1, backend="gymnasium").close()  # refuses what cannot be had, before a folder is made
+    record = {
+        "format": records.FORMAT, "agent": agent, "env": env_id, "backend": "gymnasium",
+        "seeds": list(seeds), "sweep": {}, "steps": steps, "episodes": episodes,
+        "device": "cpu", "compiled": False, "config": dataclasses.asdict(config), **records.origin(),
     }  # fmt: skip
-    config = {
-        "format": records.FORMAT, "agent": "sb3-ppo", "env": env, "backend": "gymnasium",
-        "seeds": list(range(seed0, seed0 + seeds)), "sweep": {}, "steps": steps, "episodes": episodes,
-        "device": "cpu", "compiled": False, "config": settings, **records.origin(),
-    }  # fmt: skip
-    if (out / "config.json").exists():
+    if not overwrite and (out / "config.json").exists():
         before = records.read_config(out)
         for name in ("agent", "env", "steps", "episodes", "config"):
-            if before[name] != config[name]:
+            if before[name] != record[name]:
                 raise UsageError(f"--out {out} holds another run: its {name!r} is {before[name]}: choose another place")
-        if not set(before["seeds"]) <= set(config["seeds"]):
+        if not set(before["seeds"]) <= set(record["seeds"]):
             raise UsageError(
                 f"--out {out} holds seeds {before['seeds']}, which are not all asked for: ask for them too"
             )
-        if before["seeds"] != config["seeds"]:
+        if before["seeds"] != record["seeds"]:
             (out / "result.json").unlink(missing_ok=True)  # of fewer seeds; made anew from the seeds' own files
     else:
-        records.prepare_folder(out, overwrite=False)
-    records.write_json(out / "config.json", config)
-    missing = [seed for seed in config["seeds"] if not (out / f"seed-{seed}.json").exists()]
-    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    with ProcessPoolExecutor(max_workers=jobs or cores, mp_context=context) as pool:
-        waiting = {pool.submit(train_one, env, seed, steps, episodes, settings): seed for seed in missing}
-        for done in as_completed(waiting):
-            records.write_json(out / f"seed-{waiting[done]}.json", done.result())
-            print(f"sb3-ppo {env} seed {waiting[done]}: final return {done.result()['final_return']:.1f}", flush=True)
-    parts = [records.read_json(out / f"seed-{seed}.json") for seed in config["seeds"]]
-    result = {
-        **{
-            name: config[name] for name in ("format", "agent", "env", "backend", "seeds", "sweep", "device", "compiled")
-        },
-        "env_steps": parts[0]["env_steps"],
-        "final_return": [part["final_return"] for part in parts],
-        "training_return": [part["training_return"] for part in parts],
-        "episodes": episodes,
-        # Of one process on one thread, as a rule with others beside it: `ess-rl throughput` is the fair measure.
-        "steps_per_second": sum(part["env_steps"] / part["training_seconds"] for part in parts) / len(parts),
-        "peak_memory_mib": max(part["peak_memory_mib"] for part in parts),
-        **records.origin(),
-    }
-    records.write_json(out / "result.json", result)
+        records.prepare_folder(out, overwrite=overwrite)
+    records.write_json(out / "config.json", record)
     return out
 
 
-def train_one(env: str, seed: int, steps: int, episodes: int, settings: Record, threads: int = 1) -> Record:
+def carry_on(run: Path, jobs: int | None = None) -> Record:
+    """Train the seeds that are missing, `jobs` at a time (default: one a core), and write the result. -> the result"""
+    if jobs is not None:
+        records.check_positive({"jobs": jobs})
+    with records.alone(run):
+        config = records.read_config(run)
+        if (run / "result.json").exists():
+            return records.read_json(run / "result.json")
+        missing = [seed for seed in config["seeds"] if not (run / f"seed-{seed}.json").exists()]
+        _train(run, config, missing, jobs or records.available_cores())
+        parts = [records.read_json(run / f"seed-{seed}.json") for seed in config["seeds"]]
+        kept = ("format", "agent", "env", "backend", "seeds", "sweep", "device", "compiled")
+        result = {
+            **{name: config[name] for name in kept},
+            "env_steps": parts[0]["env_steps"],
+            "final_return": [part["final_return"] for part in parts],
+            "training_return": [part["training_return"] for part in parts],
+            "episodes": config["episodes"],
+            # Of one process on one thread, as a rule beside others: `ess-rl throughput` is the fair measure.
+            "steps_per_second": sum(part["env_steps"] / part["training_seconds"] for part in parts) / len(parts),
+            "peak_memory_mib": max(part["peak_memory_mib"] for part in parts),
+            **records.origin(),
+        }
+        records.write_json(run / "result.json", result)
+        return result
+
+
+def _train(run: Path, config: Record, seeds: Sequence[int], jobs: int) -> None:
+    print(f"{config['agent']} on {config['env']}: {len(seeds)} seeds to train, {jobs} at a time", flush=True)
+    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    with ProcessPoolExecutor(max_workers=jobs, mp_context=context) as pool:
+        waiting = {pool.submit(train_one, config, seed): seed for seed in seeds}
+        try:
+            for done in as_completed(waiting):
+                records.write_json(run / f"seed-{waiting[done]}.json", done.result())
+                print(f"seed {waiting[done]}: final return {done.result()['final_return']:.1f}", flush=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # the seeds that wait would only delay the news
+            raise
+
+
+def train_one(config: Record, seed: int) -> Record:
     """Train and evaluate one seed in this process."""
     import numpy as np
     import torch
     from stable_baselines3.common.evaluation import evaluate_policy
+    from stable_baselines3.common.vec_env import VecNormalize
 
-    torch.set_num_threads(threads)
-    model, normalized = build(env, seed, settings)
+    torch.set_num_threads(1)
+    peer, steps = PEERS[config["agent"]], config["steps"]
+    model, environments = peer.build(config["env"], seed, peer.config(**config["config"]))
     late: list[float] = []  # returns of the episodes that ended in the last tenth of training
     began = time.perf_counter()
     model.learn(steps, callback=_collect_late(late, steps))
     seconds = time.perf_counter() - began
-    normalized.training = normalized.norm_reward = False
-    normalized.seed(10_000 + seed)
+    if isinstance(environments, VecNormalize):
+        environments.training = environments.norm_reward = False
+    environments.seed(10_000 + seed)
     # The Monitor inside the environments gives raw returns; SB3 spreads the episodes evenly over the environments.
-    returns, _ = evaluate_policy(model, normalized, episodes, deterministic=True, return_episode_rewards=True)
+    returns, _ = evaluate_policy(
+        model, environments, config["episodes"], deterministic=True, return_episode_rewards=True
+    )
     return {
         "seed": seed,
         "env_steps": model.num_timesteps,
@@ -131,28 +228,6 @@ def train_one(env: str, seed: int, steps: int, episodes: int, settings: Record, 
         "training_seconds": seconds,
         "peak_memory_mib": records.peak_memory_mib(),
     }
-
-
-def build(env: str, seed: int, settings: Record) -> tuple[Any, Any]:
-    """-> (SB3 PPO, its VecNormalize)"""
-    from stable_baselines3 import PPO
-    from stable_baselines3.common.env_util import make_vec_env
-    from stable_baselines3.common.vec_env import VecNormalize
-
-    vector = VecNormalize(make_vec_env(env, settings["num_envs"], seed=seed))
-    start = settings["learning_rate"]
-    model = PPO(
-        "MlpPolicy",
-        vector,
-        n_steps=settings["rollout"],
-        n_epochs=settings["epochs"],
-        batch_size=settings["minibatch"],
-        learning_rate=lambda left: max(left, 0.0) * start,  # SB3 counts past the end
-        policy_kwargs={"log_std_init": settings["log_std"]},
-        seed=seed,
-        device="cpu",
-    )
-    return model, vector
 
 
 def _collect_late(late: list[float], steps: int) -> Callable[[dict[str, Any], dict[str, Any]], bool]:

@@ -9,7 +9,6 @@ what a loop without overlap could reach at most.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -69,7 +68,7 @@ def measure(
     found: dict[str, Record] = {}
     if peers:
         # With one thread of torch and with all: a peer gets the better of the two.
-        threads = sorted({1, os.cpu_count() or 1})
+        threads = sorted({1, records.available_cores()})
         rivals = {"eager loop, 1 seed": _eager}
         if "gymnasium" in envs.backends_of(env):
             rivals = {"sb3-ppo, 1 seed": _sb3, **rivals}
@@ -235,7 +234,7 @@ def _sb3(env_id: str, shape: Record, seconds: float, threads: int) -> Record:
     from experiments import peers
 
     torch.set_num_threads(threads)
-    model, _ = peers.build(env_id, 0, {**shape, "learning_rate": 3e-4, "log_std": 0.0})
+    model, _ = peers.ppo(env_id, 0, peers.PPOConfig(**shape))
     one = shape["num_envs"] * shape["rollout"]
     model.learn(one)
 

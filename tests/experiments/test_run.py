@@ -92,30 +92,36 @@ def test_quickstart_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert word in printed
 
 
-def test_the_peer_leaves_the_same_records_and_goes_on_where_it_was(tmp_path: Path) -> None:
-    arguments: dict[str, Any] = {
-        "seeds": 2,
-        "steps": 1024,
-        "num_envs": 2,
-        "episodes": 2,
-        "jobs": 2,
-        "out": tmp_path / "sb3",
-    }
-    folder = peers.sb3_ppo("Pendulum-v1", **arguments)
-    result = records.read_json(folder / "result.json")
+def train_peer(out: Path, agent: str = "sb3-ppo", **changes: Any) -> dict[str, Any]:
+    settings = changes.pop("settings", {"num_envs": 2})
+    options: dict[str, Any] = {"seeds": range(2), "steps": 1024, "episodes": 2}
+    return peers.carry_on(peers.start(agent, "Pendulum-v1", settings=settings, out=out, **options | changes))
+
+
+def test_a_peer_leaves_the_same_records_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    out = tmp_path / "sb3"
+    result = train_peer(out)
     assert result["agent"] == "sb3-ppo" and len(result["final_return"]) == 2 and result["env_steps"] == 1024
     assert all(-2000 < score < 0 for score in result["final_return"])
-    kept = folder / "seed-0.json"
+    kept = out / "seed-0.json"
     kept.write_text(json.dumps({**records.read_json(kept), "final_return": -7.0}))
-    peers.sb3_ppo("Pendulum-v1", **arguments)
-    assert records.read_json(folder / "result.json")["final_return"][0] == -7.0  # not trained again
+    (out / "result.json").unlink()
+    assert peers.carry_on(out)["final_return"][0] == -7.0  # not trained again
     with pytest.raises(UsageError, match="another run: its 'steps' is 1024"):
-        peers.sb3_ppo("Pendulum-v1", **{**arguments, "steps": 2048})
+        train_peer(out, steps=2048)
     with pytest.raises(UsageError, match=r"holds seeds \[0, 1\], which are not all asked for"):
-        peers.sb3_ppo("Pendulum-v1", **{**arguments, "seed0": 1})
-    peers.sb3_ppo("Pendulum-v1", **{**arguments, "seeds": 3})
-    result = records.read_json(folder / "result.json")
+        train_peer(out, seeds=range(1, 3))
+    result = train_peer(out, seeds=range(3))
     assert result["seeds"] == [0, 1, 2] and result["final_return"][0] == -7.0
+
+
+def test_sac_is_a_peer_too(tmp_path: Path) -> None:
+    settings = {"learning_starts": 100, "buffer": 1000, "minibatch": 16}
+    result = train_peer(tmp_path / "sac", "sb3-sac", settings=settings, seeds=range(1), steps=300)
+    assert result["agent"] == "sb3-sac" and -2000 < result["final_return"][0] < 0
+    with pytest.raises(UsageError, match=r"--buffer 0: must be at least 1"):
+        train_peer(tmp_path / "no", "sb3-sac", settings={"buffer": 0})
+    assert not (tmp_path / "no").exists()
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
