@@ -168,6 +168,25 @@ def publish(arguments: list[str]) -> None:
     print(f"{out}: config.json, result.json, curves.csv")
 
 
+def benchmark(arguments: list[str]) -> None:
+    """Run a suite of agents and tasks, or what is missing of it: ess-rl benchmark SUITE [--out DIR --jobs K]"""
+    from experiments import benchmark as module
+
+    def command(suite: tyro.conf.Positional[str], out: Path | None = None, jobs: int = 1) -> list[str]:
+        """
+        Args:
+            suite: smoke, classic or mujoco; experiments/suites.py says what is in them.
+            out: where its run folders are; default: runs/SUITE.
+            jobs: run sets at a time; each gets its share of the cores.
+        """
+        return module.benchmark(suite, out, jobs)
+
+    failed = tyro.cli(command, args=arguments, prog="ess-rl benchmark", description=benchmark.__doc__)
+    if failed:
+        print("failed:", *failed, sep="\n  ", file=sys.stderr)
+        sys.exit(1)
+
+
 def throughput(arguments: list[str]) -> None:
     """Measure training speed against Stable-Baselines3 PPO in the same run: ess-rl throughput [--env ID ...]"""
     from experiments import throughput as module
@@ -207,6 +226,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "resume": resume,
     "evaluate": evaluate,
     "play": play,
+    "benchmark": benchmark,
     "compare": compare,
     "publish": publish,
     "throughput": throughput,
@@ -232,6 +252,9 @@ def main() -> None:
         sys.exit(_complain(error, 2))
     except NonFiniteError as error:
         sys.exit(_complain(error, 3))
+    except BrokenPipeError:  # who reads our output has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:  # no such place, no permission, disk full
         sys.exit(_complain(f"{error.filename or 'a file'}: {error.strerror or error}", 2))
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Progress of a run: a live line in a terminal, plain lines elsewhere."""
+"""Progress: a live line in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -11,44 +11,68 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-_PLAIN_EVERY = 0.1  # of the run, between two plain lines
+_PLAIN_EVERY = 0.1  # of the whole, between two plain lines
+
+
+class Line:
+    """One line that says how far something is: rewritten in a terminal, printed now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self._plain_next = 0.0
+        console = Console()
+        self._live = Live(console=console, refresh_per_second=4, transient=False) if console.is_terminal else None
+
+    def __enter__(self) -> Line:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def show(self, done: float, text: str) -> None:
+        """Show `text`, at `done` of the whole, from 0 to 1."""
+        if self._live:
+            self._live.update(Text(text, no_wrap=True))
+        elif done >= self._plain_next or (done == 1.0 and self._plain_next <= 1.0):
+            print(text, flush=True)
+            self._plain_next = done + _PLAIN_EVERY if done < 1.0 else 2.0
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        if self._live:
+            self._live.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, flush=True)
 
 
 class Display:
-    """Shows steps, steps/s, return, ESS and the time left. `update` takes the rows of metrics.jsonl."""
+    """Shows steps, steps/s, return, ESS and the time left of a run. `update` takes the rows of metrics.jsonl."""
 
     def __init__(self, config: dict[str, Any], iteration: int = 0):
         self.label = f"{config['agent']} {config['env']}"
         self.iterations, self.members = config["iterations"], len(config["seeds"])
         self.first, self.began = iteration, time.monotonic()
         self.returns: deque[tuple[float, int]] = deque(maxlen=20)
-        self.plain_next = 0.0
-        console = Console()
-        self.live = Live(console=console, refresh_per_second=4, transient=False) if console.is_terminal else None
+        self.line = Line()
 
     def __enter__(self) -> Display:
-        if self.live:
-            self.live.start()
+        self.line.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.live:
-            self.live.stop()
+        self.line.__exit__(kind, error, trace)
 
     def update(self, row: dict[str, Any]) -> None:
         self.returns.append((sum(row["return_sum"]), sum(row["episodes"])))
-        line = self._line(row)
-        if self.live:
-            self.live.update(Text(line, no_wrap=True))
-            return
-        done = row["iteration"] / self.iterations
-        if done >= self.plain_next or done == 1.0:
-            print(line, flush=True)
-            self.plain_next = done + _PLAIN_EVERY
+        self.line.show(row["iteration"] / self.iterations, self._text(row))
 
-    def _line(self, row: dict[str, Any]) -> str:
+    def _text(self, row: dict[str, Any]) -> str:
         elapsed = time.monotonic() - self.began
         here = row["iteration"] - self.first
         rate = row["env_steps"] / row["iteration"] * here * self.members / elapsed
@@ -58,10 +82,11 @@ class Display:
         ess = f"{sum(row['ess']) / self.members:.3f}" if "ess" in row else "  -  "
         return (
             f"{self.label}  {100 * row['iteration'] / self.iterations:3.0f} %  {row['env_steps']:>9,} steps  "
-            f"{rate:>7,.0f} steps/s  return {score}  ESS {ess}  {_clock(left)} left"
+            f"{rate:>7,.0f} steps/s  return {score}  ESS {ess}  {clock(left)} left"
         )
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """3:07 or 2:03:07."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"

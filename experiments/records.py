@@ -94,6 +94,21 @@ def read_metrics(run: Path) -> list[Record]:
     return rows
 
 
+def last_metrics(run: Path) -> Record | None:
+    """The last whole line of metrics.jsonl, without reading the others; None if there is none."""
+    try:
+        with open(run / "metrics.jsonl", "rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            for size in (2**14, end):  # a line is a few KiB; a population may be large
+                file.seek(max(0, end - size))
+                lines = file.read().split(b"\n")[:-1]  # what follows the last end of a line is not whole
+                if len(lines) > 1 or (lines and size >= end):
+                    return json.loads(lines[-1])
+    except (FileNotFoundError, json.JSONDecodeError):
+        pass
+    return None
+
+
 def append_line(file: TextIO, row: Record) -> None:
     """One line more, at once on its way to the disk."""
     file.write(json.dumps(row, allow_nan=False) + "\n")

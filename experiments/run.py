@@ -31,7 +31,19 @@ from experiments.display import Display
 from experiments.records import Record
 
 
-def start(
+def start(agent: str, env_id: str, *, out: Path, overwrite: bool = False, **arguments: Any) -> Path:
+    """Check a configuration (see `plan`), make its folder and write config.json. -> the folder
+
+    Raises:
+        UsageError: anything in it cannot work, or `out` holds something else. Nothing has been written then.
+    """
+    record = plan(agent, env_id, **arguments)
+    records.prepare_folder(out, overwrite=overwrite)
+    records.write_json(out / "config.json", record)
+    return out
+
+
+def plan(
     agent: str,
     env_id: str,
     *,
@@ -39,15 +51,13 @@ def start(
     sweep: Mapping[str, Sequence[float]],
     seeds: Sequence[int],
     steps: int,
-    out: Path,
     backend: str = "auto",
     device: str = "auto",
     compiled: str = "auto",
     checkpoints: int = 10,
     episodes: int = 20,
-    overwrite: bool = False,
-) -> Path:
-    """Check a configuration, make its folder and write config.json. -> the folder
+) -> Record:
+    """Check a configuration. -> what config.json will hold
 
     Args:
         settings: fields of the agent's Config that are not at their defaults.
@@ -59,7 +69,7 @@ def start(
         episodes: of the final evaluation, for each member.
 
     Raises:
-        UsageError: anything in it cannot work. Nothing has been written then.
+        UsageError: anything in it cannot work.
     """
     config = AGENTS[agent].config(**settings)
     records.check_positive({"steps": steps, "checkpoints": checkpoints, "episodes": episodes, "seeds": len(seeds)})
@@ -85,7 +95,7 @@ def start(
     where = device_of(device, resolved_backend)
     agent_made = AGENTS[agent].agent(config, *dimensions)
     memory.check(agent_made, config, *dimensions, len(settings_of), where)
-    record = {
+    return {
         "format": records.FORMAT,
         "agent": agent,
         "env": env_id,
@@ -102,9 +112,6 @@ def start(
         "config": dataclasses.asdict(config),
         **records.origin(),
     }
-    records.prepare_folder(out, overwrite=overwrite)
-    records.write_json(out / "config.json", record)
-    return out
 
 
 def carry_on(run: Path) -> Record:

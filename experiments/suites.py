@@ -1,0 +1,84 @@
+"""Suites of runs, as data. `ess-rl benchmark SUITE` trains what is missing of one; `experiments.benchmark` says how."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from experiments import records
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run set: an agent on a task, all its seeds and settings as one program."""
+
+    agent: str  # one of AGENTS or PEERS
+    env: str
+    steps: int = 1_000_000  # env steps of each seed
+    seeds: Sequence[int] = range(10)
+    settings: Mapping[str, Any] = field(default_factory=dict)  # fields of the agent's Config that differ
+    sweep: Mapping[str, Sequence[float]] = field(default_factory=dict)  # fields with several values
+    options: Mapping[str, Any] = field(default_factory=dict)  # of `run.plan`: episodes, compiled, backend ...
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return records.default_folder(self.agent, self.env).name
+
+    @property
+    def members(self) -> int:
+        """Agents in it."""
+        count = len(self.seeds)
+        for values in self.sweep.values():
+            count *= len(values)
+        return count
+
+
+CLIPS = (0.1, 0.2, 0.3, 0.4)
+
+# In the order in which they are run: cheap and telling ones first.
+MUJOCO = (
+    "HalfCheetah-v5",
+    "Hopper-v5",
+    "Walker2d-v5",
+    "Swimmer-v5",
+    "Reacher-v5",
+    "InvertedDoublePendulum-v5",
+    "InvertedPendulum-v5",
+    "Pusher-v5",
+    "Ant-v5",
+    "Humanoid-v5",
+)
+CLASSIC = (
+    "Pendulum-v1",
+    "InvertedPendulum-v5",
+    "MountainCarContinuous-v0",
+    "ess/CartPole-v0",
+    "ess/CartPoleSwingUp-v0",
+    "ess/Acrobot-v0",
+    "ess/TwoLinkArm-v0",
+    "ess/LQR-v0",
+)
+_SMALL = {"num_envs": 4, "rollout": 64, "epochs": 2, "minibatch": 64, "hidden": (8, 8)}
+_SMOKE: Any = {
+    "steps": 4_096,
+    "seeds": range(3),
+    "settings": _SMALL,
+    "options": {"episodes": 2, "compiled": "off", "checkpoints": 2},
+}
+
+SUITES: dict[str, tuple[Job, ...]] = {
+    # Half a minute: does the whole chain work?
+    "smoke": tuple(Job(agent, env, **_SMOKE) for env in ("Pendulum-v1", "ess/LQR-v0") for agent in ("p3o", "ppo")),
+    # Minutes a task.
+    "classic": tuple(Job(agent, env, steps=300_000) for env in CLASSIC for agent in ("p3o", "ppo")),
+    # P3O with one configuration against PPO with four clip ranges: 500 M env steps, 7 to 8 hours on two cores; and
+    # Stable-Baselines3's PPO on the three tasks that everybody reports, an hour each.
+    "mujoco": tuple(
+        job
+        for env in MUJOCO
+        for job in (Job("p3o", env), Job("ppo", env, sweep={"clip": CLIPS}), Job("sb3-ppo", env))
+        if job.agent != "sb3-ppo" or env in MUJOCO[:3]
+    ),
+}

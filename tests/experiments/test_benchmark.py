@@ -1,0 +1,110 @@
+"""Suites: run once, gone on with, and what they do with a job that fails."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import envs
+from agents import AGENTS
+from ess_rl.errors import UsageError
+from experiments import benchmark, records, run, suites
+from experiments.peers import PEERS
+from experiments.suites import SUITES, Job
+
+TINY: dict[str, Any] = {
+    "steps": 512,
+    "seeds": range(2),
+    "settings": {"num_envs": 2, "rollout": 64, "epochs": 1, "minibatch": 64, "hidden": (4,)},
+    "options": {"episodes": 1, "compiled": "off"},
+}
+
+
+@pytest.fixture
+def suite(monkeypatch: pytest.MonkeyPatch) -> str:
+    jobs = (
+        Job("p3o", "Pendulum-v1", **TINY),
+        Job("ppo", "NoSuchTask-v0", **TINY),
+        Job("ppo", "Pendulum-v1", **TINY, sweep={"clip": (0.1, 0.2)}),
+        Job("sb3-ppo", "Pendulum-v1", steps=64, seeds=range(1), settings={"num_envs": 2, "rollout": 32}),
+    )
+    monkeypatch.setitem(suites.SUITES, "tiny", jobs)
+    return "tiny"
+
+
+@pytest.mark.parametrize("name", sorted(SUITES))
+def test_every_job_of_a_suite_can_be_planned(name: str):
+    for job in SUITES[name]:
+        if job.agent in AGENTS:
+            made = run.plan(
+                job.agent, job.env, settings=job.settings, sweep=job.sweep,
+                seeds=job.seeds, steps=job.steps, **job.options,
+            )  # fmt: skip
+            assert len(made["seeds"]) == job.members
+        else:
+            assert job.agent in PEERS and "gymnasium" in envs.backends_of(job.env)
+    assert len({job.name for job in SUITES[name]}) == len(SUITES[name])
+
+
+def test_a_suite_runs_what_is_missing_and_names_what_failed(
+    suite: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    failed = benchmark.benchmark(suite, tmp_path / "out", jobs=2)
+    assert len(failed) == 1 and failed[0].startswith("ppo-NoSuchTask-v0: ")
+    printed = capsys.readouterr().out
+    assert "tiny: 4 jobs, 3 to run" in printed and "| ppo clip 0.2" in printed and "| sb3-ppo" in printed
+    result = tmp_path / "out" / "p3o-Pendulum-v1" / "result.json"
+    made = result.stat().st_mtime_ns
+    (tmp_path / "out" / "ppo-Pendulum-v1" / "result.json").unlink()  # as if stopped before its evaluation
+    assert benchmark.benchmark(suite, tmp_path / "out") == failed
+    assert "4 jobs, 1 to run" in capsys.readouterr().out
+    assert result.stat().st_mtime_ns == made
+
+
+def test_a_run_that_dies_does_not_stop_the_others(suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    out = tmp_path / "out"
+    (out / "p3o-Pendulum-v1").mkdir(parents=True)
+    record = run.plan("p3o", "Pendulum-v1", sweep={}, **{k: v for k, v in TINY.items() if k != "options"},
+                      **TINY["options"])  # fmt: skip
+    records.write_json(out / "p3o-Pendulum-v1" / "config.json", record)
+    (out / "p3o-Pendulum-v1" / "checkpoints").mkdir()
+    (out / "p3o-Pendulum-v1" / "checkpoints" / "000000128.safetensors").write_bytes(b"cut short")
+    failed = benchmark.benchmark(suite, out)
+    assert [line.split(":")[0] for line in failed] == ["ppo-NoSuchTask-v0", "p3o-Pendulum-v1"]
+    assert "000000128.safetensors" in failed[1] and "exit status 2" in failed[1]
+    assert (out / "ppo-Pendulum-v1" / "result.json").exists()
+
+
+def test_a_place_that_holds_another_run_is_refused(suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run.start("p3o", "Pendulum-v1", sweep={}, out=tmp_path / "p3o-Pendulum-v1", settings=TINY["settings"],
+              seeds=range(5), steps=512, **TINY["options"])  # fmt: skip
+    monkeypatch.setitem(suites.SUITES, "tiny", suites.SUITES["tiny"][:1])
+    (line,) = benchmark.benchmark(suite, tmp_path)
+    assert "holds another run: its 'seeds' is [0, 1, 2, 3, 4]" in line
+    with pytest.raises(UsageError, match="unknown suite 'no': choose one of smoke, classic, mujoco"):
+        benchmark.benchmark("no", tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the runs outlive a killed benchmark")
+def test_a_killed_benchmark_goes_on_where_it_was(tmp_path: Path):
+    words = [sys.executable, "-m", "experiments", "benchmark", "smoke", "--out", str(tmp_path), "--jobs", "2"]
+    root = str(Path(__file__).parents[2])
+    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL)
+    first = tmp_path / "ppo-Pendulum-v1"
+    deadline = time.monotonic() + 120
+    while records.last_metrics(first) is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(1.0)
+    with records.alone(first):  # the run has ended with the benchmark
+        assert not (first / "result.json").exists()
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("*/result.json"))) == 4
