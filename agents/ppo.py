@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.func import grad
 
 from ess_rl import normalizer
-from ess_rl.contract import Metrics, State, Tree
+from ess_rl.contract import Draw, Metrics, State, Tree
 from ess_rl.gaussian import Gaussian, kl
 from ess_rl.networks import policy, policy_init, value, value_init
 from ess_rl.objectives import ppo_clip
 from ess_rl.optim import adam_init, adam_step, clip_by_global_norm
 from ess_rl.random import fold_in
-from ess_rl.returns import gae
+from ess_rl.returns import Correction, corrected
 from ess_rl.transitions import Transitions
 
 
@@ -35,6 +35,9 @@ class Config:
     value_coef: float = 0.5  # weight of the value loss; it shares only the gradient clip with the policy
     entropy_coef: float = 0.0  # weight of an entropy bonus
     max_grad_norm: float = 0.5  # joint norm of all gradients
+    replay: int = 0  # older rollouts that an iteration learns from, beside the fresh one
+    draw: Draw = "uniform"  # how often each rollout is drawn from: uniform, recency: 1 / (1 + age), ess: its ESS
+    correction: Correction = "none"  # of the returns of older data: none, vtrace, retrace, ess
     log_std: float = -1.0  # of the initial policy, in every action dimension, in units of [-1, 1]
     hidden: tuple[int, ...] = (64, 64)  # tanh units of policy and value, which share nothing
     num_envs: int = 16  # environments of one agent
@@ -70,7 +73,11 @@ class PPO:
         hyper, params = state["hyper"], state["params"]
         obs = normalizer.standardize(state["obs_stats"], rollout.obs)
         next_obs = normalizer.standardize(state["obs_stats"], rollout.next_obs)
-        advantage, value_target = gae(
+        b = Gaussian(rollout.behavior_mean, rollout.behavior_log_std)
+        log_ratio = policy(params["policy"], obs).log_prob(rollout.action) - b.log_prob(rollout.action)
+        advantage, value_target = corrected(
+            self.config.correction,
+            log_ratio,
             normalizer.scale_reward(state["return_scale"], rollout.reward),
             value(params["value"], obs),
             value(params["value"], next_obs),
@@ -86,6 +93,7 @@ class PPO:
             "behavior_log_std": rollout.behavior_log_std,
             "advantage": advantage,
             "value_target": value_target,
+            "log_ratio": log_ratio,
         }
         return {name: x.flatten(0, 1) for name, x in samples.items()}
 

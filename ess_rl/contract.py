@@ -3,7 +3,7 @@
 Letters: P members of a population, N environments of one member, B environments in all (B = P * N).
 """
 
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from ess_rl.gaussian import Gaussian
 from ess_rl.transitions import Transitions
 
 Tree = Any  # nested dictionaries with tensors at the leaves
+Draw = Literal["uniform", "recency", "ess"]
 State = dict[str, Tree]  # all that an agent knows: parameters, optimizer, statistics, hyperparameters
 Metrics = dict[str, Tensor]  # 0-dim tensors, left on their device until somebody logs
 
@@ -74,6 +75,10 @@ class AgentConfig(Protocol):
     def epochs(self) -> int: ...  # passes over the data of an iteration
     @property
     def minibatch(self) -> int: ...  # samples of one update
+    @property
+    def replay(self) -> int: ...  # older rollouts that an iteration learns from, beside the fresh one
+    @property
+    def draw(self) -> Draw: ...  # how often older rollouts are drawn from
 
 
 class Agent(Protocol):
@@ -95,7 +100,11 @@ class Agent(Protocol):
         ...
 
     def prepare(self, state: State, rollout: Transitions) -> dict[str, Tensor]:
-        """Once an iteration, before its updates: transitions [T, N] to flat samples [T * N, ...] with targets."""
+        """Once an iteration, before its updates: transitions [T, N] to flat samples [T * N, ...] with targets.
+
+        Among them "log_ratio" [T * N]: log density of the present policy less that of the behavior, at the action.
+        With replay this is called for each rollout, fresh or old, alone.
+        """
         ...
 
     def update(self, state: State, batch: dict[str, Tensor]) -> tuple[State, Metrics]:

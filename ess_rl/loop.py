@@ -17,6 +17,7 @@ from torch import Tensor
 from ess_rl import random
 from ess_rl.contract import AgentConfig, Metrics, VectorEnv
 from ess_rl.errors import NonFiniteError, UsageError
+from ess_rl.ess import effective_sample_size
 from ess_rl.population import Population
 from ess_rl.replay import Replay
 from ess_rl.returns import reverse_recurrence
@@ -33,7 +34,9 @@ class Progress:
 
     iteration: int  # iterations done, this one included
     env_steps: int  # steps of each member's environments together, from the start of the run
-    metrics: dict[str, Tensor]  # of the agent's updates: mean over the iteration; `ess_first`: of its first minibatch
+    # Of the agent's updates, mean over the iteration. Before them: `ess_first`, the effective sample size of the fresh
+    # rollout, which is 1; `ess_age_K`, that of the rollout K iterations older.
+    metrics: dict[str, Tensor]
     episodes: Tensor  # int64: episodes that ended in this iteration
     return_sum: Tensor  # float64: sum of their undiscounted raw returns
     seconds: dict[str, float] = field(default_factory=dict)  # of collect, targets, update
@@ -85,6 +88,8 @@ def train(
             at its last step, and not among the episodes that ended. `start` must be a multiple of it.
     """
     config = population.agent.config
+    if replay.capacity < (1 + config.replay) * config.rollout:
+        raise ValueError(f"a replay of {replay.capacity} steps cannot hold {1 + config.replay} rollouts")
     if start % reset_every and start < iterations:
         raise ValueError(f"start={start} is not a multiple of reset_every={reset_every}")
     check_minibatch(config)
@@ -104,22 +109,25 @@ def train(
         if (iteration + 1) % reset_every == 0:
             rollout.truncated[-1] |= ~rollout.terminated[-1]
         replay.add(rollout)
-        fresh = replay.latest(config.rollout)
+        fresh, *older = replay.rollouts(config.rollout, 1 + config.replay)
         clock.append(time.perf_counter())
         metrics: list[Metrics] = []
+        by_age: dict[str, Tensor] = {}
         if iteration > 0:
-            data = population.prepare(fresh)
+            data, ess = prepare(population, [fresh, *older])
+            by_age = {f"ess_age_{age}" if age else "ess_first": ess[:, age].cpu() for age in range(len(older) + 1)}
             clock.append(time.perf_counter())
             seeds = random.fold_in(random.fold_in(population.seed, _ORDER), iteration)
             for epoch in range(config.epochs):
-                order = random.permutation(random.fold_in(seeds, epoch), samples)  # [P, samples]
+                order = _order(random.fold_in(seeds, epoch), config, ess)  # [P, samples]
                 order = order.unflatten(1, (-1, config.minibatch)).transpose(0, 1).contiguous()
                 metrics += population.updates(data, order)
         else:
             clock.append(time.perf_counter())
         population.observe(fresh)
-        summary = _summary(metrics)
+        summary = _summary(metrics) | by_age
         _check_metrics(env, population, f"in the updates of iteration {iteration + 1}", summary)
+        _check_recorded(summary)
         clock.append(time.perf_counter())
         yield Progress(
             iteration=iteration + 1,
@@ -129,6 +137,41 @@ def train(
             return_sum=return_sum,
             seconds={name: clock[i + 1] - clock[i] for i, name in enumerate(("collect", "targets", "update"))},
         )
+
+
+def prepare(population: Population, rollouts: list[Transitions]) -> tuple[dict[str, Tensor], Tensor]:
+    """Samples of several rollouts [T, P, N], newest first, each prepared alone under the present policy and value.
+
+    -> (samples [P, (1 + replay) * T * N, ...], ESS of each rollout [P, len(rollouts)])
+
+    The samples have room for all the rollouts there may be, so that programs compiled for them are made once. What no
+    rollout fills yet is zero, and nobody draws it.
+    """
+    parts = [population.prepare(rollout) for rollout in rollouts]
+    ess = torch.stack([effective_sample_size(part.pop("log_ratio"), dim=1) for part in parts], dim=1)
+    room = 1 + population.agent.config.replay
+    if room == 1:
+        return parts[0], ess
+    data = {
+        name: torch.zeros(x.shape[0], room * x.shape[1], *x.shape[2:], device=x.device) for name, x in parts[0].items()
+    }
+    for k, part in enumerate(parts):
+        for name, x in part.items():
+            data[name][:, k * x.shape[1] : (k + 1) * x.shape[1]] = x
+    return data, ess
+
+
+def _order(seeds: Tensor, config: AgentConfig, ess: Tensor) -> Tensor:
+    """Which samples an epoch sees: as many as a rollout has, of all rollouts. [P, samples]
+
+    Drawn without replacement within the epoch. `ess` [P, K] is that of each rollout, newest first.
+    """
+    samples, count = config.rollout * config.num_envs, ess.shape[1]
+    if config.draw == "uniform":
+        return random.permutation(seeds, count * samples)[:, :samples]
+    age = torch.arange(count, device=ess.device)
+    weight = 1.0 / (1.0 + age).expand_as(ess) if config.draw == "recency" else ess
+    return random.weighted_permutation(seeds, weight.repeat_interleave(samples, dim=1))[:, :samples]
 
 
 def check_minibatch(config: AgentConfig) -> None:
@@ -157,7 +200,7 @@ def warm_up(population: Population, env: VectorEnv) -> float:
     index = torch.zeros(population.size, config.minibatch, dtype=torch.int64, device=population.device)
     for _ in range(2):
         population.act(rollout.obs[0], rollout.action[0])
-        data = population.prepare(rollout)
+        data, _ = prepare(population, [rollout])
         population.updates(data, index.expand(2, -1, -1))
         population.observe(rollout)
     population.state = state
@@ -216,8 +259,7 @@ def _episodes(rollout: Transitions, running: Tensor) -> tuple[Tensor, Tensor]:
 def _summary(metrics: list[Metrics]) -> dict[str, Tensor]:
     if not metrics:
         return {}
-    summary = {name: torch.stack([m[name] for m in metrics]).mean(0).cpu() for name in metrics[0]}
-    return {**summary, "ess_first": metrics[0]["ess"].cpu()} if "ess" in summary else summary
+    return {name: torch.stack([m[name] for m in metrics]).mean(0).cpu() for name in metrics[0]}
 
 
 def _check_rollout(env: VectorEnv, population: Population, iteration: int, rollout: Transitions) -> None:
@@ -231,6 +273,19 @@ def _check_rollout(env: VectorEnv, population: Population, iteration: int, rollo
         raise NonFiniteError(
             f"{env.env_id}: non-finite {name} in member {member} (seed {population.seeds[member]}), "
             f"environment {which}, step {t} of iteration {iteration + 1}; training stopped, older checkpoints are kept"
+        )
+
+
+def _check_recorded(summary: dict[str, Tensor]) -> None:
+    """Raise ValueError unless the fresh rollout's behavior, as it was recorded, is the policy that now learns from it.
+
+    The cheapest check there is that densities are recorded rightly: with equal densities every ratio, and so the
+    effective sample size, is 1.
+    """
+    if "ess_first" in summary and (summary["ess_first"] < 1.0 - 1e-5).any():
+        raise ValueError(
+            f"the effective sample size of fresh data is {summary['ess_first'].min():.6f} before the first update, not "
+            "1: the agent's `act` and its `prepare` do not see the same policy"
         )
 
 

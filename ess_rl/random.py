@@ -61,3 +61,13 @@ def normal(seed: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.floa
 def permutation(seed: Tensor, count: int) -> Tensor:
     """A random order of 0 .. count - 1, [..., count]."""
     return torch.argsort(bits(seed, (count,)), dim=-1)
+
+
+def weighted_permutation(seed: Tensor, weight: Tensor) -> Tensor:
+    """A random order of the last axis of `weight` [..., n], as if drawn one by one without replacement, each time with
+    probability in proportion to the weights that are left. Those of weight 0 come last.
+
+    Source: Efraimidis and Spirakis 2006, "Weighted random sampling with a reservoir": ascending -log(u) / weight.
+    """
+    arrival = -torch.log1p(-uniform(seed, (weight.shape[-1],), torch.float64)) / weight
+    return torch.argsort(arrival, dim=-1)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import torch
 
+from ess_rl.contract import Tree
 from ess_rl.errors import UsageError
 from ess_rl.transitions import Transitions
 
@@ -46,7 +49,28 @@ class Replay:
         """The last `steps` steps, oldest first: [steps, P, N]. A view where they do not wrap round, else a copy."""
         if steps > self.size:
             raise UsageError(f"the replay holds {self.size} steps, not the {steps} asked for")
-        start = (self.head - steps) % self.capacity
+        return self._stretch((self.head - steps) % self.capacity, steps)
+
+    def rollouts(self, steps: int, at_most: int) -> list[Transitions]:
+        """The newest `at_most` stretches of `steps` steps, newest first, as far as whole ones are held: [steps, P, N].
+
+        Added `steps` at a time, these are the rollouts as they were collected. None crosses the write head.
+        """
+        count = min(at_most, self.size // steps)
+        starts = [(self.head - (k + 1) * steps) % self.capacity for k in range(count)]
+        return [self._stretch(start, steps) for start in starts]
+
+    def state(self) -> Tree:
+        """All it holds, as a tree of tensors that a checkpoint can keep."""
+        store = {f.name: getattr(self.store, f.name) for f in fields(self.store)}
+        return {"store": store, "head": torch.tensor(self.head), "size": torch.tensor(self.size)}
+
+    def load(self, state: Tree) -> None:
+        """Take up what `state` gave."""
+        self.store = Transitions(**state["store"])
+        self.head, self.size = int(state["head"]), int(state["size"])
+
+    def _stretch(self, start: int, steps: int) -> Transitions:
         if start + steps <= self.capacity:
             return self.store.map(lambda x: x[start : start + steps])
         return self.store.map(lambda x: torch.cat([x[start:], x[: start + steps - self.capacity]]))

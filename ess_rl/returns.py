@@ -9,9 +9,15 @@ called outside the loss.
                  A truncated step bootstraps from next_value[t], which is V(next_obs), not V of the reset state.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+from ess_rl.ess import effective_sample_size
+
+Correction = Literal["none", "vtrace", "retrace", "ess"]
 
 
 def reverse_recurrence(a: Tensor, b: Tensor) -> Tensor:
@@ -81,3 +87,65 @@ def vtrace(
     excess = reverse_recurrence(torch.clamp(ratio, max=rho_bar) * delta, torch.clamp(ratio, max=c_bar) * carry)
     ahead = pad(excess[1:], [0, 0] * (excess.ndim - 1) + [0, 1])
     return delta + carry * ahead, excess + value
+
+
+def retrace(
+    log_ratio: Tensor,
+    reward: Tensor,
+    value: Tensor,
+    next_value: Tensor,
+    terminated: Tensor,
+    last: Tensor,
+    *,
+    discount: float | Tensor,
+    lambda_: float | Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Traces cut as in Retrace(lambda), around a state value. -> (advantage [T, B], value_target [T, B])
+
+        A_t = delta_t + discount lambda (1 - last_t) min(1, rho_{t+1}) A_{t+1},      value_target_t = A_t + V(obs_t)
+
+    with delta_t as in `gae`. The action at t is taken as given, the following ones are corrected; rho_t enters neither
+    output, because the objective applies it, once.
+
+    Source: Munos et al. 2016 (arXiv 1606.02647), Eq. 4 with c_s = lambda min(1, rho_s). Deviation: theirs corrects a
+    Q-function, whose delta takes the expectation over the target policy's next action; V in its place makes
+    A_t an estimate of Q(s_t, a_t) - V(s_t), and its value target that of Q.
+    """
+    delta = reward + discount * torch.where(terminated, 0.0, next_value) - value
+    following = pad(torch.exp(log_ratio[1:]).clamp(max=1.0), [0, 0] * (delta.ndim - 1) + [0, 1])
+    advantage = reverse_recurrence(delta, discount * lambda_ * (~last).to(delta.dtype) * following)
+    return advantage, advantage + value
+
+
+def corrected(
+    correction: Correction,
+    log_ratio: Tensor,
+    reward: Tensor,
+    value: Tensor,
+    next_value: Tensor,
+    terminated: Tensor,
+    last: Tensor,
+    *,
+    discount: float | Tensor,
+    lambda_: float | Tensor,
+    rho_bar: float | Tensor = 1.0,
+    c_bar: float | Tensor = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Advantages and value targets from data of another policy, in one of four ways. All are `gae` at log_ratio = 0.
+
+    "none"      `gae` under the current value: lambda-returns of what the behavior did (P3O 2019 has it so)
+    "vtrace"    `vtrace`: traces and deltas cut at c_bar and rho_bar
+    "retrace"   `retrace`: traces cut at 1, deltas left alone
+    "ess"       `gae` with lambda times the effective sample size of the segments at hand: the less their actions
+                agree with the current policy, the shorter the look ahead. Ours; no source.
+    """
+    trajectory = (reward, value, next_value, terminated, last)
+    if correction == "vtrace":
+        return vtrace(log_ratio, *trajectory, discount=discount, lambda_=lambda_, rho_bar=rho_bar, c_bar=c_bar)
+    if correction == "retrace":
+        return retrace(log_ratio, *trajectory, discount=discount, lambda_=lambda_)
+    if correction == "ess":
+        return gae(*trajectory, discount=discount, lambda_=lambda_ * effective_sample_size(log_ratio))
+    if correction == "none":
+        return gae(*trajectory, discount=discount, lambda_=lambda_)
+    raise ValueError(f"correction={correction!r}: choose one of none, vtrace, retrace, ess")

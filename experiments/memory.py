@@ -18,7 +18,7 @@ from ess_rl.transitions import Transitions
 def needed(agent: Agent, config: Any, obs_dim: int, act_dim: int, members: int) -> int:
     """Bytes that the tensors of a population hold at the same time, while it learns.
 
-    A lower bound: the replay and the rollout that was written into it, input and output of a hidden layer for all
+    A lower bound: the replay and the rollout that is written into it, input and output of a hidden layer for all
     their steps at once (`prepare` asks for their values), and the state twice, before and after an update. Libraries
     and simulators come on top. Measured: 1,000 members on Pendulum-v1 took 3.9 GiB, of which this counts 2.6.
     """
@@ -27,7 +27,7 @@ def needed(agent: Agent, config: Any, obs_dim: int, act_dim: int, members: int) 
     of_state = sum(x.nbytes for x in tree_leaves(Population(agent, [0]).state))
     steps = config.rollout * config.num_envs
     of_layer = 4 * max(config.hidden)  # float32
-    return members * (steps * (2 * of_step + 2 * of_layer) + 2 * of_state)
+    return members * (steps * ((2 + config.replay) * of_step + 2 * of_layer) + 2 * of_state)
 
 
 def free(device: str) -> int | None:

@@ -75,6 +75,8 @@ def plan(
     records.check_positive({"steps": steps, "checkpoints": checkpoints, "episodes": episodes, "seeds": len(seeds)})
     records.check_positive({name: getattr(config, name) for name in ("num_envs", "rollout", "epochs", "minibatch")})
     loop.check_minibatch(config)
+    if config.replay < 0:
+        raise UsageError(f"--replay {config.replay}: must be 0 or more older rollouts")
     if any(not 0 <= seed < 2**63 for seed in seeds) or len(set(seeds)) < len(seeds):
         raise UsageError(f"seeds {list(seeds)[:3]} ...: give different numbers from 0 to 2^63 - 1")
     _check_numbers(config, sweep)
@@ -133,7 +135,11 @@ def _carry_on(run: Path, config: Record) -> Record:
     env = envs.make(
         config["env"], population.size * agent_config.num_envs, backend=config["backend"], device=config["device"]
     )
+    capacity = (1 + agent_config.replay) * agent_config.rollout
+    replay = Replay(capacity, population.size, agent_config.num_envs, env.obs_dim, env.act_dim, population.device)
     iteration = _load_newest(run, config, population)
+    if iteration > 0 and agent_config.replay > 0:
+        replay.load(checkpoint.load(_replay_path(records.checkpoints(run)[-1]), replay.state(), population.device)[0])
     rows = records.cut_metrics(run, iteration)
     shutil.rmtree(run / "tensorboard", ignore_errors=True)
     trained = rows[-1]["seconds"] if rows else 0.0
@@ -145,9 +151,6 @@ def _carry_on(run: Path, config: Record) -> Record:
         compile_seconds = loop.warm_up(population, env)
         print(f"{compile_seconds:.0f} s", flush=True)
 
-    replay = Replay(
-        agent_config.rollout, population.size, agent_config.num_envs, env.obs_dim, env.act_dim, population.device
-    )
     progress = loop.train(
         population,
         env,
@@ -168,7 +171,7 @@ def _carry_on(run: Path, config: Record) -> Record:
             _tensorboard(writer, row)
             display.update(row)
             if done.iteration % config["reset_every"] == 0 or done.iteration == config["iterations"]:
-                _save(run, config, population, done)
+                _save(run, config, population, replay, done)
     writer.close()
     env.close()
 
@@ -260,9 +263,18 @@ def _fingerprint(config: Record) -> Record:
     return {name: config.get(name) for name in names}
 
 
-def _save(run: Path, config: Record, population: Population, done: loop.Progress) -> None:
+def _save(run: Path, config: Record, population: Population, replay: Replay, done: loop.Progress) -> None:
     path = run / "checkpoints" / f"{done.env_steps:09d}.safetensors"
+    if config["config"].get("replay"):  # a fresh rollout is not needed again: it was learned from
+        checkpoint.save(_replay_path(path), replay.state(), {"iteration": done.iteration})
     checkpoint.save(path, population.state, {"iteration": done.iteration, "of": _fingerprint(config)})
+    for old in records.checkpoints(run)[:-2]:  # a replay is large; two remain, should the newest be damaged
+        _replay_path(old).unlink(missing_ok=True)
+
+
+def _replay_path(checkpoint_path: Path) -> Path:
+    """Where the replay lies that belongs to a checkpoint, if the run has one."""
+    return checkpoint_path.with_suffix(".replay")
 
 
 def _load_newest(run: Path, config: Record, population: Population) -> int:

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from agents.p3o import P3O, Config
 from ess_rl import random
-from ess_rl.contract import Step, VectorEnv
+from ess_rl.contract import Draw, Step, VectorEnv
 from ess_rl.errors import NonFiniteError, UsageError
-from ess_rl.loop import Progress, collect, env_seeds, evaluate, train
+from ess_rl.ess import effective_sample_size
+from ess_rl.gaussian import Gaussian
+from ess_rl.loop import Progress, collect, env_seeds, evaluate, prepare, train
 from ess_rl.population import Population
 from ess_rl.replay import Replay
 
@@ -61,7 +63,7 @@ class RandomWorld:
 
 def build(seeds: list[int] = SEEDS, env: type[RandomWorld] = RandomWorld, **changes: Any):
     population = Population(P3O(replace(CONFIG, **changes), OBS, ACT), seeds)
-    return population, env(N * len(seeds)), Replay(T, len(seeds), N, OBS, ACT, "cpu")
+    return population, env(N * len(seeds)), Replay(T * (1 + changes.get("replay", 0)), len(seeds), N, OBS, ACT, "cpu")
 
 
 def run(parts: tuple, **arguments: Any) -> list[Progress]:
@@ -175,17 +177,81 @@ def test_every_sample_is_used_once_an_epoch():
     assert epochs.flatten(0, 1).unique(dim=0).shape[0] == 2 * 2 * 2  # each member's, and each time, another order
 
 
+@pytest.mark.parametrize("draw", ["uniform", "recency", "ess"])
+def test_replayed_rollouts_are_drawn_from(draw: Draw):
+    """Two older rollouts beside the fresh one: an epoch is still one rollout's worth of samples, each of them once."""
+    population, env, replay = build(replay=2, draw=draw)
+    seen: list[Tensor] = []
+    update = population.update
+
+    def spy(data: dict[str, Tensor], index: Tensor):
+        assert data["obs"].shape == (2, 3 * T * N, OBS)
+        seen.append(index)
+        return update(data, index)
+
+    population.update = spy
+    progress = run((population, env, replay), iterations=5, reset_every=5)
+    per_epoch = T * N // CONFIG.minibatch
+    for iteration, p in enumerate(progress[1:], start=1):
+        held = min(iteration + 1, 3)  # rollouts, the fresh one included
+        ages = [name for name in p.metrics if name.startswith("ess_age_")]
+        assert ages == [f"ess_age_{age}" for age in range(1, held)]
+        assert all(((p.metrics[name] > 0.0) & (p.metrics[name] < 1.0)).all() for name in ages)
+        assert (p.metrics["ess_first"] > 1.0 - 1e-5).all()
+        for _ in range(CONFIG.epochs):
+            epoch = torch.cat(seen[:per_epoch], dim=1)  # [P, T * N]
+            del seen[:per_epoch]
+            assert all(len(member.unique()) == T * N for member in epoch)
+            assert epoch.max() < held * T * N
+            assert ((epoch // (T * N)).unique() == torch.arange(held)).all()
+    assert not seen
+
+
+def test_samples_of_older_rollouts_are_prepared_under_the_present_policy():
+    population, env, replay = build(replay=1)
+    run((population, env, replay), iterations=3, reset_every=3)
+    rollouts = replay.rollouts(T, 2)
+    data, ess = prepare(population, rollouts)
+    for age, rollout in enumerate(rollouts):
+        alone = population.prepare(rollout)
+        log_ratio = alone.pop("log_ratio")
+        pi = population.policy(rollout.obs.transpose(0, 1).flatten(1, 2))
+        b = Gaussian(*(x.transpose(0, 1).flatten(1, 2) for x in (rollout.behavior_mean, rollout.behavior_log_std)))
+        action = rollout.action.transpose(0, 1).flatten(1, 2)
+        torch.testing.assert_close(log_ratio, pi.log_prob(action) - b.log_prob(action))
+        torch.testing.assert_close(ess[:, age], effective_sample_size(log_ratio, dim=1))
+        for name, x in alone.items():
+            torch.testing.assert_close(data[name][:, age * T * N : (age + 1) * T * N], x)
+
+
+def test_a_behavior_that_was_recorded_wrongly_is_noticed():
+    class Shifted(P3O):
+        def act(self, state: Any, obs: Tensor) -> Gaussian:
+            pi = super().act(state, obs)
+            return Gaussian(pi.mean, pi.log_std + 0.1)
+
+    _, env, replay = build()
+    population = Population(Shifted(CONFIG, OBS, ACT), SEEDS)
+    with pytest.raises(
+        ValueError, match=r"effective sample size of fresh data is 0\.9\d+ before the first update, not 1"
+    ):
+        run((population, env, replay), iterations=2, reset_every=2)
+
+
 @pytest.mark.parametrize("start", [2, 4])
-def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(start: int):
-    whole = build()
+@pytest.mark.parametrize("replay", [0, 2])
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(start: int, replay: int):
+    whole = build(replay=replay)
     progress = []
     for p in train(*whole, iterations=6, reset_every=2):
         progress.append(p)
         if p.iteration == start:
-            state = copy.deepcopy(whole[0].state)
+            state, held = copy.deepcopy(whole[0].state), copy.deepcopy(whole[2].state())
 
-    resumed = build()
+    resumed = build(replay=replay)
     resumed[0].state = state
+    if replay:
+        resumed[2].load(held)
     again = run(resumed, iterations=6, reset_every=2, start=start)
     torch.testing.assert_close(resumed[0].state, whole[0].state, rtol=0.0, atol=0.0)
     for p, q in zip(progress[start:], again, strict=True):
@@ -265,6 +331,9 @@ def test_refusals():
         run(build(minibatch=7), iterations=1, reset_every=1)
     with pytest.raises(ValueError, match="start=3 is not a multiple of reset_every=2"):
         run(build(), iterations=4, reset_every=2, start=3)
+    _, env, replay = build()
+    with pytest.raises(ValueError, match="a replay of 6 steps cannot hold 3 rollouts"):
+        run((Population(P3O(replace(CONFIG, replay=2), OBS, ACT), SEEDS), env, replay), iterations=1, reset_every=1)
 
 
 class Countdown(RandomWorld):

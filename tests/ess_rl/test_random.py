@@ -110,3 +110,16 @@ def test_fold_in_makes_streams_that_differ():
     seed = torch.tensor(1)
     assert random.fold_in(random.fold_in(seed, 1), 2) != random.fold_in(random.fold_in(seed, 2), 1)
     assert kolmogorov_smirnov(random.uniform(folded.flatten(), (1,))) < 1.95
+
+
+def test_weighted_permutation_draws_by_weight():
+    """Of weights 1, 2, 5 and 0, the first is drawn with probability 1/8, 2/8, 5/8; after a 5, of the rest 1/3, 2/3."""
+    count = 40_000
+    order = random.weighted_permutation(torch.arange(count), torch.tensor([1.0, 2.0, 5.0, 0.0]).expand(count, 4))
+    assert (order.sort(-1).values == torch.arange(4)).all()
+    assert (order[:, 3] == 3).all()
+    first = torch.bincount(order[:, 0], minlength=4) / count
+    torch.testing.assert_close(first, torch.tensor([0.125, 0.25, 0.625, 0.0]), rtol=0.0, atol=5 * 0.5 / count**0.5)
+    second = order[order[:, 0] == 2, 1]
+    share = (second == 1).float().mean()
+    assert abs(share - 2 / 3) < 5 * 0.5 / len(second) ** 0.5

@@ -63,3 +63,26 @@ def test_refusals():
     ring.add(rollout(0, 2))
     with pytest.raises(UsageError, match="holds 2 steps, not the 3"):
         ring.latest(3)
+
+
+@pytest.mark.parametrize("capacity", [6, 7, 8])
+def test_rollouts_come_newest_first_and_whole(capacity: int):
+    ring = replay(capacity)
+    for i in range(5):
+        ring.add(rollout(2 * i, 2))
+        held = ring.rollouts(2, at_most=3)
+        assert len(held) == min(3, i + 1, capacity // 2)
+        for age, one in enumerate(held):
+            assert_same(one, rollout(2 * (i - age), 2))
+    assert len(ring.rollouts(2, at_most=1)) == 1
+
+
+def test_its_state_brings_it_back():
+    ring, other = replay(5), replay(5)
+    for i in range(3):
+        ring.add(rollout(3 * i, 3))
+    other.load(ring.state())
+    for one in (ring, other):
+        one.add(rollout(9, 2))
+    assert_same(other.latest(5), ring.latest(5))
+    assert_same(other.latest(5), rollout(6, 5))

@@ -1,11 +1,14 @@
 """Returns: by hand, against plain loops and another library, and by laws. Tensors are [T, B]."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from ess_rl.returns import gae, reverse_recurrence, vtrace
+from ess_rl.ess import effective_sample_size
+from ess_rl.returns import Correction, corrected, gae, retrace, reverse_recurrence, vtrace
 
 DISCOUNT = 0.97
 
@@ -173,3 +176,38 @@ def test_discount_and_lambda_may_be_tensors():
     torch.testing.assert_close(
         gae(**s, discount=torch.tensor(0.9), lambda_=torch.tensor(0.5)), gae(**s, discount=0.9, lambda_=0.5)
     )
+
+
+CORRECTIONS: list[Correction] = ["none", "vtrace", "retrace", "ess"]
+
+
+@pytest.mark.parametrize("correction", CORRECTIONS)
+def test_every_correction_of_on_policy_data_is_gae(correction: Correction):
+    data = segments(40)
+    zero = torch.zeros_like(data["reward"])
+    found = corrected(correction, zero, **data, discount=DISCOUNT, lambda_=0.9)
+    torch.testing.assert_close(found, gae(**data, discount=DISCOUNT, lambda_=0.9))
+
+
+def test_corrections_of_older_data():
+    data, log_ratio = segments(40), segments(40, seed=1)["reward"]
+    numbers: Any = {"discount": DISCOUNT, "lambda_": 0.9}
+    found = {name: corrected(name, log_ratio, **data, **numbers, rho_bar=1.3, c_bar=0.7) for name in CORRECTIONS}
+    torch.testing.assert_close(found["none"], gae(**data, **numbers))
+    torch.testing.assert_close(found["vtrace"], vtrace(log_ratio, **data, **numbers, rho_bar=1.3, c_bar=0.7))
+    torch.testing.assert_close(found["retrace"], retrace(log_ratio, **data, **numbers))
+    e = float(effective_sample_size(log_ratio))
+    assert e < 0.8
+    torch.testing.assert_close(found["ess"], gae(**data, discount=DISCOUNT, lambda_=0.9 * e))
+    with pytest.raises(ValueError, match="correction='td'"):
+        corrected("td", log_ratio, **data, **numbers)  # type: ignore[arg-type]
+
+
+def test_retrace_by_hand():
+    # discount 0.5, lambda 1, values 0, rewards 1, 2, 4, ratios 8, 1/2, 4 and no end: the action at t is taken as given.
+    # A_2 = 4,   A_1 = 2 + 0.5 min(1, 4) 4 = 4,   A_0 = 1 + 0.5 min(1, 1/2) 4 = 2
+    column = torch.tensor([1.0, 2.0, 4.0])[:, None]
+    zero, never = torch.zeros_like(column), torch.zeros_like(column, dtype=torch.bool)
+    log_ratio = torch.log(torch.tensor([8.0, 0.5, 4.0]))[:, None]
+    advantage, target = retrace(log_ratio, column, zero, zero, never, never, discount=0.5, lambda_=1.0)
+    assert advantage.flatten().tolist() == target.flatten().tolist() == [2.0, 4.0, 4.0]

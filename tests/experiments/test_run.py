@@ -23,7 +23,8 @@ SMALL = {"num_envs": 4, "rollout": 64, "epochs": 1, "minibatch": 64, "hidden": (
 
 def start(out: Path, **changes: Any) -> Path:
     options: dict[str, Any] = {"seeds": [3, 8], "sweep": {}, "steps": 8000, "episodes": 2, "compiled": "off"}
-    return run.start("p3o", "Pendulum-v1", settings=SMALL, out=out, **options | changes)
+    options = options | {"settings": SMALL} | changes
+    return run.start("p3o", "Pendulum-v1", out=out, **options)
 
 
 class Failing:
@@ -125,10 +126,12 @@ def test_sac_is_a_peer_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_a_compiled_run_resumes_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = start(tmp_path / "whole", compiled="on")
+@pytest.mark.parametrize("replay", [0, 3])
+def test_a_compiled_run_resumes_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replay: int) -> None:
+    how: dict[str, Any] = {"compiled": "on", "settings": {**SMALL, "replay": replay}}
+    whole = start(tmp_path / "whole", **how)
     run.carry_on(whole)
-    stopped = start(tmp_path / "stopped", compiled="on")
+    stopped = start(tmp_path / "stopped", **how)
     with monkeypatch.context() as impatient:
 
         def stop(display: run.Display, row: records.Record) -> None:
@@ -143,6 +146,7 @@ def test_a_compiled_run_resumes_to_the_same_bits(tmp_path: Path, monkeypatch: py
     assert len(records.checkpoints(stopped)) > 2 and ends[0] == ends[1]
     scores = [records.read_json(folder / "result.json")["final_return"] for folder in (whole, stopped)]
     assert scores[0] == scores[1]
+    assert len(list((whole / "checkpoints").glob("*.replay"))) == (2 if replay else 0)  # they are large
 
 
 def test_a_population_that_cannot_fit_is_refused_before_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
