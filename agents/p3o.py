@@ -3,6 +3,11 @@
 Written for one agent; `ess_rl.population` runs P of them as one tensor program. The details beside the objective are
 those of the usual implementations: orthogonal initialization, observations and rewards normalized by running
 statistics, standardized advantages, clipped gradients, Adam with linearly decayed learning rates of policy and value.
+
+One thing is not in the paper. Where PPO's clip ends the pull of a sample, P3O's cap only bounds its weight, and ten
+epochs on one batch carry the policy as far as the learning rate lets them. Here the batch says when they end: once the
+effective sample size of a minibatch has fallen below `min_ess` times that of the iteration's first one, the policy
+rests until the next iteration, while the value learns on. It is to the ESS what early stopping by the KL is to PPO.
 """
 
 from __future__ import annotations
@@ -29,9 +34,10 @@ from ess_rl.transitions import Transitions
 class Config:
     cap: Literal["ess", "ess_per_dim"] | float = "ess"  # of the ratio; a number or e^(1/act_dim) are ablations
     behavior_kl: Literal["closed_form", "k3"] = "closed_form"  # k3 is the released code's sampled stand-in
-    learning_rate: float = 1.5e-4  # of Adam, for the policy, at the start; it, not a clip, sets the size of a step
-    final_learning_rate: float = 0.3  # what is left of it at the end, as a fraction; falls linearly
-    value_learning_rate: float = 4e-4  # of Adam, for the value, at the start; falls linearly to 0
+    min_ess: float = 0.85  # the policy rests once e is below this fraction of the iteration's first; 0: never
+    learning_rate: float = 3e-4  # of Adam, for the policy, at the start
+    final_learning_rate: float = 0.0  # what is left of it at the end, as a fraction; falls linearly
+    value_learning_rate: float = 3e-4  # of Adam, for the value, at the start; falls linearly to 0
     discount: float = 0.99  # per control step
     lambda_: float = 0.95  # of GAE
     value_coef: float = 0.5  # weight of the value loss; it shares only the gradient clip with the policy
@@ -43,9 +49,9 @@ class Config:
     log_std: float = -1.0  # of the initial policy, in every action dimension, in units of [-1, 1]
     hidden: tuple[int, ...] = (64, 64)  # tanh units of policy and value, which share nothing
     num_envs: int = 16  # environments of one agent
-    rollout: int = 256  # steps of each environment between updates
+    rollout: int = 128  # steps of each environment between updates
     epochs: int = 10  # passes over those num_envs * rollout samples
-    minibatch: int = 128  # samples of one update
+    minibatch: int = 64  # samples of one update
 
 
 class P3O:
@@ -66,6 +72,8 @@ class P3O:
             "return_scale": normalizer.return_scale_init(self.config.num_envs, seed.device),
             "hyper": hyper,
             "progress": torch.zeros((), device=seed.device),
+            "first_ess": torch.zeros((), device=seed.device),  # of this iteration; 0 before its first update
+            "moves": torch.ones((), device=seed.device),  # 1 until the policy rests
         }
 
     def act(self, state: State, obs: Tensor) -> Gaussian:
@@ -120,8 +128,11 @@ class P3O:
 
         grads, metrics = grad(loss_function, has_aux=True)(state["params"])
         grads, metrics["grad_norm"] = clip_by_global_norm(grads, hyper["max_grad_norm"])
+        first_ess = torch.where(state["first_ess"] > 0.0, state["first_ess"], metrics["ess"])
+        moves = state["moves"] * (metrics["ess"] >= hyper["min_ess"] * first_ess)
+        metrics["moved_fraction"] = moves
         rates = {
-            "policy": hyper["learning_rate"] * (1.0 - (1.0 - hyper["final_learning_rate"]) * state["progress"]),
+            "policy": moves * hyper["learning_rate"] * (1.0 - (1.0 - hyper["final_learning_rate"]) * state["progress"]),
             "value": hyper["value_learning_rate"] * (1.0 - state["progress"]),
         }
         params, optimizer = {}, {}
@@ -129,11 +140,13 @@ class P3O:
             params[name], optimizer[name] = adam_step(
                 state["params"][name], grads[name], state["optimizer"][name], rate
             )
-        return {**state, "params": params, "optimizer": optimizer}, metrics
+        state = {**state, "params": params, "optimizer": optimizer, "first_ess": first_ess, "moves": moves}
+        return state, metrics
 
     def observe(self, state: State, rollout: Transitions) -> State:
         obs_stats = normalizer.update(state["obs_stats"], rollout.obs)
         return_scale = normalizer.return_scale_update(
             state["return_scale"], rollout.reward, rollout.last, state["hyper"]["discount"]
         )
-        return {**state, "obs_stats": obs_stats, "return_scale": return_scale}
+        first_ess, moves = torch.zeros_like(state["first_ess"]), torch.ones_like(state["moves"])
+        return {**state, "obs_stats": obs_stats, "return_scale": return_scale, "first_ess": first_ess, "moves": moves}

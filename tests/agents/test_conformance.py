@@ -215,6 +215,23 @@ def test_a_fraction_of_the_policys_learning_rate_is_kept(name: str):
     assert not torch.equal(began["policy"]["log_std"], ends[0]["policy"]["log_std"])
 
 
+def test_p3o_rests_once_the_ess_has_fallen_and_moves_again_in_the_next_iteration():
+    """With min_ess 1 the first update, at ESS 1, is the only one that moves the policy; the value learns on."""
+    population = Population(build("p3o", learning_rate=0.05, min_ess=1.0), SEEDS)
+    for iteration in range(2):
+        rollout = collect(population, iteration)
+        data = population.prepare(rollout)
+        policies, values, moved = [], [], []
+        for index in indices(3):
+            moved.append(population.update(data, index.expand(3, -1))["moved_fraction"].tolist())
+            policies.append(population.state["params"]["policy"])
+            values.append(population.state["params"]["value"]["0"]["weight"])
+        assert moved == [[1.0] * 3, [0.0] * 3, [0.0] * 3]
+        assert_close(policies[1:], [policies[0]] * 2, rtol=0.0, atol=0.0)
+        assert not torch.equal(values[0], values[1]) and not torch.equal(values[1], values[2])
+        population.observe(rollout)
+
+
 @pytest.mark.parametrize("changes", [{"cap": 0.5}, {"cap": "ess_per_dim"}, {"behavior_kl": "k3"}])
 def test_p3o_variants_run_and_differ(changes: dict[str, Any]):
     *_, variant = learn(Population(build("p3o", learning_rate=0.05, **changes), SEEDS), iterations=3, updates=4)[-1]
