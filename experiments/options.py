@@ -29,8 +29,8 @@ class RunOptions:
     """the run folder; default: runs/AGENT-ENV"""
     overwrite: bool = False
     """replace the run that --out holds"""
-    backend: Literal["auto", "torch", "envpool", "gymnasium"] = "auto"
-    """what simulates; auto: the first of these that has the task and is installed"""
+    backend: Literal["auto", "torch", "envpool", "gymnasium", "warp"] = "auto"
+    """what simulates; auto: the first of these that has the task and is installed, never warp"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where the agents live; auto: cuda if there is one and the environments run on it too"""
     compile: Literal["auto", "on", "off"] = "auto"
