@@ -3,6 +3,7 @@
 mujoco_warp is MuJoCo's engine in NVIDIA Warp. It computes in float32, where MuJoCo and EnvPool compute in float64, and
 solves for contact forces to a tolerance of 1e-6 in place of 1e-8: near those two, and not the same benchmark. Results
 carry the backend's own name, and no run gets it unless it asks. `tests/envs/test_mujoco_warp.py` says how near.
+One difference is larger: friction of a steep capsule on the floor points in other directions (Ant and Humanoid).
 
 A control step is recorded once as a graph (of CUDA, or of Warp's own on the CPU) and replayed, on torch's stream. What
 tasks read and what actions set are the simulator's own arrays as tensors, without a copy. So `step` has no branch on
@@ -62,9 +63,12 @@ class MujocoWarpVectorEnv:
     A world that diverges (a NaN, of its action or of the physics) shows NaN until its episode ends; it is not put back
     to a start in silence, as MuJoCo does.
 
-    On CUDA, contacts and sums are ordered (mujoco_warp's `deterministic`), at some cost of speed: without it an
-    environment would depend on more than its seed and its actions. Graphs whose solver stops by itself need a driver of
-    CUDA 12.4 or later; with an older one every solve takes as many iterations as it may.
+    On the CPU an environment is, bit for bit, a function of its seed and its actions. On CUDA only up to rounding:
+    contacts lie in the order in which threads find them there, and sums follow it (mujoco_warp 4.0 has an option
+    `deterministic`, but what would sort contacts is not written yet). Chaotic tasks then drift apart.
+
+    On CUDA a solver that stops by itself needs a driver for CUDA 12.4 or later; with an older one each solve takes as
+    many iterations as it may.
     """
 
     backend = "warp"
@@ -107,11 +111,10 @@ class MujocoWarpVectorEnv:
     def _build(self) -> None:
         """The worlds, their arrays as tensors, and the graphs."""
         task = self.task
-        with wp.ScopedDevice(wp.device_from_torch(self.device)):
+        with wp.ScopedDevice(wp.device_from_torch(self._seed.device)):  # "cuda" with its index
             model = mjw.put_model(self._model)
             model.opt.warn_overflow = 0  # each step would print; `_check_room` raises instead
             if self.device.type == "cuda":
-                model.opt.deterministic = True
                 model.opt.graph_conditional = wp.is_conditional_graph_supported()
             data = mjw.make_data(self._model, self.num_envs, nconmax=task.max_contacts, njmax=task.max_constraints)
             self._data = data
