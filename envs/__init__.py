@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BACKENDS", "ENVS", "Entry", "backends_of", "make", "make_torch", "render_env"]
 
-BACKENDS = ("torch", "envpool", "gymnasium")  # in the order in which "auto" prefers them
+BACKENDS = ("torch", "envpool", "gymnasium", "warp")  # "auto" takes the first that it can, and never "warp"
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Entry:
     description: str
     dynamics: Callable[..., Dynamics] | None = None  # our own equations in torch, where there are any
     in_envpool: bool = False
+    in_warp: bool = False  # on mujoco_warp, in `mujoco_tasks`
 
 
 ENVS: dict[str, Entry] = {
@@ -58,24 +59,29 @@ ENVS: dict[str, Entry] = {
     "ess/Acrobot-v0": Entry("swing a two-link arm up by its elbow, 500 steps", dynamics=Acrobot),
     "ess/TwoLinkArm-v0": Entry("reach a random point with a planar arm, 100 steps", dynamics=TwoLinkArm),
     "ess/LQR-v0": Entry("bring a mass to rest at quadratic cost: values in closed form, 200 steps", dynamics=LQR),
-    "Ant-v5": Entry("a four-legged walker, 8 motors, contact forces in sight", in_envpool=True),
-    "HalfCheetah-v5": Entry("a planar runner, 6 motors, never falls", in_envpool=True),
-    "Hopper-v5": Entry("a planar one-legged jumper, 3 motors, ends when it falls", in_envpool=True),
-    "Humanoid-v5": Entry("a body of 17 motors learns to walk, ends when it falls", in_envpool=True),
+    "Ant-v5": Entry("a four-legged walker, 8 motors, contact forces in sight", in_envpool=True, in_warp=True),
+    "HalfCheetah-v5": Entry("a planar runner, 6 motors, never falls", in_envpool=True, in_warp=True),
+    "Hopper-v5": Entry("a planar one-legged jumper, 3 motors, ends when it falls", in_envpool=True, in_warp=True),
+    "Humanoid-v5": Entry("a body of 17 motors learns to walk, ends when it falls", in_envpool=True, in_warp=True),
     "HumanoidStandup-v5": Entry("the same body, lying, learns to stand up", in_envpool=True),
-    "InvertedDoublePendulum-v5": Entry("balance two linked poles on a cart", in_envpool=True),
-    "InvertedPendulum-v5": Entry("balance one pole on a cart", in_envpool=True),
+    "InvertedDoublePendulum-v5": Entry("balance two linked poles on a cart", in_envpool=True, in_warp=True),
+    "InvertedPendulum-v5": Entry("balance one pole on a cart", in_envpool=True, in_warp=True),
     "Pusher-v5": Entry("an arm of 7 motors pushes a cylinder to its goal, 100 steps", in_envpool=True),
-    "Reacher-v5": Entry("a planar arm of 2 motors reaches a random point, 50 steps", in_envpool=True),
-    "Swimmer-v5": Entry("a three-link swimmer in a viscous fluid, 2 motors", in_envpool=True),
-    "Walker2d-v5": Entry("a planar two-legged walker, 6 motors, ends when it falls", in_envpool=True),
+    "Reacher-v5": Entry("a planar arm of 2 motors reaches a random point, 50 steps", in_envpool=True, in_warp=True),
+    "Swimmer-v5": Entry("a three-link swimmer in a viscous fluid, 2 motors", in_envpool=True, in_warp=True),
+    "Walker2d-v5": Entry("a planar two-legged walker, 6 motors, ends when it falls", in_envpool=True, in_warp=True),
 }  # Gymnasium's other continuous tasks work too: `make` takes any id that Gymnasium knows.
 
 
 def backends_of(env_id: str) -> tuple[str, ...]:
     """The backends that know this task, installed or not; empty where none does."""
     entry = ENVS.get(env_id, Entry(""))
-    known = {"torch": entry.dynamics is not None, "envpool": entry.in_envpool, "gymnasium": _in_gymnasium(env_id)}
+    known = {
+        "torch": entry.dynamics is not None,
+        "envpool": entry.in_envpool,
+        "gymnasium": _in_gymnasium(env_id),
+        "warp": entry.in_warp,
+    }
     return tuple(backend for backend in BACKENDS if known[backend])
 
 
@@ -85,10 +91,12 @@ def make(
     """`num_envs` copies of a task as one `VectorEnv`.
 
     backend: "torch" (our own equations), "envpool", "gymnasium", or "auto": the first of these that has the task and
-        is installed. The choice stands in the result's `backend`.
-    device: where a torch environment lives. The two others simulate on the CPU, and say so in their `device`.
+        is installed. The choice stands in the result's `backend`. Only who asks for it gets "warp", the MuJoCo tasks on
+        mujoco_warp: physics in float32 is another benchmark.
+    device: where a torch or warp environment lives. The two others simulate on the CPU, and say so in their `device`.
     options: torch: `dtype`, `max_episode_steps` and the constants of the equations; envpool: `num_threads`,
-        `max_episode_steps` and EnvPool's options of the task; gymnasium: what `gymnasium.make` takes.
+        `max_episode_steps` and EnvPool's options of the task; gymnasium: what `gymnasium.make` takes; warp:
+        `max_episode_steps` and the fields of the task in `envs.mujoco_tasks`.
 
     Raises UsageError where the task, the backend or an option does not exist or is not for Gaussian policies.
     """
@@ -101,6 +109,11 @@ def make(
         from envs.envpool_vector import EnvPoolVectorEnv
 
         return EnvPoolVectorEnv(env_id, num_envs, **options)
+    if chosen == "warp":
+        _check_device(env_id, device)
+        from envs.mujoco_warp_vector import MujocoWarpVectorEnv
+
+        return MujocoWarpVectorEnv(env_id, num_envs, device, **options)
     from envs.gymnasium_vector import GymnasiumVectorEnv
 
     return GymnasiumVectorEnv(env_id, num_envs, **options)
@@ -111,15 +124,13 @@ def make_torch(env_id: str, num_envs: int, device: torch.device | str = "cpu", *
     _choose_backend(env_id, "torch")
     dynamics = ENVS[env_id].dynamics
     assert dynamics is not None
-    device = torch.device(device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device {str(device)!r} is asked for {env_id}, but torch finds no CUDA device: use 'cpu'")
+    _check_device(env_id, device)
     of_vector = {name: options.pop(name) for name in ("dtype", "max_episode_steps") if name in options}
     try:
         equations = dynamics(**options)
     except TypeError as error:
         raise UsageError(f"{env_id} (torch) refuses the options {sorted(options)}: {error}") from error
-    return TorchVectorEnv(env_id, equations, num_envs, device, **of_vector)
+    return TorchVectorEnv(env_id, equations, num_envs, torch.device(device), **of_vector)
 
 
 def render_env(env_id: str, **options: Any) -> RenderEnv:
@@ -143,11 +154,22 @@ def _choose_backend(env_id: str, backend: str) -> str:
         raise UsageError(f"backend {backend!r} does not have {env_id}: use {' or '.join(having)}")
     if backend == "envpool" and not _envpool_installed():
         raise UsageError("backend 'envpool' is not installed: pip install 'ess-rl[envpool]'")
+    if backend == "warp" and not _warp_installed():
+        raise UsageError("backend 'warp' is not installed: pip install 'ess-rl[warp]'")
     return backend
+
+
+def _check_device(env_id: str, device: torch.device | str) -> None:
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device {str(device)!r} is asked for {env_id}, but torch finds no CUDA device: use 'cpu'")
 
 
 def _envpool_installed() -> bool:
     return importlib.util.find_spec("envpool") is not None
+
+
+def _warp_installed() -> bool:
+    return importlib.util.find_spec("mujoco_warp") is not None
 
 
 def _in_gymnasium(env_id: str) -> bool:

@@ -36,7 +36,7 @@ class VectorEnv(Protocol):
     """
 
     env_id: str
-    backend: str  # "torch", "gymnasium" or "envpool"
+    backend: str  # "torch", "gymnasium", "envpool" or "warp"
     num_envs: int  # B
     obs_dim: int
     act_dim: int

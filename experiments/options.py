@@ -45,8 +45,8 @@ class PeerOptions(Options):
 class RunOptions(Options):
     """What a run of our own agents is asked: all seeds and settings are one program."""
 
-    backend: Literal["auto", "torch", "envpool", "gymnasium"] = "auto"
-    """what simulates; auto: the first of these that has the task and is installed"""
+    backend: Literal["auto", "torch", "envpool", "gymnasium", "warp"] = "auto"
+    """what simulates; auto: the first of these that has the task and is installed, never warp"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where the agents live; auto: cuda if there is one and the environments run on it too"""
     compile: Literal["auto", "on", "off"] = "auto"

@@ -41,7 +41,17 @@ FILES = (
     "*.part",
 )
 REQUIRED = ("agent", "env", "backend", "seeds", "sweep", "steps", "episodes", "device", "compiled", "config")
-PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "envpool", "minari", "stable-baselines3")
+PACKAGES = (
+    "torch",
+    "numpy",
+    "gymnasium",
+    "mujoco",
+    "mujoco-warp",
+    "warp-lang",
+    "envpool",
+    "minari",
+    "stable-baselines3",
+)
 
 Record = dict[str, Any]
 

@@ -332,7 +332,7 @@ def _check_numbers(config: Any, sweep: Mapping[str, Sequence[float]]) -> None:
 def device_of(asked: str, backend: str) -> str:
     """auto: cuda where there is one and the environments run on it too, else the CPU."""
     if asked == "auto":
-        return "cuda" if torch.cuda.is_available() and backend == "torch" else "cpu"
+        return "cuda" if torch.cuda.is_available() and backend in ("torch", "warp") else "cpu"
     if asked == "cuda" and not torch.cuda.is_available():
         raise UsageError(
             "--device cuda: this torch sees no CUDA device; use --device cpu, or install a CUDA build of torch"

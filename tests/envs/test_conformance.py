@@ -23,6 +23,8 @@ GYMNASIUM = ("Pendulum-v1", "MountainCarContinuous-v0", "Hopper-v5", "ess/TwoLin
 CASES += [(env_id, "gymnasium") for env_id in GYMNASIUM]
 if importlib.util.find_spec("envpool") is not None:
     CASES += [(env_id, "envpool") for env_id, entry in envs.ENVS.items() if entry.in_envpool]
+if importlib.util.find_spec("mujoco_warp") is not None:  # the others in `test_mujoco_warp`, on fewer environments
+    CASES += [(env_id, "warp") for env_id in ("HalfCheetah-v5", "Hopper-v5")]
 
 CLOCKS = {"Pendulum-v1": 200, "MountainCarContinuous-v0": 999, "Reacher-v5": 50, "Pusher-v5": 100}  # the others: 1000
 CLOCKS |= {"ess/MountainCarContinuousSparse-v0": 999, "ess/CartPole-v0": 500, "ess/CartPoleSwingUp-v0": 500}
@@ -139,10 +141,10 @@ def test_the_clock_truncates_and_only_the_clock(env_id: str, backend: str) -> No
         assert steps.truncated.any()
 
 
-@pytest.mark.parametrize("backend", ["gymnasium", "envpool"])
+@pytest.mark.parametrize("backend", ["gymnasium", "envpool", "warp"])
 def test_a_task_that_ends_with_its_clock_is_terminated(backend: str) -> None:
     if ("Hopper-v5", backend) not in CASES:
-        pytest.skip("EnvPool is not installed")
+        pytest.skip(f"{backend} is not installed")
     action = torch.tensor([[1.0, -1.0, 1.0]])
 
     def steps_with_clock(clock: int) -> list[Step]:
@@ -205,10 +207,10 @@ def test_nan_actions_do_not_crash(
     assert step.obs.shape == (2, env.obs_dim)
 
 
-@pytest.mark.parametrize("backend", ["gymnasium", "envpool"])
+@pytest.mark.parametrize("backend", ["gymnasium", "envpool", "warp"])
 def test_seeds_of_a_wrong_shape_are_refused(backend: str) -> None:
     if ("Hopper-v5", backend) not in CASES:
-        pytest.skip("EnvPool is not installed")
+        pytest.skip(f"{backend} is not installed")
     env = build("Hopper-v5", backend, 2)
     with pytest.raises(ValueError, match=r"\(3,\)"):
         env.reset(torch.tensor([1, 2, 3]))

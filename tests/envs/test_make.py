@@ -80,7 +80,7 @@ class TestChoice:
         assert envs.make(recorder_id, 1).backend == "gymnasium"
 
     def test_import_loads_no_simulator(self) -> None:
-        code = "import sys, envs; print([m for m in ('gymnasium', 'envpool', 'mujoco') if m in sys.modules])"
+        code = "import sys, envs; print([m for m in ('gymnasium', 'envpool', 'mujoco', 'warp') if m in sys.modules])"
         assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
     def test_every_task_of_the_list_is_registered(self) -> None:
@@ -109,7 +109,7 @@ class TestMistakes:
 
     def test_unknown_backend(self) -> None:
         assert complaint("Pendulum-v1", 1, backend="cuda") == (
-            "unknown backend 'cuda': choose one of auto, torch, envpool, gymnasium"
+            "unknown backend 'cuda': choose one of auto, torch, envpool, gymnasium, warp"
         )
 
     def test_discrete_actions(self) -> None:
@@ -132,9 +132,14 @@ class TestMistakes:
         monkeypatch.setattr(envs, "_envpool_installed", lambda: False)
         assert "pip install 'ess-rl[envpool]'" in complaint("Hopper-v5", 1, backend="envpool")
 
+    def test_warp_is_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(envs, "_warp_installed", lambda: False)
+        assert complaint("Hopper-v5", 1, backend="warp").endswith("is not installed: pip install 'ess-rl[warp]'")
+
     def test_backend_without_the_task(self) -> None:
         assert complaint("Pendulum-v1", 1, backend="envpool").endswith("Pendulum-v1: use torch or gymnasium")
-        assert complaint("Hopper-v5", 1, backend="torch").endswith("Hopper-v5: use envpool or gymnasium")
+        assert complaint("Hopper-v5", 1, backend="torch").endswith("Hopper-v5: use envpool or gymnasium or warp")
+        assert complaint("Pusher-v5", 1, backend="warp").endswith("Pusher-v5: use envpool or gymnasium")
 
     def test_missing_dependency(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "Box2D", None)  # `import Box2D` fails, installed or not
