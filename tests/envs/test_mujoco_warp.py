@@ -1,6 +1,24 @@
 """mujoco_warp's tasks against Gymnasium's -v5, from equal states under equal actions.
 
-TABLE
+Measured with mujoco 4.0.0, mujoco_warp 4.0.0 and Gymnasium 1.4.0 on a CPU: largest difference, relative for numbers
+above 1. "One step" starts from each state of a random course, "run" is not synchronized after its start.
+
+    task                       one step: obs, reward    run: obs, reward
+    Hopper                     2e-6, 3e-6               7e-6, 1e-6    until the fall
+    Walker2d                   6e-5, 3e-6               4e-5, 3e-6    20 steps
+    HalfCheetah                1e-4, 2e-5               3e-3, 4e-4    10 steps (then chaotic: 0.2 after 20, 4 after 30)
+    Swimmer                    3e-6, 1e-6               3e-5, 7e-6    50 steps
+    InvertedPendulum           2e-6, 0                  3e-7, 0       until the fall
+    InvertedDoublePendulum     3e-6, 2e-6               3e-5, 4e-6    until the fall
+    Reacher                    9e-7, 1e-7               5e-5, 4e-7    50 steps
+    Ant                        4e-3, 7e-6               4e-5, 4e-6    5 steps
+    Humanoid                   5e-3, 3e-5               3e-5, 5e-7    10 steps
+
+Of Ant and Humanoid this holds with elliptic friction cones, which both engines are told to use here. The tasks'
+own pyramidal cones have directions, and mujoco_warp 4.0 turns those of a capsule that stands within 30 degrees of the
+floor's normal, where MuJoCo does not (`plane_capsule` aligns them with the capsule only if it is less steep). In the
+tasks as they are a leg that touches the floor so slides otherwise: up to 1.3 rad/s after one step of Ant. Humanoid's
+reference also solves with PGS, which mujoco_warp lacks; here it solves with Newton, as the backend does.
 """
 
 import importlib
@@ -41,14 +59,14 @@ class Bound(NamedTuple):
 
 BOUNDS: dict[str, Bound] = {
     "Hopper-v5": Bound(1e-5, 2e-5, 50, 2e-5, 1e-5),
-    "Walker2d-v5": Bound(5e-4, 3e-5, 20, 2e-3, 2e-5),
-    "HalfCheetah-v5": Bound(2e-3, 3e-5, 10, 1e-2, 1e-4),
+    "Walker2d-v5": Bound(5e-4, 3e-5, 20, 1e-3, 2e-5),
+    "HalfCheetah-v5": Bound(2e-3, 1e-4, 10, 2e-2, 2e-3),
     "Swimmer-v5": Bound(2e-5, 1e-5, 50, 2e-4, 5e-5),
     "InvertedPendulum-v5": Bound(6e-5, 0.0, 50, 5e-6, 0.0),
-    "InvertedDoublePendulum-v5": Bound(1e-4, 7e-5, 50, 3e-5, 1e-5),
-    "Reacher-v5": Bound(1e-5, 1e-6, 50, 3e-5, 1e-6),
-    "Ant-v5": Bound(1e-1, 1e-1, 3, 1e-1, 1e-1),
-    "Humanoid-v5": Bound(1e-1, 1e-1, 3, 1e-1, 1e-1),
+    "InvertedDoublePendulum-v5": Bound(1e-4, 7e-5, 50, 2e-4, 3e-5),
+    "Reacher-v5": Bound(1e-5, 1e-6, 50, 3e-4, 3e-6),
+    "Ant-v5": Bound(2e-2, 5e-5, 5, 3e-4, 3e-5),
+    "Humanoid-v5": Bound(3e-2, 1e-4, 10, 1e-3, 1e-4),
 }
 
 each_task = pytest.mark.parametrize("env_id", TASKS)
@@ -149,7 +167,6 @@ def measure(env_id: str) -> tuple[float, Bound, int]:
 @each_task
 def test_equals_gymnasium_from_equal_states(env_id: str) -> None:
     first_gap, measured, compared = measure(env_id)
-    print("MEASURED", env_id, f"{first_gap:.1e}", [f"{x:.1e}" for x in measured], compared, flush=True)
     bound = BOUNDS[env_id]
     assert first_gap < 5e-6
     assert compared >= 3 * COPIES
