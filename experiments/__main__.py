@@ -135,6 +135,21 @@ def publish(arguments: list[str]) -> None:
     print(f"{out}: config.json, result.json, curves.csv")
 
 
+def report(arguments: list[str]) -> None:
+    """Write report.html of all runs below a directory, from their files alone: ess-rl report DIR [--out FILE]"""
+    from experiments import report as module
+
+    def command(directory: tyro.conf.Positional[Path], out: Path | None = None) -> tuple[Path, Path | None]:
+        """
+        Args:
+            directory: every run folder below it is read.
+            out: the page; default: report.html in the directory. report.md and scores.csv come beside it.
+        """
+        return directory, out
+
+    print(module.write(*tyro.cli(command, args=arguments, prog="ess-rl report", description=report.__doc__)))
+
+
 def peer(arguments: list[str]) -> None:
     """Train Stable-Baselines3 PPO under the same evaluation and records: ess-rl peer --env ID [--seeds K ...]"""
     from experiments import peers
@@ -182,6 +197,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "evaluate": evaluate,
     "play": play,
     "compare": compare,
+    "report": report,
     "publish": publish,
     "peer": peer,
     "throughput": throughput,
