@@ -34,12 +34,27 @@ class Reference:
     source: str = ""  # how `reference` was measured; {} stands for the task
 
 
+# Behind each row: the backend that its random return was measured on.
 REFERENCES: dict[str, Reference] = {
-    "Pendulum-v1": Reference(-1205, 31, -178.4, _PPO_300K),
-    "HalfCheetah-v5": Reference(-280, 8, 6313, _PPO_1M),
-    "Hopper-v5": Reference(18, 1, 2677, _PPO_1M),
-    "Walker2d-v5": Reference(2, 1, 4287, _PPO_1M),
-    "InvertedPendulum-v5": Reference(6, 1, 1000, _PPO_300K),
+    "Pendulum-v1": Reference(-1205, 31, -178.3, _PPO_300K),  # torch
+    "MountainCarContinuous-v0": Reference(-32.19, 1),  # torch
+    "ess/MountainCarContinuousSparse-v0": Reference(0.01, 0.01),  # torch
+    "ess/CartPole-v0": Reference(28.53, 1.4),  # torch
+    "ess/CartPoleSwingUp-v0": Reference(5.371, 0.94),  # torch
+    "ess/Acrobot-v0": Reference(-500, 0),  # torch
+    "ess/TwoLinkArm-v0": Reference(-83.8, 3.6),  # torch
+    "ess/LQR-v0": Reference(-10470, 1200),  # torch
+    "Ant-v5": Reference(-68.34, 11),  # envpool
+    "HalfCheetah-v5": Reference(-287.5, 8.8, 6312.6, _PPO_1M),  # envpool
+    "Hopper-v5": Reference(16.25, 1.4, 2676.9, _PPO_1M),  # envpool
+    "Humanoid-v5": Reference(119.3, 4),  # envpool
+    "HumanoidStandup-v5": Reference(33370, 210),  # envpool
+    "InvertedDoublePendulum-v5": Reference(46.33, 1.8),  # envpool
+    "InvertedPendulum-v5": Reference(4.79, 0.36, 1000.0, _PPO_300K),  # envpool
+    "Pusher-v5": Reference(-149.6, 0.81),  # envpool
+    "Reacher-v5": Reference(-42.92, 0.41),  # envpool
+    "Swimmer-v5": Reference(0.2483, 1),  # envpool
+    "Walker2d-v5": Reference(1.822, 0.72, 4287.5, _PPO_1M),  # envpool
 }
 
 

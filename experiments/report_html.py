@@ -23,8 +23,8 @@ DEFINITIONS = {
     "Final return": "Undiscounted return of the mean action after training, averaged over evaluation episodes in "
     "environments of their own. One number a seed.",
     "IQM": "Interquartile mean over seeds, over tasks as well in an aggregate: the lowest and the highest quarter go.",
-    "95 % interval": "Percentile interval of 2000 bootstrap resamples of the seeds within each task (500 for curves, "
-    "point by point), from a fixed random seed. One seed has none.",
+    "95 % interval": "Percentile interval of 2000 bootstrap resamples of the seeds within each task (500 for curves "
+    "and profiles, point by point), from a fixed random seed. One seed has none.",
     "Normalized score": "(return - random) / (reference - random): 0 is the uniformly random policy, 1 the reference "
     "below. Neither is a bound.",
     "Median": "Over the tasks, of each task's mean.",
@@ -74,11 +74,14 @@ def _problems(report: Report) -> str:
 
 def _scores(report: Report, series: dict[str, int]) -> str:
     head = ["agent", "seeds", "IQM", "95 % interval", "each seed", "mean", "min", "max", "normalized", "env steps"]
+    scales: dict[str, tuple[float, float]] = {}  # one an env: its backends and budgets can be compared by eye
+    for row, summary in zip(report.found.rows, report.summaries, strict=True):
+        low, high = scales.get(row.task.env, (summary.low, summary.high))
+        scales[row.task.env] = (min(low, summary.low), max(high, summary.high))
     body = []
     for task, rows in _by_task(report).items():
-        low, high = min(summary.low for _, summary, _ in rows), max(summary.high for _, summary, _ in rows)
         body.append(_task_head(task, len(head) + 2))
-        body += [_score_line(row, summary, (low, high), series[row.label]) for row, summary, _ in rows]
+        body += [_score_line(row, summary, scales[task.env], series[row.label]) for row, summary, _ in rows]
     tables = [_scroll("Scores", _head([*head, "backend", "wall time"]), "".join(body))]
     for agent, names in report.found.differing.items():
         cells = report_text.settings_table(report.found, agent, names)
@@ -86,7 +89,7 @@ def _scores(report: Report, series: dict[str, int]) -> str:
         tables.append(_scroll(f"Settings of {agent}", _head(cells[0]), _lines(cells[1:], series)))
     return "".join([
         '<p class="note">Final return of each seed: a tick each, the dot is the interquartile mean, the bar its 95 % '
-        "interval; one scale a task. Runs of another backend, budget or setting stand in rows of their own.</p>",
+        "interval; one scale an env. Runs of another backend, budget or setting stand in rows of their own.</p>",
         *tables,
     ])  # fmt: skip
 
@@ -130,10 +133,10 @@ def _aggregates(one: GroupReport, series: dict[str, int]) -> str:
 
 
 def _improvements(one: GroupReport, series: dict[str, int]) -> str:
-    body = [
-        f"<tr>{_agent(x, series[x])}<td>{_swatched(y, series[y])}</td>{_estimate(value, (0.0, 1.0), series[x])}</tr>"
-        for (x, y), value in one.improvements.items()
-    ]
+    body = []
+    for (x, y), value in one.improvements.items():
+        probability = _estimate(value, (0.0, 1.0), series[x], 0.5)
+        body.append(f"<tr>{_agent(x, series[x])}<td>{_swatched(y, series[y])}</td>{probability}</tr>")
     note = ""
     if len(one.group.raw) > aggregates.PAIRS_UP_TO:
         best = escape(aggregates.best_of(one.group))
@@ -141,11 +144,11 @@ def _improvements(one: GroupReport, series: dict[str, int]) -> str:
     return note + _scroll("Probability of improvement", _head(["X", "Y", "P(X &gt; Y)"], raw=True), "".join(body))
 
 
-def _estimate(value: Estimate, scale: tuple[float, float], series: int) -> str:
+def _estimate(value: Estimate, scale: tuple[float, float], series: int, mark: float | None = None) -> str:
     interval = ""
     if value.interval is not None:
         interval = f' <span class="interval">{value.interval[0]:.2f} to {value.interval[1]:.2f}</span>'
-    picture = report_plots.strip((), value.value, value.interval, *scale, series)
+    picture = report_plots.strip((), value.value, value.interval, *scale, series, mark)
     return f'<td><span class="main">{value.value:.2f}</span>{interval}{picture}</td>'
 
 

@@ -84,10 +84,18 @@ def panel(name: str, lines: Sequence[Line], *, x_label: str, unit: bool = False,
 
 
 def strip(
-    scores: Sequence[float], center: float, interval: tuple[float, float] | None, low: float, high: float, series: int
+    scores: Sequence[float],
+    center: float,
+    interval: tuple[float, float] | None,
+    low: float,
+    high: float,
+    series: int,
+    mark: float | None = None,
 ) -> str:
-    """Every score as a tick, the interval as a bar and its center as a dot, from `low` to `high`; hidden from readers
-    of speech, because the numbers stand beside it."""
+    """Every score as a tick, the interval as a bar and its center as a dot, from `low` to `high`.
+
+    `mark` is a value to compare with by eye. No text alternative: the numbers stand beside it.
+    """
     width, span = 132.0, (high - low) or 1.0
 
     def x(value: float) -> float:
@@ -95,6 +103,8 @@ def strip(
 
     color = f"var(--series-{series % SERIES})"
     parts = [f'<path class="base" d="M4 9H{width - 4:g}"/>']
+    if mark is not None:
+        parts.append(f'<path class="mark" d="M{x(mark)} 1v16"/>')
     if interval is not None:
         parts.append(f'<path class="bar" stroke="{color}" d="M{x(interval[0])} 9H{x(interval[1])}"/>')
     ticks = "".join(f"M{x(score)} 5.5v7" for score in scores)
