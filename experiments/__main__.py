@@ -168,6 +168,21 @@ def publish(arguments: list[str]) -> None:
     print(f"{out}: config.json, result.json, curves.csv")
 
 
+def report(arguments: list[str]) -> None:
+    """Write report.html of all runs below a directory, from their files alone: ess-rl report DIR [--out FILE]"""
+    from experiments import report as module
+
+    def command(directory: tyro.conf.Positional[Path], out: Path | None = None) -> tuple[Path, Path | None]:
+        """
+        Args:
+            directory: every run folder below it is read.
+            out: the page; default: report.html in the directory. report.md and scores.csv come beside it.
+        """
+        return directory, out
+
+    print(module.write(*tyro.cli(command, args=arguments, prog="ess-rl report", description=report.__doc__)))
+
+
 def benchmark(arguments: list[str]) -> None:
     """Run a suite of agents and tasks, or what is missing of it: ess-rl benchmark SUITE [--out DIR --jobs K]"""
     from experiments import benchmark as module
@@ -228,6 +243,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "play": play,
     "benchmark": benchmark,
     "compare": compare,
+    "report": report,
     "publish": publish,
     "throughput": throughput,
     "envs": list_envs,

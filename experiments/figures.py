@@ -20,6 +20,9 @@ PANELS = (
     ("ess", "effective sample size"),
     ("behavior_kl", "KL(policy || behavior) [nats]"),
 )
+# What a report draws: one more. The log names it by the agent's method, and runs published without it have none.
+CURVES = (*PANELS, ("capped_fraction", "share of samples with the ratio capped or clipped"))
+NAMES_IN_LOG = {"capped_fraction": ("capped_fraction", "clipped_fraction")}
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Curves:
 
     config: Record
     env_steps: NDArray[np.int64]  # [K] of a member
-    values: dict[str, NDArray[np.float64]]  # by the names in PANELS
+    values: dict[str, NDArray[np.float64]]  # by the names in CURVES
 
 
 def read_curves(run: Path) -> Curves:
@@ -45,15 +48,16 @@ def read_curves(run: Path) -> Curves:
     rows, members = records.read_metrics(run), len(config["seeds"])
     if not rows:
         raise UsageError(f"{run} has neither metrics.jsonl nor curves.csv: there is nothing to draw")
-    steps, values = [], {name: [] for name, _ in PANELS}
+    steps, values = [], {name: [] for name, _ in CURVES}
     for part in np.array_split(np.arange(len(rows)), min(BINS, len(rows))):
         stretch = [rows[i] for i in part]
         steps.append(stretch[-1]["env_steps"])
         episodes = np.sum([row["episodes"] for row in stretch], axis=0)
         total = np.sum([row["return_sum"] for row in stretch], axis=0)
         values["return"].append(np.divide(total, episodes, out=np.full(members, np.nan), where=episodes > 0))
-        for name, _ in PANELS[1:]:
-            known = [row[name] for row in stretch if name in row]  # the first iteration has no updates
+        for name, _ in CURVES[1:]:
+            logged = NAMES_IN_LOG.get(name, (name,))
+            known = [row[key] for row in stretch for key in logged if key in row]  # the first iteration has no updates
             values[name].append(np.mean(known, axis=0) if known else np.full(members, np.nan))
     return Curves(config, np.array(steps), {name: np.array(value) for name, value in values.items()})
 
@@ -102,7 +106,7 @@ def learning_curves(runs: Sequence[Path], out: Path) -> None:
 def publish(run: Path, out: Path) -> None:
     """Copy what is small of a finished run into the folder `out`: config.json, result.json and curves.csv.
 
-    curves.csv has a row for each member and stretch of training: env_steps, member, and what `PANELS` draws.
+    curves.csv has a row for each member and stretch of training: env_steps, member, and all `CURVES`.
 
     Raises:
         UsageError: the run is not finished, or `out` holds something else than a published run.
@@ -126,5 +130,10 @@ def _from_csv(config: Record, path: Path) -> Curves:
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
     members = len(config["seeds"])
-    values = {name: np.array([float(row[name] or "nan") for row in rows]).reshape(-1, members) for name, _ in PANELS}
-    return Curves(config, np.array([int(row["env_steps"]) for row in rows[::members]]), values)
+    try:
+        values = {
+            name: np.array([float(row.get(name) or "nan") for row in rows]).reshape(-1, members) for name, _ in CURVES
+        }
+        return Curves(config, np.array([int(row["env_steps"]) for row in rows[::members]]), values)
+    except (KeyError, TypeError, ValueError):
+        raise UsageError(f"{path}: not the curves of {members} members; the file is damaged") from None

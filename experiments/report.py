@@ -1,26 +1,17 @@
-"""Tables of results, from files alone."""
+"""Tables of results, from files alone, and the report of a whole directory: report.html, report.md and scores.csv."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ess_rl.errors import UsageError
-from experiments import records, statistics
+from experiments import records, report_text, statistics
 from experiments.records import Record
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, aligned; the first row is the head."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-
-    def line(row: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([line(rows[0]), rule, *(line(row) for row in rows[1:])])
+from experiments.report_text import table
 
 
 def member_table(config: Record, columns: Mapping[str, Sequence[float | None]]) -> str:
@@ -88,3 +79,31 @@ def comparison(runs: Sequence[Path]) -> str:
                 f"{max(finals):.0f}", training, f"{result['steps_per_second']:,.0f}",
             ])  # fmt: skip
     return table(rows)
+
+
+def write(root: Path, out: Path | None = None) -> str:
+    """Write the report of all runs below `root`. -> what to print: counts and the three files
+
+    Args:
+        out: the page, default `root`/report.html; report.md is named after it, scores.csv lies beside it.
+
+    Raises:
+        UsageError: `root` holds no run, or `out` is no .html file.
+    """
+    from experiments import report_data, report_html
+
+    out = out or root / "report.html"
+    if out.suffix != ".html":
+        raise UsageError(f"--out {out}: name a file that ends in .html")
+    report = report_data.build(root)
+    pages = {
+        out: report_html.page(report),
+        out.with_suffix(".md"): report_text.markdown(report),
+        out.with_name("scores.csv"): report_text.scores_csv(report),
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for path, text in pages.items():
+        part = path.with_name(path.name + ".part")
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    return "\n".join([report_text.overview(report), *map(str, pages)])

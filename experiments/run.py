@@ -132,6 +132,12 @@ def carry_on(run: Path) -> Record:
 
 def _carry_on(run: Path, config: Record) -> Record:
     population, agent_config = restore_population(config)
+    for name in dataclasses.asdict(agent_config):
+        if name not in config["config"]:  # its default may not be what the run began with
+            raise UsageError(
+                f"{run / 'config.json'} has no {name!r}, which {config['agent']} has by now: go on with the version "
+                f"that began it (git commit {config.get('git_commit')})"
+            )
     env = envs.make(
         config["env"], population.size * agent_config.num_envs, backend=config["backend"], device=config["device"]
     )

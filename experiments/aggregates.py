@@ -1,0 +1,212 @@
+"""Which rows may be put together over tasks, and what comes out: normalized aggregates, comparisons of agents.
+
+A group holds methods that ran the same tasks with the same seeds on every task, under one budget of env steps.
+Whatever stays out of a group is named, with the reason.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments import references, statistics
+from experiments.collection import Collection, Method, Row, Task, span
+from experiments.statistics import Array, Interval, Scores
+
+STATISTICS = ("IQM", "median", "mean", "optimality gap")
+PAIRS_UP_TO = 8  # methods: more of them are compared with the best one alone, for a table one can read
+
+
+class Estimate(NamedTuple):
+    value: float
+    interval: tuple[float, float] | None = None  # None: one seed
+
+
+@dataclass
+class Group:
+    """Methods on the tasks that all of them have."""
+
+    steps: int
+    tasks: tuple[Task, ...]  # sorted
+    scored: tuple[Task, ...]  # those of them that have a reference return
+    raw: dict[str, Scores]  # label -> final returns [seeds, tasks]
+    normalized: dict[str, Scores]  # label -> normalized scores [seeds, scored tasks]; empty where nothing is scored
+    left_out: list[str] = field(default_factory=list)
+
+
+def groups(found: Collection) -> list[Group]:
+    """All groups of a collection, largest first. What falls out of them is added to `found.problems`."""
+    _name_unreferenced(found)
+    made = []
+    for steps in sorted({row.task.steps for row in found.rows}, reverse=True):
+        usable = _same_seeds([row for row in found.rows if row.task.steps == steps and not row.repeated], found)
+        for part in _one_backend_each(usable):
+            made += _split(steps, part, found)
+    return made
+
+
+def aggregate(scores: Scores) -> dict[str, Estimate]:
+    """Each of `STATISTICS` of normalized scores [seeds, tasks], with its 95 % interval where there are two seeds."""
+
+    def all_of(x: Scores) -> Array:
+        estimators = (statistics.iqm, statistics.median, statistics.mean, statistics.optimality_gap)
+        return np.stack([estimator(x) for estimator in estimators], axis=-1)
+
+    values = all_of(scores)
+    if len(scores) < 2:
+        return {name: Estimate(float(value)) for name, value in zip(STATISTICS, values, strict=True)}
+    low, high = statistics.bootstrap_interval(scores, all_of, np.random.default_rng(0))
+    return {name: Estimate(float(values[i]), (float(low[i]), float(high[i]))) for i, name in enumerate(STATISTICS)}
+
+
+def improvement(x: Scores, y: Scores) -> Estimate:
+    """P(X > Y) of final returns [seeds, tasks], with its interval where both have two seeds."""
+    value = float(statistics.probability_of_improvement(x, y))
+    if min(len(x), len(y)) < 2:
+        return Estimate(value)
+    low, high = statistics.bootstrap_interval_of_two(
+        x, y, statistics.probability_of_improvement, np.random.default_rng(0)
+    )
+    return Estimate(value, (float(low), float(high)))
+
+
+def improvements(group: Group) -> dict[tuple[str, str], Estimate]:
+    """(x, y) -> P(X > Y): every pair once, or where there are many methods, each against the best of them."""
+    labels = list(group.raw)
+    if len(labels) <= PAIRS_UP_TO:
+        pairs = [(x, y) for i, x in enumerate(labels) for y in labels[i + 1 :]]
+    else:
+        best = best_of(group)
+        pairs = [(x, best) for x in labels if x != best]
+    return {(x, y): improvement(group.raw[x], group.raw[y]) for x, y in pairs}
+
+
+def best_of(group: Group) -> str:
+    """The label with the highest IQM, of normalized scores where there are any."""
+    scores = group.normalized or group.raw
+    return max(scores, key=lambda label: float(statistics.iqm(scores[label])))
+
+
+def profiles(group: Group, points: int = 61) -> tuple[Array, dict[str, tuple[Array, Interval | None]]]:
+    """-> (thresholds, label -> (share of runs above each, its pointwise interval)) of the normalized scores"""
+    everything = np.concatenate([scores.ravel() for scores in group.normalized.values()])
+    thresholds = np.linspace(min(0.0, float(everything.min())), float(everything.max()) * 1.02, points)
+
+    def profile(scores: Scores) -> Array:
+        return statistics.performance_profile(scores, thresholds)
+
+    made: dict[str, tuple[Array, Interval | None]] = {}
+    for label, scores in group.normalized.items():
+        interval = None
+        if len(scores) > 1:
+            interval = statistics.bootstrap_interval(scores, profile, np.random.default_rng(0), resamples=500)
+        made[label] = (profile(scores), interval)
+    return thresholds, made
+
+
+def missing(found: Collection) -> list[str]:
+    """What a method did not run, though others did under the same budget."""
+    lines = []
+    for steps in sorted({row.task.steps for row in found.rows}, reverse=True):
+        envs: dict[str, set[str]] = defaultdict(set)
+        for row in found.rows:
+            if row.task.steps == steps:
+                envs[row.label].add(row.task.env)
+        everything = set().union(*envs.values())
+        lines += [
+            f"{label}, {steps:,} env steps: no finished run on {', '.join(sorted(everything - has))}"
+            for label, has in sorted(envs.items())
+            if everything - has
+        ]
+    return lines
+
+
+def _name_unreferenced(found: Collection) -> None:
+    for env in sorted({row.task.env for row in found.rows}):
+        if references.normalized(env, 0.0) is None:
+            found.problems.append(
+                f"{env} has no reference return (table version {references.VERSION}): no normalized score, and not in "
+                "the aggregates of normalized scores"
+            )
+
+
+def _same_seeds(rows: Sequence[Row], found: Collection) -> dict[Method, dict[Task, Row]]:
+    """Of each method the tasks with the seed set that most of its tasks have (of equally many: the larger set)."""
+    of_method: dict[Method, dict[Task, Row]] = defaultdict(dict)
+    for row in rows:
+        of_method[row.method][row.task] = row
+    for method, tasks in of_method.items():
+        counts = Counter(tuple(row.seeds) for row in tasks.values())
+        common = max(counts, key=lambda seeds: (counts[seeds], len(seeds), [-seed for seed in seeds]))
+        for task, row in list(tasks.items()):
+            if tuple(row.seeds) != common:
+                found.problems.append(
+                    f"{found.labels[method]} on {task}: seeds {span(row.seeds)}, on its other tasks {span(common)}; "
+                    "left out of aggregates"
+                )
+                del tasks[task]
+    return dict(of_method)
+
+
+def _one_backend_each(usable: dict[Method, dict[Task, Row]]) -> list[dict[Method, dict[Task, Row]]]:
+    """Apart by backend where some method ran an env on two: an aggregate must not count the env twice."""
+    if all(len({task.env for task in tasks}) == len(tasks) for tasks in usable.values()):
+        return [usable]
+    backends = sorted({task.backend for tasks in usable.values() for task in tasks})
+    return [
+        {
+            method: {task: row for task, row in tasks.items() if task.backend == backend}
+            for method, tasks in usable.items()
+        }
+        for backend in backends
+    ]
+
+
+def _split(steps: int, usable: dict[Method, dict[Task, Row]], found: Collection) -> list[Group]:
+    """Groups of methods that share tasks; each method goes into one."""
+    made = []
+    left = {method: tasks for method, tasks in usable.items() if tasks}
+    while left:
+        chosen = _choose(left)
+        inside = {method: tasks for method, tasks in left.items() if chosen <= tasks.keys()}
+        if len(inside) < 2 and len(chosen) < 2:
+            break
+        made.append(_group(steps, chosen, inside, found))
+        left = {method: tasks for method, tasks in left.items() if method not in inside}
+    for method, tasks in left.items():
+        names = ", ".join(map(str, sorted(tasks)))
+        found.problems.append(f"{found.labels[method]}: in no aggregate, nothing else ran on {names} to compare with")
+    return made
+
+
+def _choose(having: Mapping[Method, Mapping[Task, Row]]) -> frozenset[Task]:
+    """The set of tasks with the most methods x tasks, one that two methods share before one that stands alone."""
+    sets = {frozenset(tasks) for tasks in having.values()}
+
+    def worth(tasks: frozenset[Task]) -> tuple[bool, int, int, list[Task]]:
+        methods = sum(tasks <= other.keys() for other in having.values())
+        return methods > 1, methods * len(tasks), len(tasks), sorted(tasks)
+
+    return max({one & other for one in sets for other in sets} - {frozenset()}, key=worth)
+
+
+def _group(
+    steps: int, chosen: frozenset[Task], inside: Mapping[Method, Mapping[Task, Row]], found: Collection
+) -> Group:
+    tasks = tuple(sorted(chosen))
+    scored = tuple(task for task in tasks if references.normalized(task.env, 0.0) is not None)
+    group = Group(steps, tasks, scored, {}, {})
+    for method in sorted(inside, key=lambda method: found.labels[method]):
+        label, rows = found.labels[method], inside[method]
+        raw = statistics.score_matrix([list(run) for run in zip(*(rows[task].finals for task in tasks), strict=True)])
+        group.raw[label] = raw
+        if scored:
+            columns = [[references.normalized(task.env, x) for x in rows[task].finals] for task in scored]
+            group.normalized[label] = statistics.score_matrix(list(zip(*columns, strict=True)))
+        if extra := sorted(rows.keys() - chosen):
+            group.left_out.append(f"{label} on {', '.join(map(str, extra))}: not run by every agent of this group")
+    return group

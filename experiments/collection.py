@@ -1,0 +1,316 @@
+"""What a report is about: the run folders below a directory, read, checked and put into rows. Files only, no torch.
+
+A task is an env on one backend with one budget of env steps; a method is an agent with all its settings. A row is a
+method on a task, over all seeds, from however many folders. What is wrong with a run is kept as a sentence, and
+nothing that is wrong enters a number.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ess_rl.errors import UsageError
+from experiments import records
+from experiments.records import Record
+
+RUNNING_MINUTES = 15  # a run without a result that wrote something within this time counts as running
+
+# Fields that runs of earlier versions lack, and what those versions did: so they stay comparable to present runs.
+LATER_FIELDS: dict[str, Callable[[Record], Any]] = {
+    "final_learning_rate": lambda config: 0.0,
+    "value_learning_rate": lambda config: config["learning_rate"],
+}
+
+
+class Task(NamedTuple):
+    """What a score can be compared within: backends and budgets are kept apart."""
+
+    steps: int  # env steps asked for, of each seed
+    env: str
+    backend: str
+
+    def __str__(self) -> str:
+        return f"{self.env} ({self.backend}, {self.steps:,} env steps)"
+
+
+class Method(NamedTuple):
+    """An agent with all its settings: two runs of one method differ in their task and seeds alone."""
+
+    agent: str
+    settings: tuple[tuple[str, str], ...]  # name -> value as JSON, sorted by name
+
+
+@dataclass(frozen=True)
+class Run:
+    """One folder."""
+
+    path: Path
+    name: str  # relative to the directory of the report
+    state: str  # "finished", "running", "stopped" (no result, nothing written lately) or "damaged"
+    detail: str = ""  # how far it came, or what is wrong
+    config: Record = field(default_factory=dict)
+    result: Record = field(default_factory=dict)
+
+    @property
+    def wall_seconds(self) -> float | None:
+        """Training and compilation of the whole run; None where it was not recorded."""
+        if "training_seconds" not in self.result:
+            return None
+        return self.result["training_seconds"] + self.result.get("compile_seconds", 0.0)
+
+
+@dataclass
+class Row:
+    """A method on a task. `members` are (run, index of the member in it), in the order of their seeds."""
+
+    task: Task
+    method: Method
+    label: str
+    members: list[tuple[Run, int]]
+    repeated: bool = False  # a seed was found twice: whichever is taken, somebody chose
+
+    @property
+    def seeds(self) -> list[int]:
+        return [run.config["seeds"][member] for run, member in self.members]
+
+    @property
+    def finals(self) -> list[float]:
+        return [run.result["final_return"][member] for run, member in self.members]
+
+    @property
+    def runs(self) -> list[Run]:
+        """Each folder once."""
+        return list({run.name: run for run, _ in self.members}.values())
+
+
+@dataclass
+class Collection:
+    """All of a directory, sorted: rows by task and label, runs by name."""
+
+    runs: list[Run]
+    rows: list[Row]
+    labels: dict[Method, str]
+    differing: dict[str, list[str]]  # agent with several methods -> the settings in which they differ
+    problems: list[str]
+
+
+def collect(root: Path) -> Collection:
+    """Read every run folder below `root`.
+
+    Raises:
+        UsageError: `root` is no directory or holds no run folder.
+    """
+    if not root.is_dir():
+        raise UsageError(f"{root}: no such directory")
+    runs = [read_run(root, folder) for folder in run_folders(root)]
+    if not runs:
+        raise UsageError(f"{root} holds no run folder (one with a config.json): train something first")
+    problems = [f"{run.name}: {run.detail}" for run in runs if run.state == "damaged"]
+    problems += [f"{run.name}: no result ({run.state}; {run.detail})" for run in runs if run.state in _UNFINISHED]
+    found: dict[tuple[Task, Method], list[tuple[Run, int]]] = {}
+    for run in runs:
+        if run.state == "finished":
+            task = Task(run.config["steps"], run.config["env"], run.config["backend"])
+            for member in range(len(run.config["seeds"])):
+                found.setdefault((task, method_of(run.config, member)), []).append((run, member))
+    labels, differing = name_methods({method for _, method in found})
+    rows = [_row(task, method, labels[method], members, problems) for (task, method), members in found.items()]
+    rows.sort(key=lambda row: (row.task.env, row.task.backend, row.task.steps, row.label))
+    return Collection(runs, rows, labels, differing, problems)
+
+
+def run_folders(root: Path) -> list[Path]:
+    """Folders with a config.json or a result.json, sorted. What lies inside a run folder is its own affair."""
+    found = []
+    for folder, inner, files in os.walk(root):
+        if {"config.json", "result.json"} & set(files):
+            found.append(Path(folder))
+            inner.clear()
+    return sorted(found)
+
+
+def read_run(root: Path, path: Path) -> Run:
+    """A run folder in whatever state it is; never raises for what it holds."""
+    name = path.relative_to(root).as_posix()
+    name = root.resolve().name if name == "." else name
+    config: Record = {}
+    try:
+        config = records.read_config(path)
+        _check_config(config)
+        if not (path / "result.json").exists():
+            return Run(path, name, *_progress(path, config), config=config)
+        result = records.read_json(path / "result.json")
+        _check_result(config, result)
+    except UsageError as error:
+        return Run(path, name, "damaged", str(error).replace(f"{path}{os.sep}", ""), config)
+    return Run(path, name, "finished", "", config, result)
+
+
+def method_of(config: Record, member: int) -> Method:
+    """The agent and all settings of one member of a run, the number of evaluation episodes among them."""
+    settings = full_settings(config)
+    settings |= {name: values[member] for name, values in config["sweep"].items()}
+    settings["episodes"] = config["episodes"]
+    return Method(config["agent"], tuple(sorted((name, json.dumps(value)) for name, value in settings.items())))
+
+
+def full_settings(config: Record) -> Record:
+    """The agent's Config as it was recorded, with what `LATER_FIELDS` knows of runs of earlier versions."""
+    settings = dict(config["config"])
+    if config["agent"] in ("p3o", "ppo") and "learning_rate" in settings and "learning_rate" not in config["sweep"]:
+        for name, earlier in LATER_FIELDS.items():
+            settings.setdefault(name, earlier(settings))
+    return settings
+
+
+def name_methods(methods: Iterable[Method]) -> tuple[dict[Method, str], dict[str, list[str]]]:
+    """A short name for each method, and for each agent with several of them the settings in which they differ.
+
+    One method: the agent's name. Up to two settings that differ: they follow it. More: a letter, explained by a table.
+    """
+    agents: dict[str, list[Method]] = {}
+    for method in sorted(methods):
+        agents.setdefault(method.agent, []).append(method)
+    labels: dict[Method, str] = {}
+    differing: dict[str, list[str]] = {}
+    for agent, those in agents.items():
+        if len(those) == 1:
+            labels[those[0]] = agent
+            continue
+        names = sorted({name for method in those for name, _ in method.settings})
+        names = [name for name in names if len({dict(method.settings).get(name) for method in those}) > 1]
+        differing[agent] = names
+        for number, method in enumerate(those):
+            values = ", ".join(f"{name.rstrip('_')} {show(method, name)}" for name in names)
+            labels[method] = f"{agent} {values}" if len(names) <= 2 else f"{agent} ({_letters(number)})"
+    return labels, differing
+
+
+def show(method: Method, name: str) -> str:
+    """A setting as a reader writes it; a dash where the version of that run did not have it."""
+    text = dict(method.settings).get(name)
+    if text is None:
+        return "-"
+    value = json.loads(text)
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def span(seeds: Sequence[int]) -> str:
+    """0 to 9, or 1, 4, 7."""
+    ordered = sorted(seeds)
+    if len(ordered) > 2 and ordered == list(range(ordered[0], ordered[-1] + 1)):
+        return f"{ordered[0]} to {ordered[-1]}"
+    return ", ".join(map(str, ordered))
+
+
+def command(config: Record) -> str | None:
+    """The `ess-rl` line that makes this run again, with every setting spelled out: defaults change, it does not.
+
+    None where the command line cannot say it: seeds that are no range, or a sweep that is no product.
+    """
+    seeds = list(dict.fromkeys(config["seeds"]))
+    sweep = {name: list(dict.fromkeys(values)) for name, values in config["sweep"].items()}
+    product = len(seeds) * math.prod(len(values) for values in sweep.values())
+    if seeds != list(range(seeds[0], seeds[0] + len(seeds))) or product != len(config["seeds"]):
+        return None
+    words: list[str] = ["ess-rl", "train", config["agent"], "--env", config["env"]]
+    options: Record = {"seeds": len(seeds), "seed0": seeds[0], "steps": config["steps"], "episodes": config["episodes"]}
+    if "iterations" in config:  # a run of ours, not of a peer
+        options |= {"backend": config["backend"], "device": config["device"]}
+        options["compile"] = "on" if config["compiled"] else "off"
+        # The smallest number of checkpoints with the recorded distance between them.
+        options["checkpoints"] = math.ceil(config["iterations"] / config["reset_every"])
+    for name, value in (options | full_settings(config) | sweep).items():
+        words += _option(name, value)
+    return shlex.join(words)
+
+
+_UNFINISHED = ("running", "stopped")
+
+
+def _option(name: str, value: Any) -> list[str]:
+    flag = name.rstrip("_").replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    return [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
+
+
+def _letters(number: int) -> str:
+    """a, b, ..., z, aa, ab, ..."""
+    return ("" if number < 26 else _letters(number // 26 - 1)) + chr(ord("a") + number % 26)
+
+
+def _row(task: Task, method: Method, label: str, members: Sequence[tuple[Run, int]], problems: list[str]) -> Row:
+    """Each seed once: from the first folder that has it, and every further one is a problem."""
+    kept: dict[int, tuple[Run, int]] = {}
+    again: dict[tuple[str, str], list[int]] = {}
+    for run, member in members:
+        seed = run.config["seeds"][member]
+        if seed in kept:
+            again.setdefault((kept[seed][0].name, run.name), []).append(seed)
+        else:
+            kept[seed] = (run, member)
+    for (first, second), seeds in again.items():
+        where = f"twice in {first}" if first == second else f"in {first} and again in {second}"
+        problems.append(
+            f"{label} on {task}: seed {span(seeds)} {where}; counted once, from {first}, and left out of aggregates"
+        )
+    if len(kept) == 1:
+        problems.append(f"{label} on {task}: one seed has no interval, it says nothing of how far the next may fall")
+    return Row(task, method, label, [kept[seed] for seed in sorted(kept)], repeated=bool(again))
+
+
+def _check_config(config: Record) -> None:
+    """Raises UsageError where a config.json lacks what every table needs."""
+    seeds, sweep = config["seeds"], config["sweep"]
+    whole = isinstance(seeds, list) and seeds and all(isinstance(seed, int) for seed in seeds)
+    if not whole or not isinstance(config["config"], dict) or not isinstance(sweep, dict):
+        raise UsageError("config.json: seeds, sweep or config is not what a run writes; the file was changed by hand")
+    if any(not isinstance(values, list) or len(values) != len(seeds) for values in sweep.values()):
+        raise UsageError("config.json: a swept setting does not have one value a member")
+    if not isinstance(config["steps"], int) or not all(isinstance(config[x], str) for x in ("agent", "env", "backend")):
+        raise UsageError("config.json: steps, agent, env or backend is not what a run writes")
+
+
+def _check_result(config: Record, result: Any) -> None:
+    """Raises UsageError where a result.json is not a whole one of this config.json."""
+    if not isinstance(result, dict):
+        raise UsageError("result.json: not the result of a run")
+    for name in ("agent", "env", "backend", "seeds", "sweep"):
+        if result.get(name) != config[name]:
+            raise UsageError(f"result.json: its {name!r} is not that of config.json: files of two runs were mixed")
+    finals = result.get("final_return")
+    if not isinstance(finals, list) or len(finals) != len(config["seeds"]):
+        raise UsageError("result.json: 'final_return' does not have one score a member")
+    for seed, score in zip(config["seeds"], finals, strict=True):
+        if not isinstance(score, int | float) or not math.isfinite(score):
+            raise UsageError(f"result.json: the final return of seed {seed} is {score!r}, no finite number")
+    if not isinstance(result.get("env_steps"), int):
+        raise UsageError("result.json: 'env_steps' is missing")
+
+
+def _progress(path: Path, config: Record) -> tuple[str, str]:
+    """-> (running or stopped, how far it came) of a run without result.json"""
+    written = max(file.stat().st_mtime for file in path.iterdir() if file.is_file())
+    minutes = (time.time() - written) / 60.0
+    rows = records.read_metrics(path)
+    reached = f"{rows[-1]['env_steps']:,} of {config['steps']:,} env steps" if rows else "no metrics yet"
+    if done := len(list(path.glob("seed-*.json"))):
+        reached = f"{done} of {len(config['seeds'])} seeds"
+    ago = f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.0f} h" if minutes < 2880 else _days(minutes)
+    state = "running" if minutes < RUNNING_MINUTES else "stopped"
+    return state, f"{reached}, last written {ago} ago"
+
+
+def _days(minutes: float) -> str:
+    return f"{minutes / 1440:.0f} days"

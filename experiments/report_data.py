@@ -1,0 +1,147 @@
+"""Every number of a report, computed once: the pages only write them down."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from ess_rl.errors import UsageError
+from experiments import aggregates, collection, figures, references, statistics
+from experiments.aggregates import Estimate, Group
+from experiments.collection import Collection, Row
+from experiments.figures import CURVES, Curves
+from experiments.statistics import Array, Interval
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the final returns of a row say."""
+
+    iqm: Estimate
+    mean: float
+    low: float
+    high: float
+    normalized: float | None  # the IQM between random (0) and reference (1)
+
+
+@dataclass(frozen=True)
+class Band:
+    """IQM over the seeds of a row, and its pointwise 95 % interval; x in env steps of a seed."""
+
+    x: Array
+    y: Array
+    interval: Interval | None  # None: one seed
+
+
+@dataclass(frozen=True)
+class GroupReport:
+    """The numbers of one group; labels are those of the methods."""
+
+    group: Group
+    aggregates: dict[str, dict[str, Estimate]]  # label -> statistic -> estimate; empty where nothing is scored
+    improvements: dict[tuple[str, str], Estimate]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything the pages show."""
+
+    title: str
+    made: str
+    found: Collection
+    summaries: list[Summary]  # one a row
+    curves: list[dict[str, Band]]  # one a row; by the names in CURVES, without what the runs did not log
+    groups: list[GroupReport]
+    missing: list[str]
+
+
+def build(root: Path) -> Report:
+    """Read the runs and compute every number of the report.
+
+    Raises:
+        UsageError: `root` holds no run.
+    """
+    found = collection.collect(root)
+    groups = [
+        GroupReport(
+            group,
+            {label: aggregates.aggregate(scores) for label, scores in group.normalized.items()},
+            aggregates.improvements(group),
+        )
+        for group in aggregates.groups(found)
+    ]
+    return Report(
+        root.resolve().name,
+        datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        found,
+        [summarize(row) for row in found.rows],
+        _all_curves(found),
+        groups,
+        aggregates.missing(found),
+    )
+
+
+def summarize(row: Row) -> Summary:
+    """The final returns of a row; without an interval where it has one seed."""
+    scores = statistics.score_matrix([[score] for score in row.finals])
+    iqm, interval = float(statistics.iqm(scores)), None
+    if len(scores) > 1:
+        low, high = statistics.bootstrap_interval(scores, statistics.iqm, np.random.default_rng(0))
+        interval = (float(low), float(high))
+    return Summary(
+        Estimate(iqm, interval),
+        float(scores.mean()),
+        float(scores.min()),
+        float(scores.max()),
+        references.normalized(row.task.env, iqm),
+    )
+
+
+def _all_curves(found: Collection) -> list[dict[str, Band]]:
+    """The curves of each row. What cannot be drawn is a problem; a run without any curves file is none."""
+    read: dict[str, Curves | None] = {}
+    for run in {run.name: run for row in found.rows for run in row.runs}.values():
+        read[run.name] = None
+        if not any((run.path / name).exists() for name in ("metrics.jsonl", "curves.csv")):
+            continue
+        try:
+            read[run.name] = figures.read_curves(run.path)
+        except UsageError as error:
+            found.problems.append(f"{run.name}: no curves, {str(error).replace(f'{run.path}{os.sep}', '')}")
+    return [_curves(row, read, found.problems) for row in found.rows]
+
+
+def _curves(row: Row, read: Mapping[str, Curves | None], problems: list[str]) -> dict[str, Band]:
+    curves = [read[run.name] for run in row.runs]
+    first = curves[0]
+    if first is None or any(one is None for one in curves):
+        return {}
+    if any(one is not None and not np.array_equal(one.env_steps, first.env_steps) for one in curves):
+        problems.append(f"{row.label} on {row.task}: its folders logged at different env steps: no curves drawn")
+        return {}
+    bands = {}
+    for name, _ in CURVES:
+        columns = []
+        for run, member in row.members:
+            one = read[run.name]
+            assert one is not None
+            columns.append(one.values[name][:, member])
+        values = np.array(columns)  # [seeds, points]
+        whole = ~np.isnan(values).any(0)
+        if whole.any():
+            bands[name] = _band(first.env_steps[whole], values[:, whole])
+    return bands
+
+
+def _band(steps: np.ndarray, values: Array) -> Band:
+    interval = None
+    if len(values) > 1:
+        interval = statistics.bootstrap_interval(
+            values, statistics.iqm_over_runs, np.random.default_rng(0), resamples=500
+        )
+    return Band(steps.astype(np.float64), statistics.iqm_over_runs(values), interval)
