@@ -4,10 +4,11 @@ Written for one agent; `ess_rl.population` runs P of them as one tensor program.
 those of the usual implementations: orthogonal initialization, observations and rewards normalized by running
 statistics, standardized advantages, clipped gradients, Adam with linearly decayed learning rates of policy and value.
 
-One thing is not in the paper. Where PPO's clip ends the pull of a sample, P3O's cap only bounds its weight, and ten
-epochs on one batch carry the policy as far as the learning rate lets them. Here the batch says when they end: once the
-effective sample size of a minibatch has fallen below `min_ess` times that of the iteration's first one, the policy
-rests until the next iteration, while the value learns on. It is to the ESS what early stopping by the KL is to PPO.
+Where PPO's clip ends the pull of a sample, P3O's cap only bounds its weight, and ten epochs on one batch carry the
+policy as far as its learning rate lets them; hence a lower one for the policy than for the value. An option that is
+not in the paper, `min_ess`, lets the batch say when they end: once the effective sample size of a minibatch has fallen
+below `min_ess` times that of the iteration's first one, the policy rests until the next iteration, while the value
+learns on. It is to the ESS what early stopping by the KL is to PPO.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ from ess_rl.transitions import Transitions
 class Config:
     cap: Literal["ess", "ess_per_dim"] | float = "ess"  # of the ratio; a number or e^(1/act_dim) are ablations
     behavior_kl: Literal["closed_form", "k3"] = "closed_form"  # k3 is the released code's sampled stand-in
-    min_ess: float = 0.85  # the policy rests once e is below this fraction of the iteration's first; 0: never
-    learning_rate: float = 3e-4  # of Adam, for the policy, at the start
-    final_learning_rate: float = 0.0  # what is left of it at the end, as a fraction; falls linearly
-    value_learning_rate: float = 3e-4  # of Adam, for the value, at the start; falls linearly to 0
+    min_ess: float = 0.0  # the policy rests once e is below this fraction of the iteration's first; 0: never
+    learning_rate: float = 1.5e-4  # of Adam, for the policy, at the start
+    final_learning_rate: float = 0.3  # what is left of it at the end, as a fraction; falls linearly
+    value_learning_rate: float = 4e-4  # of Adam, for the value, at the start; falls linearly to 0
     discount: float = 0.99  # per control step
     lambda_: float = 0.95  # of GAE
     value_coef: float = 0.5  # weight of the value loss; it shares only the gradient clip with the policy
@@ -49,9 +50,9 @@ class Config:
     log_std: float = -1.0  # of the initial policy, in every action dimension, in units of [-1, 1]
     hidden: tuple[int, ...] = (64, 64)  # tanh units of policy and value, which share nothing
     num_envs: int = 16  # environments of one agent
-    rollout: int = 128  # steps of each environment between updates
+    rollout: int = 256  # steps of each environment between updates
     epochs: int = 10  # passes over those num_envs * rollout samples
-    minibatch: int = 64  # samples of one update
+    minibatch: int = 128  # samples of one update
 
 
 class P3O:
