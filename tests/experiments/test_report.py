@@ -214,7 +214,10 @@ def test_other_seeds_and_missing_references_stay_out(tmp_path: Path) -> None:
     # By hand: scores 1000, 1100, 1200 on both tasks; all six normalized, none cut off by the interquartile mean but one
     # at either end.
     scores = np.sort(
-        [references.normalized(env, x) for env in ("Hopper-v5", "Walker2d-v5") for x in (1e3, 1.1e3, 1.2e3)]
+        np.array(
+            [references.normalized(env, x) for env in ("Hopper-v5", "Walker2d-v5") for x in (1e3, 1.1e3, 1.2e3)],
+            dtype=np.float64,
+        )
     )
     assert one.aggregates["ppo"]["IQM"].value == pytest.approx(scores[1:5].mean())
     assert one.improvements[("p3o", "ppo")].value == 0.5
