@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 from ess_rl.errors import UsageError
 
@@ -77,7 +78,7 @@ def random_returns(env_id: str, episodes: int = 100, seed: int = 0) -> tuple[lis
 
     torch.set_num_threads(1)
     backend = envs.make(env_id, 1).backend
-    options = {"num_threads": 1} if backend == "envpool" else {}
+    options: dict[str, Any] = {"num_threads": 1} if backend == "envpool" else {}
     env = envs.make(env_id, episodes, backend=backend, **options)
     generator = torch.Generator().manual_seed(seed)
     env.reset(torch.arange(seed, seed + episodes))
