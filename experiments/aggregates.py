@@ -126,12 +126,12 @@ def missing(found: Collection) -> list[str]:
 
 
 def _name_unreferenced(found: Collection) -> None:
-    for env in sorted({row.task.env for row in found.rows}):
-        if references.normalized(env, 0.0) is None:
-            found.problems.append(
-                f"{env} has no reference return (table version {references.VERSION}): no normalized score, and not in "
-                "the aggregates of normalized scores"
-            )
+    envs = [env for env in sorted({row.task.env for row in found.rows}) if references.normalized(env, 0.0) is None]
+    if envs:
+        found.problems.append(
+            f"no reference return (table version {references.VERSION}) for {', '.join(envs)}: no normalized score, and "
+            "left out of their aggregates"
+        )
 
 
 def _same_seeds(rows: Sequence[Row], found: Collection) -> dict[Method, dict[Task, Row]]:

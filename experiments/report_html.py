@@ -181,9 +181,11 @@ def _curves(report: Report, series: dict[str, int]) -> str:
         note = ""
         if len(drawn) < len(rows):
             note = f"Drawn: {len(drawn)} of {len(rows)}, the highest IQMs among those that logged curves."
+            note = f'<p class="note">{note}</p>'
         parts.append(
-            f'<h3 class="task">{_task(task)}</h3>{_legend([row.label for row, _, _ in drawn], series)}'
-            f'<p class="note">{note}</p><div class="plots">{"".join(figures)}</div>'
+            f'<div class="together"><h3 class="task">{_task(task)}</h3>'
+            f"{_legend([row.label for row, _, _ in drawn], series)}{note}"
+            f'<div class="plots">{"".join(figures)}</div></div>'
         )
     if not parts:
         return ""
@@ -227,8 +229,8 @@ def _commands(report: Report) -> str:
         f"<li>{escape(name)}<code>{escape(line)}</code></li>" for name, line in report_text.commands(report.found.runs)
     )
     return (
-        '<p class="note">Each line makes a run again, with every setting spelled out. Bit for bit on the same machine '
-        f'with the same versions.</p><ul class="commands">{items}</ul>'
+        '<p class="note">Each line makes a run again, with every setting spelled out; equal to the last bit only '
+        f'on the same machine with the same versions.</p><ul class="commands">{items}</ul>'
     )
 
 

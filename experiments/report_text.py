@@ -160,8 +160,14 @@ def origins(runs: Sequence[Run]) -> list[list[str]]:
         machine, versions = run.config.get("machine", {}), run.config.get("versions", {})
         where = f"{machine.get('cores', '?')} cores of {machine.get('cpu', 'an unknown CPU')}, {run.config['device']}"
         having = ", ".join(f"{name} {version}" for name, version in versions.items())
-        made.setdefault((where, having, run.config.get("git_commit") or "unknown"), []).append(run.name)
-    return [["machine", "versions", "commit", "runs"], *([*key, ", ".join(names)] for key, names in made.items())]
+        commit, plus, changes = (run.config.get("git_commit") or "unknown").partition("+")
+        made.setdefault((where, having, commit[:12] + plus + changes), []).append(run.name)
+    return [["machine", "versions", "commit", "runs"], *([*key, _some(names)] for key, names in made.items())]
+
+
+def _some(names: Sequence[str], most: int = 8) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def commands(runs: Sequence[Run]) -> list[tuple[str, str]]:
