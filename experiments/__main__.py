@@ -281,6 +281,8 @@ def _finish(folder: Path, jobs: int | None = None) -> None:
     """Train what is left of a run of ours or of a peer, and print its result."""
     from experiments import peers, records, report
 
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such run folder")
     if records.read_config(folder)["agent"] in peers.PEERS:
         result = peers.carry_on(folder, jobs)
     else:
