@@ -78,7 +78,7 @@ def test_published_files_hold_the_run(tmp_path: Path) -> None:
     figures.publish(folder, tmp_path / "published")
     assert records.read_json(tmp_path / "published" / "result.json") == result
     head, *rows = (tmp_path / "published" / "curves.csv").read_text().splitlines()
-    assert head == "env_steps,member,return,ess,behavior_kl"
+    assert head == "env_steps,member,return,ess,behavior_kl,capped_fraction"
     assert rows[-2].startswith("8192,0,") and rows[-1].startswith("8192,1,")
     last = records.read_metrics(folder)[-1]
     assert float(rows[-1].split(",")[3]) == pytest.approx(last["ess"][1], rel=1e-5)
