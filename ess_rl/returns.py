@@ -28,10 +28,21 @@ def reverse_recurrence(a: Tensor, b: Tensor) -> Tensor:
     """
     stride = 1
     while stride < a.shape[0]:
-        shift = [0, 0] * (a.ndim - 1) + [0, stride]
-        a, b = a + b * pad(a[stride:], shift), b * pad(b[stride:], shift)
+        a, b = a + b * _shifted(a, stride), b * _shifted(b, stride)
         stride *= 2
     return a
+
+
+def _shifted(x: Tensor, steps: int) -> Tensor:
+    """x_{t + steps} of x [T, ...], zero past the end."""
+    return pad(x[steps:], [0, 0] * (x.ndim - 1) + [0, steps])
+
+
+def _td_error(
+    reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, discount: float | Tensor
+) -> Tensor:
+    """delta_t = r_t + discount (1 - terminated_t) V(next_obs_t) - V(obs_t)"""
+    return reward + discount * torch.where(terminated, 0.0, next_value) - value
 
 
 def gae(
@@ -52,7 +63,7 @@ def gae(
     Source: Schulman et al. 2016 (arXiv 1506.02438), Eq. 16; truncation apart from termination as in Pardo et al. 2018
     (arXiv 1712.00378).
     """
-    delta = reward + discount * torch.where(terminated, 0.0, next_value) - value
+    delta = _td_error(reward, value, next_value, terminated, discount)
     advantage = reverse_recurrence(delta, discount * lambda_ * (~last).to(delta.dtype))
     return advantage, advantage + value
 
@@ -82,11 +93,10 @@ def vtrace(
     it is not multiplied by rho_t, because the objective applies the policy ratio, once.
     """
     ratio = torch.exp(log_ratio)
-    delta = reward + discount * torch.where(terminated, 0.0, next_value) - value
+    delta = _td_error(reward, value, next_value, terminated, discount)
     carry = discount * lambda_ * (~last).to(delta.dtype)
     excess = reverse_recurrence(torch.clamp(ratio, max=rho_bar) * delta, torch.clamp(ratio, max=c_bar) * carry)
-    ahead = pad(excess[1:], [0, 0] * (excess.ndim - 1) + [0, 1])
-    return delta + carry * ahead, excess + value
+    return delta + carry * _shifted(excess, 1), excess + value
 
 
 def retrace(
@@ -111,8 +121,8 @@ def retrace(
     Q-function, whose delta takes the expectation over the target policy's next action; V in its place makes
     A_t an estimate of Q(s_t, a_t) - V(s_t), and its value target that of Q.
     """
-    delta = reward + discount * torch.where(terminated, 0.0, next_value) - value
-    following = pad(torch.exp(log_ratio[1:]).clamp(max=1.0), [0, 0] * (delta.ndim - 1) + [0, 1])
+    delta = _td_error(reward, value, next_value, terminated, discount)
+    following = _shifted(torch.exp(log_ratio).clamp(max=1.0), 1)
     advantage = reverse_recurrence(delta, discount * lambda_ * (~last).to(delta.dtype) * following)
     return advantage, advantage + value
 
