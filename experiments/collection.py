@@ -24,9 +24,16 @@ from experiments.records import Record
 RUNNING_MINUTES = 15  # a run without a result that wrote something within this time counts as running
 
 # Fields that runs of earlier versions lack, and what those versions did: so they stay comparable to present runs.
-LATER_FIELDS: dict[str, Callable[[Record], Any]] = {
+_LATER: dict[str, Callable[[Record], Any]] = {
     "final_learning_rate": lambda config: 0.0,
     "value_learning_rate": lambda config: config["learning_rate"],
+    "replay": lambda config: 0,
+    "draw": lambda config: "uniform",
+    "correction": lambda config: "none",
+}
+LATER_FIELDS: dict[str, dict[str, Callable[[Record], Any]]] = {
+    "p3o": {**_LATER, "min_ess": lambda config: 0.0},
+    "ppo": _LATER,
 }
 
 
@@ -165,8 +172,8 @@ def method_of(config: Record, member: int) -> Method:
 def full_settings(config: Record) -> Record:
     """The agent's Config as it was recorded, with what `LATER_FIELDS` knows of runs of earlier versions."""
     settings = dict(config["config"])
-    if config["agent"] in ("p3o", "ppo") and "learning_rate" in settings and "learning_rate" not in config["sweep"]:
-        for name, earlier in LATER_FIELDS.items():
+    if "learning_rate" in settings and "learning_rate" not in config["sweep"]:
+        for name, earlier in LATER_FIELDS.get(config["agent"], {}).items():
             settings.setdefault(name, earlier(settings))
     return settings
 
