@@ -95,7 +95,7 @@ def make(
         mujoco_warp: physics in float32 is another benchmark.
     device: where a torch or warp environment lives. The two others simulate on the CPU, and say so in their `device`.
     options: torch: `dtype`, `max_episode_steps` and the constants of the equations; envpool: `num_threads`,
-        `max_episode_steps` and EnvPool's options of the task; gymnasium: what `gymnasium.make` takes; warp:
+        `halves`, `max_episode_steps` and EnvPool's options of the task; gymnasium: what `gymnasium.make` takes; warp:
         `max_episode_steps` and the fields of the task in `envs.mujoco_tasks`.
 
     Raises UsageError where the task, the backend or an option does not exist or is not for Gaussian policies.

@@ -14,6 +14,8 @@ import ctypes
 import gc
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -42,8 +44,56 @@ def _return_freed_memory() -> None:
             trim(0)
 
 
+class _Pool:
+    """One pool of EnvPool's, with the three habits mended. A `Turn`."""
+
+    def __init__(self, make: Callable[..., Any], num_envs: int, to_simulator: BoxAction, max_episode_steps: int):
+        """`make`: the pool from its `num_envs` and its `env_seed`."""
+        self._make = make
+        self._ids = np.arange(num_envs)
+        self._to_simulator = to_simulator
+        self._max_episode_steps = max_episode_steps
+        self._pool: Any = None
+
+    def reset(self, env_seed: list[int]) -> Tensor:
+        self._pool = self._make(num_envs=len(self._ids), env_seed=env_seed)
+        obs, _ = self._pool.reset()
+        return torch.from_numpy(obs.astype(np.float32))
+
+    def close(self) -> None:
+        """Destroy the pool with its threads. EnvPool's own `close` releases nothing; the last reference does."""
+        self._pool = None
+
+    def send(self, action: Tensor) -> None:
+        """Begin a control step of all environments; their threads go on while this one returns."""
+        self._pool.send(self._to_simulator(action), self._ids)
+
+    def receive(self) -> Step:
+        """Wait for the control step that was begun. Where no episode ended, `obs` and `next_obs` are one tensor."""
+        reached, reward, terminated, _, info = self._pool.recv()
+        # Each conversion copies, so that nothing handed out lies in a buffer of EnvPool's.
+        next_obs = torch.from_numpy(reached.astype(np.float32))
+        truncated = (info["elapsed_step"] >= self._max_episode_steps) & ~terminated
+        obs = next_obs
+        finished = np.flatnonzero(terminated | truncated)
+        if finished.size:
+            first, _ = self._pool.reset(finished)
+            obs = next_obs.clone()
+            obs[torch.from_numpy(finished)] = torch.from_numpy(first.astype(np.float32))
+        return Step(
+            obs=obs,
+            next_obs=next_obs,
+            reward=torch.from_numpy(reward.astype(np.float32)),
+            terminated=torch.from_numpy(terminated),
+            truncated=torch.from_numpy(truncated),
+        )
+
+
 class EnvPoolVectorEnv:
-    """A `VectorEnv` over EnvPool. Tensors come out on the CPU; those of one `Step` never change afterwards."""
+    """A `VectorEnv` over EnvPool, in two parts that can take turns where the number of environments is even.
+
+    Tensors come out on the CPU; those of one `Step` never change afterwards.
+    """
 
     backend = "envpool"
 
@@ -53,10 +103,14 @@ class EnvPoolVectorEnv:
         num_envs: int,
         *,
         num_threads: int | None = None,
+        halves: bool = True,
         max_episode_steps: int | None = None,
         **options: Any,
     ) -> None:
-        """`num_threads`: all CPUs this process may use by default. `options`: the task's own, as EnvPool names them."""
+        """`num_threads`: of each part; all available CPUs by default. `halves`: two parts, if `num_envs` is even.
+
+        `options`: the task's own, as EnvPool names them.
+        """
         import envpool
 
         self.env_id = env_id
@@ -72,45 +126,42 @@ class EnvPoolVectorEnv:
         self._to_simulator = BoxAction(env_id, spec.gymnasium_action_space)
         self.act_dim = self._to_simulator.act_dim
         self.obs_dim = int(np.prod(spec.gymnasium_observation_space.shape))
-        self._options = options | {
+        options |= {
             "num_threads": num_threads or min(_available_cpus(), num_envs),
-            "max_episode_steps": self.max_episode_steps + 1,  # never reached: `step` keeps the clock
+            "max_episode_steps": self.max_episode_steps + 1,  # never reached: `receive` keeps the clock
         }
-        self._pool: Any = None
+        self._count = 2 if halves and num_envs % 2 == 0 else 1
+        self.turns = [
+            _Pool(
+                partial(envpool.make_gymnasium, env_id, **options),
+                num_envs // self._count,
+                self._to_simulator,
+                self.max_episode_steps,
+            )
+            for _ in range(self._count)
+        ]
 
     def reset(self, seeds: Tensor) -> Tensor:
         """Begin anew from the low 31 bits of `seeds` [B]. -> obs [B, obs_dim]"""
-        import envpool
-
         env_seed = seeds_31_bits(seeds, self.num_envs)
         self.close()
-        self._pool = envpool.make_gymnasium(self.env_id, num_envs=self.num_envs, env_seed=env_seed, **self._options)
-        obs, _ = self._pool.reset()
-        return torch.from_numpy(obs.astype(np.float32))
+        return _interleave([pool.reset(env_seed[part :: self._count]) for part, pool in enumerate(self.turns)])
 
     def step(self, action: Tensor) -> Step:
-        """One control step. Where no episode ended, `obs` and `next_obs` are one tensor."""
-        reached, reward, terminated, _, info = self._pool.step(self._to_simulator(action))
-        # Each conversion copies, so that nothing handed out lies in a buffer of EnvPool's.
-        next_obs = torch.from_numpy(reached.astype(np.float32))
-        truncated = (info["elapsed_step"] >= self.max_episode_steps) & ~terminated
-        obs = next_obs
-        finished = np.flatnonzero(terminated | truncated)
-        if finished.size:
-            first, _ = self._pool.reset(finished)
-            obs = next_obs.clone()
-            obs[torch.from_numpy(finished)] = torch.from_numpy(first.astype(np.float32))
-        return Step(
-            obs=obs,
-            next_obs=next_obs,
-            reward=torch.from_numpy(reward.astype(np.float32)),
-            terminated=torch.from_numpy(terminated),
-            truncated=torch.from_numpy(truncated),
-        )
+        """One control step of both parts at once."""
+        for part, pool in enumerate(self.turns):
+            pool.send(action[part :: self._count])
+        steps = [pool.receive() for pool in self.turns]
+        return steps[0] if self._count == 1 else Step(*(_interleave(list(of)) for of in zip(*steps, strict=True)))
 
     def close(self) -> None:
-        """Destroy the pool with its threads. EnvPool's own `close` releases nothing; the last reference does."""
-        if self._pool is not None:
-            self._pool = None
-            gc.collect()
-            _return_freed_memory()
+        """Release the pools, their threads and their memory."""
+        for pool in self.turns:
+            pool.close()
+        gc.collect()
+        _return_freed_memory()
+
+
+def _interleave(parts: list[Tensor]) -> Tensor:
+    """K parts [B / K, ...] to [B, ...]: row i comes from part i modulo K."""
+    return torch.stack(parts, dim=1).flatten(0, 1)

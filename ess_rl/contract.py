@@ -3,6 +3,7 @@
 Letters: P members of a population, N environments of one member, B environments in all (B = P * N).
 """
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -57,6 +58,27 @@ class VectorEnv(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class Turn(Protocol):
+    """Some environments that simulate in the background, between being sent actions and being asked for the outcome."""
+
+    def send(self, action: Tensor) -> None: ...
+
+    def receive(self) -> Step:
+        """What came of the actions sent last."""
+        ...
+
+
+@runtime_checkable
+class InTurns(Protocol):
+    """A `VectorEnv` in K parts: part k holds the environments k, k + K, k + 2 K, ...
+
+    So one part can simulate while the policy looks at another.
+    """
+
+    @property
+    def turns(self) -> Sequence[Turn]: ...
 
 
 class AgentConfig(Protocol):

@@ -8,16 +8,19 @@ points at which a run can be saved and taken up again bit for bit.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from ess_rl import random
-from ess_rl.contract import AgentConfig, Metrics, VectorEnv
+from ess_rl.contract import AgentConfig, InTurns, Step, Turn, VectorEnv
 from ess_rl.errors import NonFiniteError, UsageError
 from ess_rl.ess import effective_sample_size
+from ess_rl.gaussian import Gaussian
+from ess_rl.graphs import Graphs, Stopwatch
 from ess_rl.population import Population
 from ess_rl.replay import Replay
 from ess_rl.returns import reverse_recurrence
@@ -42,30 +45,83 @@ class Progress:
     seconds: dict[str, float] = field(default_factory=dict)  # of collect, targets, update
 
 
+class _AtOnce:
+    """A `VectorEnv` that simulates when it is sent its actions, as a `Turn`."""
+
+    def __init__(self, env: VectorEnv):
+        self._env = env
+
+    def send(self, action: Tensor) -> None:
+        self._step = self._env.step(action)
+
+    def receive(self) -> Step:
+        return self._step
+
+
+def turns(env: VectorEnv, num_envs: int) -> Sequence[Turn]:
+    """The parts of `env` that take turns, each with an equal share of every member's `num_envs`; one if it has none."""
+    if isinstance(env, InTurns) and num_envs % len(env.turns) == 0:
+        return env.turns
+    return [_AtOnce(env)]
+
+
 def collect(
-    population: Population, env: VectorEnv, obs: Tensor, steps: int, iteration: int
+    population: Population, env: VectorEnv, obs: Tensor, steps: int, iteration: int | Tensor
 ) -> tuple[Transitions, Tensor]:
-    """Act for `steps` steps from `obs` [B, obs_dim]. -> (transitions [T, P, N], next obs to act on [B, obs_dim])"""
-    members, num_envs = population.size, env.num_envs // population.size
-    rollout = Transitions.empty((steps, members, num_envs), env.obs_dim, env.act_dim, env.device)
-    rollout.version.fill_(iteration)
+    """Act for `steps` steps from `obs` [B, obs_dim]. -> (transitions [T, P, N], next obs to act on [B, obs_dim])
+
+    The transitions lie on the population's device, the next obs on the environments'. Where these are two, what the
+    environments say waits in pinned memory, and the policy acts for one of their parts while another simulates.
+    """
+    members, num_envs, device = population.size, env.num_envs // population.size, population.device
     seeds = random.fold_in(random.fold_in(population.seed, _ACTIONS), iteration)
-    noise = random.normal(seeds, (steps, num_envs, env.act_dim)).transpose(0, 1).contiguous()  # [T, P, N, act_dim]
-    for t in range(steps):
-        rollout.obs[t] = obs.view_as(rollout.obs[t])  # before the step, should it write over what it gave out
-        policy_obs = obs.view(members, num_envs, -1).to(population.device)
-        behavior, action = population.act(policy_obs, noise[t])
-        action = action.to(env.device)
-        step = env.step(action.flatten(0, 1))
-        rollout.action[t] = action
-        rollout.reward[t] = step.reward.view(members, num_envs)
-        rollout.terminated[t] = step.terminated.view(members, num_envs)
-        rollout.truncated[t] = step.truncated.view(members, num_envs)
-        rollout.next_obs[t] = step.next_obs.view_as(rollout.obs[t])
-        rollout.behavior_mean[t] = behavior.mean
-        rollout.behavior_log_std[t] = behavior.log_std
-        obs = step.obs
-    return rollout, obs
+    noise = random.normal(seeds, (steps, num_envs, env.act_dim)).transpose(0, 1)  # [T, P, N, act_dim]
+    parts = turns(env, num_envs)
+    count = len(parts)
+    shape = (steps, members, num_envs // count)
+    now = [obs[k::count] for k in range(count)]
+    noises = [noise[:, :, k::count].contiguous() for k in range(count)]
+    worlds = [Transitions.empty(shape, env.obs_dim, env.act_dim, env.device) for _ in parts]
+    if env.device != device:
+        worlds = [world.map(Tensor.pin_memory) for world in worlds]
+    acted: list[list[tuple[Gaussian, Tensor]]] = [[] for _ in parts]
+    for t in range(steps + 1):
+        for k, (part, world) in enumerate(zip(parts, worlds, strict=True)):
+            if t > 0:
+                step = part.receive()
+                world.reward[t - 1] = step.reward.view(shape[1:])
+                world.terminated[t - 1] = step.terminated.view(shape[1:])
+                world.truncated[t - 1] = step.truncated.view(shape[1:])
+                world.next_obs[t - 1] = step.next_obs.view(world.obs.shape[1:])
+                now[k] = step.obs
+            if t < steps:
+                world.obs[t] = now[k].view(world.obs.shape[1:])  # before the step, should it write over what it gave
+                behavior, action = population.act(world.obs[t].to(device, non_blocking=True), noises[k][t])
+                part.send(action.flatten(0, 1).to(env.device))
+                acted[k].append((behavior, action))
+    rollouts = []
+    for world, log in zip(worlds, acted, strict=True):
+        rollouts.append(
+            replace(
+                world.map(lambda x: x.to(device, non_blocking=True)),
+                action=torch.stack([action for _, action in log]),
+                behavior_mean=torch.stack([behavior.mean for behavior, _ in log]),
+                behavior_log_std=torch.stack([behavior.log_std for behavior, _ in log]),
+                version=torch.zeros(shape, dtype=torch.int64, device=device) + iteration,
+            )
+        )
+    return _interleave(rollouts), now[0] if count == 1 else torch.stack(now, dim=1).flatten(0, 1)
+
+
+def _interleave(rollouts: list[Transitions]) -> Transitions:
+    """K records [T, P, N / K] to one [T, P, N]: environment n of a member comes from record n modulo K."""
+    if len(rollouts) == 1:
+        return rollouts[0]
+    columns = {
+        f.name: torch.stack([getattr(rollout, f.name) for rollout in rollouts], dim=3).flatten(2, 3)
+        for f in fields(Transitions)
+    }
+    return Transitions(**columns)
 
 
 def train(
@@ -87,56 +143,87 @@ def train(
         reset_every: iterations between two fresh starts of all environments. An episode cut by one counts as truncated
             at its last step, and not among the episodes that ended. `start` must be a multiple of it.
     """
-    config = population.agent.config
+    config, device = population.agent.config, population.device
     if replay.capacity < (1 + config.replay) * config.rollout:
         raise ValueError(f"a replay of {replay.capacity} steps cannot hold {1 + config.replay} rollouts")
     if start % reset_every and start < iterations:
         raise ValueError(f"start={start} is not a multiple of reset_every={reset_every}")
     check_minibatch(config)
     samples = config.rollout * config.num_envs
-    running = torch.zeros(population.size, config.num_envs, dtype=torch.float64)
-    obs = torch.empty(0)
-    for iteration in range(start, iterations):
-        clock = [time.perf_counter()]
-        if iteration % reset_every == 0:
-            seeds = random.fold_in(random.fold_in(population.seed, _ENVS), iteration)
-            obs = env.reset(env_seeds(seeds, config.num_envs).to(env.device))
-            running.zero_()
-        population.state["progress"] = torch.full_like(population.state["progress"], iteration / iterations)
-        rollout, obs = collect(population, env, obs, config.rollout, iteration)
-        _check_rollout(env, population, iteration, rollout)
+    graphs, stopwatch = Graphs(device), Stopwatch(device)
+    # What the stages below read and write keeps its address, so that their recordings stay true.
+    state = population.state
+    number = torch.zeros((), dtype=torch.int64, device=device)  # of the iteration
+    obs = torch.zeros(env.num_envs, env.obs_dim, device=env.device)
+    running = torch.zeros(population.size, config.num_envs, dtype=torch.float64, device=device)
+
+    def collecting() -> tuple[Transitions, dict[str, Tensor]]:
+        rollout, after = collect(population, env, obs, config.rollout, number)
+        obs.copy_(after)
         episodes, return_sum = _episodes(rollout, running)
-        if (iteration + 1) % reset_every == 0:
-            rollout.truncated[-1] |= ~rollout.terminated[-1]
-        replay.add(rollout)
-        fresh, *older = replay.rollouts(config.rollout, 1 + config.replay)
-        clock.append(time.perf_counter())
-        metrics: list[Metrics] = []
-        by_age: dict[str, Tensor] = {}
-        if iteration > 0:
-            data, ess = prepare(population, [fresh, *older])
-            by_age = {f"ess_age_{age}" if age else "ess_first": ess[:, age].cpu() for age in range(len(older) + 1)}
-            clock.append(time.perf_counter())
-            seeds = random.fold_in(random.fold_in(population.seed, _ORDER), iteration)
+        return rollout, {"episodes": episodes, "return_sum": return_sum, "finite": _finite(rollout)}
+
+    def targets() -> tuple[dict[str, Tensor], Tensor]:
+        return prepare(population, rollouts)
+
+    def updates() -> dict[str, Tensor]:
+        summary = {}
+        if learns:
+            seeds, steps = random.fold_in(random.fold_in(population.seed, _ORDER), number), []
             for epoch in range(config.epochs):
                 order = _order(random.fold_in(seeds, epoch), config, ess)  # [P, samples]
                 order = order.unflatten(1, (-1, config.minibatch)).transpose(0, 1).contiguous()
-                metrics += population.updates(data, order)
-        else:
-            clock.append(time.perf_counter())
-        population.observe(fresh)
-        summary = _summary(metrics) | by_age
-        _check_metrics(env, population, f"in the updates of iteration {iteration + 1}", summary)
-        _check_recorded(summary)
-        clock.append(time.perf_counter())
+                steps += population.updates(data, order)
+            summary = {name: torch.stack([m[name] for m in steps]).mean(0) for name in steps[0]}
+        population.observe(rollouts[0])
+        tree_map(lambda kept, new: kept.copy_(new), state, population.state)
+        population.state = state
+        return summary
+
+    for iteration in range(start, iterations):
+        stopwatch.begin()
+        number.fill_(iteration)
+        state["progress"].fill_(iteration / iterations)
+        if iteration % reset_every == 0:
+            seeds = random.fold_in(random.fold_in(population.seed, _ENVS), iteration)
+            obs.copy_(env.reset(env_seeds(seeds, config.num_envs).to(env.device)))
+            running.zero_()
+        # Of all environments, the step of the torch ones alone can be part of a recording.
+        rollout, found = graphs("collect", collecting) if env.backend == "torch" else collecting()
+        if (iteration + 1) % reset_every == 0:
+            rollout.truncated[-1] |= ~rollout.terminated[-1]
+        replay.add(rollout)
+        rollouts = replay.rollouts(config.rollout, 1 + config.replay)
+        where = f"{replay.head} {len(rollouts)}"  # a recording is of the rollouts that lay there
+        stopwatch.lap("collect")
+        learns = iteration > 0
+        if learns:
+            data, ess = graphs(f"targets {where}", targets)
+            found |= {f"ess_age_{age}" if age else "ess_first": ess[:, age] for age in range(len(rollouts))}
+        stopwatch.lap("targets")
+        summary = graphs(f"updates {where}" if learns else "observe", updates)
+        stopwatch.lap("update")
+        found = _to_host(summary | found)  # the only wait for the device
+        episodes, return_sum, finite = (found.pop(name) for name in ("episodes", "return_sum", "finite"))
+        if not finite.all():
+            _check_rollout(env, population, iteration, rollout)
+        metrics = {name: x.float() for name, x in found.items()}
+        _check_metrics(env, population, f"in the updates of iteration {iteration + 1}", metrics)
+        _check_recorded(metrics)
         yield Progress(
             iteration=iteration + 1,
             env_steps=(iteration + 1) * samples,
-            metrics=summary,
-            episodes=episodes,
+            metrics=metrics,
+            episodes=episodes.long(),
             return_sum=return_sum,
-            seconds={name: clock[i + 1] - clock[i] for i, name in enumerate(("collect", "targets", "update"))},
+            seconds=stopwatch.seconds(),
         )
+
+
+def _to_host(found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors [P] of any type on any device -> float64 on the CPU, in one transfer."""
+    rows = torch.stack([x.double() for x in found.values()]).cpu()
+    return dict(zip(found, rows, strict=True))
 
 
 def prepare(population: Population, rollouts: list[Transitions]) -> tuple[dict[str, Tensor], Tensor]:
@@ -198,8 +285,10 @@ def warm_up(population: Population, env: VectorEnv) -> float:
         (config.rollout, population.size, config.num_envs), env.obs_dim, env.act_dim, population.device
     )
     index = torch.zeros(population.size, config.minibatch, dtype=torch.int64, device=population.device)
+    count = len(turns(env, config.num_envs))
+    part = rollout.map(lambda x: x[0, :, ::count].contiguous())  # what one call of the policy sees
     for _ in range(2):
-        population.act(rollout.obs[0], rollout.action[0])
+        population.act(part.obs, part.action)
         data, _ = prepare(population, [rollout])
         population.updates(data, index.expand(2, -1, -1))
         population.observe(rollout)
@@ -248,7 +337,7 @@ def env_seeds(seeds: Tensor, num_envs: int) -> Tensor:
 
 def _episodes(rollout: Transitions, running: Tensor) -> tuple[Tensor, Tensor]:
     """Count and sum of returns [P] of the episodes that ended; `running` [P, N] carries the open ones, in place."""
-    reward, last = rollout.reward.double().cpu(), rollout.last.cpu()
+    reward, last = rollout.reward.double(), rollout.last
     go_on = torch.cat([torch.ones_like(last[:1]), ~last[:-1]]).double()
     start = torch.cat([reward[:1] + running, reward[1:]])
     total = reverse_recurrence(start.flip(0), go_on.flip(0)).flip(0)  # return so far, of the episode at hand
@@ -256,10 +345,10 @@ def _episodes(rollout: Transitions, running: Tensor) -> tuple[Tensor, Tensor]:
     return last.sum((0, 2)), torch.where(last, total, 0.0).sum((0, 2))
 
 
-def _summary(metrics: list[Metrics]) -> dict[str, Tensor]:
-    if not metrics:
-        return {}
-    return {name: torch.stack([m[name] for m in metrics]).mean(0).cpu() for name in metrics[0]}
+def _finite(rollout: Transitions) -> Tensor:
+    """[P] bool: all that a member's rollout holds are numbers."""
+    parts = (rollout.obs, rollout.action, rollout.reward.unsqueeze(-1), rollout.next_obs)
+    return torch.stack([torch.isfinite(x).all(-1).all(-1).all(0) for x in parts]).all(0)
 
 
 def _check_rollout(env: VectorEnv, population: Population, iteration: int, rollout: Transitions) -> None:

@@ -31,7 +31,9 @@ def _mix(bits: Tensor) -> Tensor:
 
 def fold_in(seed: Tensor, number: int | Tensor) -> Tensor:
     """New seeds [...], one for each pair (seed, number): streams for purposes, iterations, environments."""
-    index = torch.as_tensor(number, dtype=torch.int64, device=seed.device) + 1
+    if isinstance(number, int):
+        number = torch.full((), number, dtype=torch.int64, device=seed.device)  # filled there: nothing is sent
+    index = number.to(seed.device, torch.int64) + 1
     return _mix(_mix(seed + _GAMMA) + index * _GAMMA)
 
 

@@ -1,9 +1,9 @@
 """How fast training is, as a ratio against Stable-Baselines3 PPO in the same run.
 
 Every subject is measured in a process of its own, one after the other, with the same env, epochs and minibatch.
-Compilation and construction are apart. Three parts are measured alone as well: the environments under random actions,
-collection (they, the policy, and storing), and the learner on data that lie ready. 1 / (1 / envs + 1 / learner) is
-what a loop without overlap could reach at most.
+Compilation and construction are apart. Three parts are measured alone as well: the environments under random actions
+(EnvPool's in one pool, all at once), collection (they, the policy, and storing), and the learner on data that lie
+ready. 1 / (1 / envs + 1 / learner) is what a loop without overlap could reach at most.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import envs
+from ess_rl.contract import InTurns, VectorEnv
 from ess_rl.errors import UsageError
 from experiments import records, report
 from experiments.records import Record
@@ -146,7 +147,8 @@ def _ours(
 
     config = AGENTS[agent].config(**shape)
     samples, batch = config.rollout * config.num_envs, config.minibatch * count
-    env: Any = _Timed(envs.make(env_id, count * config.num_envs, device=device))
+    env = envs.make(env_id, count * config.num_envs, device=device)
+    simulated = _Seconds(env)
     made = AGENTS[agent].agent(config, env.obs_dim, env.act_dim)
     population = Population(made, range(count), device=device, compiled=compiled)
     compile_seconds = loop.warm_up(population, env) if compiled else 0.0
@@ -154,14 +156,19 @@ def _ours(
     generator = torch.Generator(env.device).manual_seed(0)
     actions = torch.rand(64, env.num_envs, env.act_dim, generator=generator, device=env.device) * 2.0 - 1.0
 
+    options: Record = {"halves": False} if env.backend == "envpool" else {}
+    whole = envs.make(env_id, env.num_envs, device=device, **options)
+    whole.reset(torch.arange(env.num_envs, device=env.device))
+
     def step_envs() -> int:
         for action in actions:
-            env.step(action)
+            whole.step(action)
         return len(actions) * env.num_envs
 
-    obs = env.reset(torch.arange(env.num_envs, device=env.device))
     step_envs()
     envs_alone = _rate(step_envs, seconds / 4, device)
+    whole.close()
+    obs = env.reset(torch.arange(env.num_envs, device=env.device))
 
     def collect() -> int:
         nonlocal obs
@@ -182,7 +189,7 @@ def _ours(
             phases[name] += done.seconds[name]
         return samples * count
 
-    env.seconds, began = 0.0, time.perf_counter()
+    simulated.total, began = 0.0, time.perf_counter()
     rate = _rate(train, seconds, device)
     elapsed = time.perf_counter() - began
 
@@ -204,28 +211,33 @@ def _ours(
         "peak_memory_mib": records.peak_memory_mib(),
         "backend": env.backend,
         "profile": {
-            "physics": env.seconds / elapsed,
-            "policy": (phases["collect"] - env.seconds) / elapsed,
+            "physics": simulated.total / elapsed,
+            "policy": (phases["collect"] - simulated.total) / elapsed,
             "targets": phases["targets"] / elapsed,
             "update": phases["update"] / elapsed,
         },
     }
 
 
-class _Timed:
-    """An environment that counts the seconds spent in its steps."""
+class _Seconds:
+    """Counts the seconds for which the loop is with an environment: in its steps, or for parts that take turns in
+    handing over actions and waiting for the outcome."""
 
-    def __init__(self, env: Any):
-        self._env, self.seconds = env, 0.0
+    def __init__(self, env: VectorEnv):
+        self.total = 0.0
+        parts, methods = (env.turns, ("send", "receive")) if isinstance(env, InTurns) else ([env], ("step",))
+        for part in parts:
+            for name in methods:
+                setattr(part, name, self._counted(getattr(part, name)))
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._env, name)
+    def _counted(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            began = time.perf_counter()
+            result = method(*arguments)
+            self.total += time.perf_counter() - began
+            return result
 
-    def step(self, action: Any) -> Any:
-        began = time.perf_counter()
-        step = self._env.step(action)
-        self.seconds += time.perf_counter() - began
-        return step
+        return call
 
 
 def _sb3(env_id: str, shape: Record, seconds: float, threads: int) -> Record:

@@ -1,0 +1,73 @@
+"""Work of the GPU recorded once and replayed: a small network's update is over sooner than its kernels can be launched.
+
+A recording holds kernels and addresses, nothing of Python. So the function that is recorded must read and write
+tensors that stay where they are, and must never wait for the device or branch on what it holds; recording fails where
+one does (torch.cuda.graph).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+class Graphs:
+    """Functions of no arguments. On CUDA each is called once, recorded at its second call, and replayed from then on.
+
+    The first call compiles and allocates what a recording cannot. What a replay returns are the tensors of the
+    recording with new contents: the next replay writes over them. On the CPU functions are simply called.
+    """
+
+    def __init__(self, device: torch.device):
+        self._records = device.type == "cuda"
+        self._called: set[str] = set()
+        self._recorded: dict[str, tuple[torch.cuda.CUDAGraph, Any]] = {}
+
+    def __call__(self, name: str, function: Callable[[], T]) -> T:
+        """`function()`, which is the same at every call with the same `name`."""
+        if not self._records:
+            return function()
+        if name not in self._called:
+            self._called.add(name)
+            return function()
+        if name not in self._recorded:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                result = function()
+            self._recorded[name] = graph, result
+        graph, result = self._recorded[name]
+        graph.replay()
+        return result
+
+
+class Stopwatch:
+    """Seconds of the laps of one round, on the device: on CUDA what lies between two events of its stream."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+
+    def begin(self) -> None:
+        self._marks: list[tuple[str, Any]] = [("", self._mark())]
+
+    def lap(self, name: str) -> None:
+        self._marks.append((name, self._mark()))
+
+    def seconds(self) -> dict[str, float]:
+        """Of each lap. On CUDA after the device was waited for."""
+        pairs = zip(self._marks, self._marks[1:], strict=False)
+        return {name: self._between(before, after) for (_, before), (name, after) in pairs}
+
+    def _mark(self) -> Any:
+        if self._device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _between(self, before: Any, after: Any) -> float:
+        return before.elapsed_time(after) / 1000.0 if self._device.type == "cuda" else after - before

@@ -1,0 +1,205 @@
+"""That an iteration can be recorded: it runs without the host, and collecting in turns is collecting.
+
+Tensors of torch's device "meta" have shapes and no contents. Whatever would wait for the device, to read a number, to
+branch on it, to copy it, fails on them; so what the GPU would be asked is tested where there is none.
+"""
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import envs
+from agents import AGENTS
+from envs.torch_vector import TorchVectorEnv
+from ess_rl import loop
+from ess_rl.contract import InTurns, Step
+from ess_rl.graphs import Graphs, Stopwatch
+from ess_rl.population import Population
+from ess_rl.replay import Replay
+
+META = torch.device("meta")
+N, T = 4, 6
+TORCH_ENVS = [name for name, entry in envs.ENVS.items() if entry.dynamics is not None]
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+class Transfers(TorchDispatchMode):
+    """Lists the operations that carry data between the host and the device.
+
+    A number of Python's is a 0-dim tensor of the host here. As an operand it travels with the launch; copied, it waits.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.operations = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.operations += 1
+        tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)]
+        devices = {x.device.type for x in tensors}
+        copies = func.overloadpacket in (torch.ops.aten._to_copy, torch.ops.aten.copy_)
+        if len(devices) > 1 and (copies or any(x.ndim > 0 and x.device.type == "cpu" for x in tensors)):
+            self.found.append(str(func))
+        return out
+
+
+def parts(agent: str, env_id: str, device: torch.device, members: int = 2, **settings: Any):
+    config = AGENTS[agent].config(hidden=(8,), num_envs=N, rollout=T, epochs=2, minibatch=8, **settings)
+    entry = envs.ENVS[env_id]
+    assert entry.dynamics is not None
+    env = TorchVectorEnv(env_id, entry.dynamics(), members * N, device)
+    population = Population(AGENTS[agent].agent(config, env.obs_dim, env.act_dim), range(members), device=device)
+    replay = Replay((1 + config.replay) * T, members, N, env.obs_dim, env.act_dim, device)
+    return population, env, replay
+
+
+@pytest.mark.parametrize(
+    ("agent", "env_id", "settings"),
+    [("p3o", env_id, {}) for env_id in TORCH_ENVS]
+    + [("ppo", "Pendulum-v1", {}), ("p3o", "Pendulum-v1", {"replay": 2, "draw": "ess", "correction": "vtrace"})],
+)
+def test_an_iteration_asks_the_host_for_nothing(
+    agent: str, env_id: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    waits: list[int] = []
+
+    def to_host(found: dict[str, Tensor]) -> dict[str, Tensor]:
+        assert all(x.device == META and x.shape == (2,) for x in found.values())
+        waits.append(len(found))
+        return {name: torch.ones(2, dtype=torch.float64) for name in found}
+
+    monkeypatch.setattr(loop, "_to_host", to_host)
+    population, env, replay = parts(agent, env_id, META, **settings)
+    progress = loop.train(population, env, replay, iterations=4, reset_every=4)
+    next(progress)  # with the fresh start of all environments, which is the host's
+    with Transfers() as transfers:
+        list(progress)
+    assert transfers.found == []
+    assert transfers.operations > 1000
+    assert len(waits) == 4  # one wait an iteration
+
+
+def test_the_tensors_that_cannot_be_read_tell():
+    """The test above would see each of the ways to wait for the device."""
+    x = torch.ones(3, device=META)
+    with pytest.raises(RuntimeError):
+        bool(x.sum() > 0)
+    with pytest.raises(RuntimeError):
+        x.nonzero()
+    with pytest.raises(NotImplementedError):
+        x.cpu()
+    with Transfers() as transfers:
+        torch.zeros(3).to(META)
+    assert transfers.found == ["aten._to_copy.default"]
+
+
+def test_what_an_iteration_keeps_stays_where_it_is():
+    """A recording knows addresses: state and replay must be written in place."""
+    population, env, replay = parts("p3o", "Pendulum-v1", torch.device("cpu"))
+    state = population.state
+    kept = [x.data_ptr() for x in tree_leaves((state, replay.store))]
+    before = copy.deepcopy(state)
+    for _ in loop.train(population, env, replay, iterations=3, reset_every=3):
+        assert population.state is state
+        assert [x.data_ptr() for x in tree_leaves((population.state, replay.store))] == kept
+    for name in ("params", "optimizer", "obs_stats", "progress"):
+        changed = [
+            not torch.equal(x, y) for x, y in zip(tree_leaves(state[name]), tree_leaves(before[name]), strict=True)
+        ]
+        assert any(changed), name
+
+
+class InTwoTurns(TorchVectorEnv):
+    """A torch environment as two halves that take turns, and the order in which they were asked."""
+
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self.log: list[str] = []
+        self.turns: list[Half] = [Half(self, k) for k in range(2)]
+
+    def reset(self, seeds: Tensor) -> Tensor:
+        return torch.stack([half.env.reset(seeds[k::2]) for k, half in enumerate(self.turns)], dim=1).flatten(0, 1)
+
+
+class Half:
+    def __init__(self, whole: InTwoTurns, number: int):
+        self.whole, self.number = whole, number
+        self.env = TorchVectorEnv(whole.env_id, whole.dynamics, whole.num_envs // 2)
+
+    def send(self, action: Tensor) -> None:
+        self.whole.log.append(f"send {self.number}")
+        self.step = self.env.step(action)
+
+    def receive(self) -> Step:
+        self.whole.log.append(f"receive {self.number}")
+        return self.step
+
+
+def test_collecting_in_turns_is_collecting():
+    population, whole, _ = parts("p3o", "Pendulum-v1", torch.device("cpu"))
+    halved = InTwoTurns(whole.env_id, whole.dynamics, whole.num_envs)
+    assert isinstance(halved, InTurns)
+    assert not isinstance(whole, InTurns)
+    seeds = loop.env_seeds(population.seed, N)
+    rollout, obs = loop.collect(population, whole, whole.reset(seeds), 210, iteration=3)
+    in_turns, obs_in_turns = loop.collect(population, halved, halved.reset(seeds), 210, iteration=3)
+    # Equal but for the rounding of the policy, which Pendulum's dynamics carry on: 210 steps with a reset among them.
+    torch.testing.assert_close(vars(in_turns), vars(rollout), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(obs_in_turns, obs, rtol=1e-3, atol=1e-3)
+    assert rollout.truncated.any()
+    # While one half is at work the other is asked: at every step the first is sent on before the second is received.
+    assert halved.log[:6] == ["send 0", "send 1", "receive 0", "send 0", "receive 1", "send 1"]
+
+
+def test_an_odd_number_of_environments_takes_no_turns():
+    _, whole, _ = parts("p3o", "Pendulum-v1", torch.device("cpu"))
+    halved = InTwoTurns(whole.env_id, whole.dynamics, 6)
+    assert len(loop.turns(halved, 3)) == 1  # two members of three: no half would hold as many of each
+    assert len(loop.turns(halved, 6)) == 2
+
+
+def test_on_the_cpu_nothing_is_recorded():
+    graphs, calls = Graphs(torch.device("cpu")), []
+    assert [graphs("x", lambda: calls.append(0) or len(calls)) for _ in range(4)] == [1, 2, 3, 4]
+
+
+def test_a_stopwatch_has_a_time_for_each_lap():
+    watch = Stopwatch(torch.device("cpu"))
+    watch.begin()
+    for name in ("a", "b"):
+        watch.lap(name)
+    assert list(watch.seconds()) == ["a", "b"]
+    assert all(x >= 0.0 for x in watch.seconds().values())
+
+
+@needs_cuda
+@pytest.mark.parametrize("replay", [0, 2])
+def test_recorded_is_eager(replay: int, monkeypatch: pytest.MonkeyPatch):
+    """Equal but for the rounding of kernels that add in another order."""
+    device = torch.device("cuda")
+    recorded = parts("p3o", "Pendulum-v1", device, replay=replay)
+    eager = parts("p3o", "Pendulum-v1", device, replay=replay)
+    first = list(loop.train(*recorded, iterations=12, reset_every=6))
+    monkeypatch.setattr(Graphs, "__call__", lambda self, name, function: function())
+    second = list(loop.train(*eager, iterations=12, reset_every=6))
+    torch.testing.assert_close(recorded[0].state, eager[0].state, rtol=1e-3, atol=1e-4)
+    for p, q in zip(first, second, strict=True):
+        torch.testing.assert_close(replace(p, seconds={}).metrics, q.metrics, rtol=1e-3, atol=1e-4)
+
+
+@needs_cuda
+def test_memory_does_not_grow():
+    population, env, replay = parts("p3o", "Pendulum-v1", torch.device("cuda"))
+    held = []
+    for p in loop.train(population, env, replay, iterations=1000, reset_every=100):
+        if p.iteration in (20, 1000):
+            held.append(torch.cuda.memory_allocated())
+    assert held[1] <= held[0]
