@@ -5,10 +5,12 @@ those of the usual implementations: orthogonal initialization, observations and 
 statistics, standardized advantages, clipped gradients, Adam with linearly decayed learning rates of policy and value.
 
 Where PPO's clip ends the pull of a sample, P3O's cap only bounds its weight, and ten epochs on one batch carry the
-policy as far as its learning rate lets them; hence a lower one for the policy than for the value. An option that is
-not in the paper, `min_ess`, lets the batch say when they end: once the effective sample size of a minibatch has fallen
-below `min_ess` times that of the iteration's first one, the policy rests until the next iteration, while the value
-learns on. It is to the ESS what early stopping by the KL is to PPO.
+policy as far as its learning rate lets them: too far on one task, not far enough on another. So here the ESS says that
+too, which is not in the paper. After an iteration's updates e is taken of the iteration's own data under the new
+policy. A mean that moved by x standard deviations in each of d action dimensions gives log e = -d x^2 (Gaussians of
+equal width), so the policy's learning rate is scaled by the root of d log(target_ess) / log(e), a little each time:
+`target_ess` is the ESS of one action dimension, and means the same step whatever their number. Schulman's
+implementations of 2016 led the KL of PPO in this way; the ESS needs no new quantity.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from torch.func import grad
 
 from ess_rl import normalizer
 from ess_rl.contract import Draw, Metrics, State, Tree
+from ess_rl.ess import effective_sample_size
 from ess_rl.gaussian import Gaussian, kl
 from ess_rl.networks import policy, policy_init, value, value_init
 from ess_rl.objectives import k3, p3o
@@ -35,9 +38,9 @@ from ess_rl.transitions import Transitions
 class Config:
     cap: Literal["ess", "ess_per_dim"] | float = "ess"  # of the ratio; a number or e^(1/act_dim) are ablations
     behavior_kl: Literal["closed_form", "k3"] = "closed_form"  # k3 is the released code's sampled stand-in
-    min_ess: float = 0.0  # the policy rests once e is below this fraction of the iteration's first; 0: never
-    learning_rate: float = 1.5e-4  # of Adam, for the policy, at the start
-    final_learning_rate: float = 0.3  # what is left of it at the end, as a fraction; falls linearly
+    target_ess: float = 0.95  # of a dimension after an iteration's updates; the learning rate is led there. 0: is not
+    learning_rate: float = 1e-4  # of Adam, for the policy, at the start
+    final_learning_rate: float = 0.5  # what is left of it at the end, as a fraction, but for that; falls linearly
     value_learning_rate: float = 4e-4  # of Adam, for the value, at the start; falls linearly to 0
     discount: float = 0.99  # per control step
     lambda_: float = 0.95  # of GAE
@@ -50,9 +53,9 @@ class Config:
     log_std: float = -1.0  # of the initial policy, in every action dimension, in units of [-1, 1]
     hidden: tuple[int, ...] = (64, 64)  # tanh units of policy and value, which share nothing
     num_envs: int = 16  # environments of one agent
-    rollout: int = 256  # steps of each environment between updates
+    rollout: int = 128  # steps of each environment between updates
     epochs: int = 10  # passes over those num_envs * rollout samples
-    minibatch: int = 128  # samples of one update
+    minibatch: int = 64  # samples of one update
 
 
 class P3O:
@@ -73,8 +76,7 @@ class P3O:
             "return_scale": normalizer.return_scale_init(self.config.num_envs, seed.device),
             "hyper": hyper,
             "progress": torch.zeros((), device=seed.device),
-            "first_ess": torch.zeros((), device=seed.device),  # of this iteration; 0 before its first update
-            "moves": torch.ones((), device=seed.device),  # 1 until the policy rests
+            "rate_factor": torch.ones((), device=seed.device),  # of the policy's learning rate, led by the ESS
         }
 
     def act(self, state: State, obs: Tensor) -> Gaussian:
@@ -129,25 +131,32 @@ class P3O:
 
         grads, metrics = grad(loss_function, has_aux=True)(state["params"])
         grads, metrics["grad_norm"] = clip_by_global_norm(grads, hyper["max_grad_norm"])
-        first_ess = torch.where(state["first_ess"] > 0.0, state["first_ess"], metrics["ess"])
-        moves = state["moves"] * (metrics["ess"] >= hyper["min_ess"] * first_ess)
-        metrics["moved_fraction"] = moves
         rates = {
-            "policy": moves * hyper["learning_rate"] * (1.0 - (1.0 - hyper["final_learning_rate"]) * state["progress"]),
+            "policy": state["rate_factor"] * hyper["learning_rate"] * self._left(state),
             "value": hyper["value_learning_rate"] * (1.0 - state["progress"]),
         }
+        metrics["learning_rate"] = rates["policy"]
         params, optimizer = {}, {}
         for name, rate in rates.items():
             params[name], optimizer[name] = adam_step(
                 state["params"][name], grads[name], state["optimizer"][name], rate
             )
-        state = {**state, "params": params, "optimizer": optimizer, "first_ess": first_ess, "moves": moves}
-        return state, metrics
+        return {**state, "params": params, "optimizer": optimizer}, metrics
+
+    def _left(self, state: State) -> Tensor:
+        """What is left of the policy's learning rate by now, as a fraction."""
+        return 1.0 - (1.0 - state["hyper"]["final_learning_rate"]) * state["progress"]
 
     def observe(self, state: State, rollout: Transitions) -> State:
+        pi, b = self.act(state, rollout.obs), Gaussian(rollout.behavior_mean, rollout.behavior_log_std)
+        e = effective_sample_size(pi.log_prob(rollout.action) - b.log_prob(rollout.action))
+        target = state["hyper"]["target_ess"]
+        allowed = -self.act_dim * torch.log(target) * self._left(state).square()  # as if the rate fell by that alone
+        # At most half as much again an iteration, and ten times in all: where the policy stands still, e says nothing.
+        change = torch.sqrt(allowed / -torch.log(e).clamp(max=-1e-6)).clamp(1.0 / 1.5, 1.5)
+        rate_factor = torch.where(target > 0.0, (state["rate_factor"] * change).clamp(0.01, 10.0), 1.0)
         obs_stats = normalizer.update(state["obs_stats"], rollout.obs)
         return_scale = normalizer.return_scale_update(
             state["return_scale"], rollout.reward, rollout.last, state["hyper"]["discount"]
         )
-        first_ess, moves = torch.zeros_like(state["first_ess"]), torch.ones_like(state["moves"])
-        return {**state, "obs_stats": obs_stats, "return_scale": return_scale, "first_ess": first_ess, "moves": moves}
+        return {**state, "obs_stats": obs_stats, "return_scale": return_scale, "rate_factor": rate_factor}

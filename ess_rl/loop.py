@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from ess_rl import random
 from ess_rl.contract import AgentConfig, InTurns, Step, Turn, VectorEnv
@@ -176,8 +175,7 @@ def train(
                 steps += population.updates(data, order)
             summary = {name: torch.stack([m[name] for m in steps]).mean(0) for name in steps[0]}
         population.observe(rollouts[0])
-        tree_map(lambda kept, new: kept.copy_(new), state, population.state)
-        population.state = state
+        population.keep(state)
         return summary
 
     for iteration in range(start, iterations):

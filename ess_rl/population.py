@@ -156,3 +156,11 @@ class Population:
     def observe(self, rollout: Transitions) -> None:
         """Take transitions [T, P, N] into the running statistics."""
         self.state = self._observe(self.state, rollout)
+
+    def keep(self, place: State) -> None:
+        """Copy the state to where an older state of this population lies, and let it live there.
+
+        What is recorded on a GPU reads and writes fixed addresses, while each update makes a new state.
+        """
+        tree_map(lambda old, new: old.copy_(new), place, self.state)
+        self.state = place

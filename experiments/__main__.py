@@ -216,6 +216,13 @@ def quickstart(arguments: list[str]) -> None:
     tyro.cli(module.main, args=arguments, prog="ess-rl quickstart", description=quickstart.__doc__)
 
 
+def gpu(arguments: list[str]) -> None:
+    """Check a GPU against the CPU and time it, into one JSON file: ess-rl gpu [--out FILE]"""
+    from experiments import gpu as script
+
+    tyro.cli(script.measure, args=arguments, prog="ess-rl gpu")
+
+
 def list_envs(arguments: list[str]) -> None:
     """The environments, and which backends have them: ess-rl envs"""
     import envs
@@ -246,6 +253,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "report": report,
     "publish": publish,
     "throughput": throughput,
+    "gpu": gpu,
     "envs": list_envs,
     "agents": list_agents,
 }

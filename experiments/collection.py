@@ -32,7 +32,7 @@ _LATER: dict[str, Callable[[Record], Any]] = {
     "correction": lambda config: "none",
 }
 LATER_FIELDS: dict[str, dict[str, Callable[[Record], Any]]] = {
-    "p3o": {**_LATER, "min_ess": lambda config: 0.0},
+    "p3o": {**_LATER, "target_ess": lambda config: 0.0},
     "ppo": _LATER,
 }
 

@@ -257,9 +257,10 @@ def describe(config: Record) -> str:
     """One line: what runs, on what."""
     size = len(config["seeds"])
     how = "compiled" if config["compiled"] else "eager"
+    apart = config["device"] == "cuda" and config["backend"] in ("envpool", "gymnasium")
     return (
         f"{config['agent']} on {config['env']} (backend {config['backend']}): {size} member{'s' * (size > 1)}, "
-        f"{config['steps']:,} env steps each, device {config['device']}, {how}"
+        f"{config['steps']:,} env steps each, device {config['device']}{' (physics on the CPU)' * apart}, {how}"
     )
 
 

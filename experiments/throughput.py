@@ -13,13 +13,17 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import envs
 from ess_rl.contract import InTurns, VectorEnv
 from ess_rl.errors import UsageError
 from experiments import records, report
 from experiments.records import Record
+
+if TYPE_CHECKING:
+    from ess_rl.population import Population
+    from ess_rl.transitions import Transitions
 
 ALONE = {"envs_alone": "envs alone", "collection": "collection alone", "learner_alone": "learner alone"}
 
@@ -33,6 +37,7 @@ def measure(
     epochs: int = 10,
     minibatch: int = 64,
     seconds: float = 20.0,
+    backend: Literal["auto", "torch", "envpool", "gymnasium", "warp"] = "auto",
     device: Literal["auto", "cpu", "cuda"] = "auto",
     compile: Literal["auto", "on", "off"] = "auto",
     peers: bool = True,
@@ -49,6 +54,7 @@ def measure(
         epochs: passes over the data, for all.
         minibatch: samples of one update, for all.
         seconds: how long each subject is measured.
+        backend: of the environments of our agents and of the eager loop.
         device: where our agents live; auto: cuda if there is one and the environments run on it too. Peers: the CPU.
         compile: torch.compile around our agents; auto: on where a C++ compiler is found.
         peers: measure SB3 PPO and an eager loop beside our agents.
@@ -63,7 +69,7 @@ def measure(
     records.check_positive({**shape, "seeds": min(seeds, default=0)})
     if not seconds > 0:
         raise UsageError(f"--seconds {seconds:g}: must be above 0")
-    probe = envs.make(env, 1)
+    probe = envs.make(env, 1, backend=backend)
     where, compiled = run.device_of(device, probe.backend), run.compiled_of(compile)
     probe.close()
     found: dict[str, Record] = {}
@@ -74,11 +80,11 @@ def measure(
         if "gymnasium" in envs.backends_of(env):
             rivals = {"sb3-ppo, 1 seed": _sb3, **rivals}
         for name, rival in rivals.items():
-            tried = [_apart(rival, env, shape, seconds / 2, count) for count in threads]
+            tried = [apart(rival, env, shape, seconds / 2, count, backend) for count in threads]
             found[name] = max(tried, key=lambda one: one["steps_per_second"])
     for count in seeds:
         name = f"{agent}, {count} seed{'s' * (count > 1)}"
-        found[name] = _apart(_ours, env, agent, count, shape, seconds, where, compiled)
+        found[name] = apart(ours, env, agent, count, shape, seconds, where, compiled, backend)
     base = next(iter(found.values()))["steps_per_second"]
     for one in found.values():
         one["ratio"] = one["steps_per_second"] / base
@@ -116,7 +122,7 @@ def _profiles(found: Record) -> list[list[str]]:
     ]
 
 
-def _apart(function: Any, *arguments: Any) -> Record:
+def apart(function: Any, *arguments: Any) -> Record:
     """Call in a fresh process: neither memory nor thread pools of one subject reach the next."""
     with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
@@ -135,9 +141,17 @@ def _rate(piece: Callable[[], int], seconds: float, device: str = "cpu") -> floa
     return done / (time.perf_counter() - began)
 
 
-def _ours(
-    env_id: str, agent: str, count: int, shape: Record, seconds: float, device: str = "cpu", compiled: bool = True
+def ours(
+    env_id: str,
+    agent: str,
+    count: int,
+    shape: Record,
+    seconds: float,
+    device: str = "cpu",
+    compiled: bool = True,
+    backend: str = "auto",
 ) -> Record:
+    """Rates of one population of `count` members, in env steps a second of all together; see the module's head."""
     import torch
 
     from agents import AGENTS
@@ -146,8 +160,8 @@ def _ours(
     from ess_rl.replay import Replay
 
     config = AGENTS[agent].config(**shape)
-    samples, batch = config.rollout * config.num_envs, config.minibatch * count
-    env = envs.make(env_id, count * config.num_envs, device=device)
+    samples = config.rollout * config.num_envs
+    env = envs.make(env_id, count * config.num_envs, backend=backend, device=device)
     simulated = _Seconds(env)
     made = AGENTS[agent].agent(config, env.obs_dim, env.act_dim)
     population = Population(made, range(count), device=device, compiled=compiled)
@@ -157,7 +171,7 @@ def _ours(
     actions = torch.rand(64, env.num_envs, env.act_dim, generator=generator, device=env.device) * 2.0 - 1.0
 
     options: Record = {"halves": False} if env.backend == "envpool" else {}
-    whole = envs.make(env_id, env.num_envs, device=device, **options)
+    whole = envs.make(env_id, env.num_envs, backend=env.backend, device=device, **options)
     whole.reset(torch.arange(env.num_envs, device=env.device))
 
     def step_envs() -> int:
@@ -177,10 +191,10 @@ def _ours(
 
     collection = _rate(collect, seconds / 4, device)
 
-    # Training, from the third iteration on: the first has no updates.
+    # Training, from the fourth iteration on: the first has no updates, and on CUDA the third records.
     progress = loop.train(population, env, replay, iterations=10**6, reset_every=10**6)
-    next(progress)
-    next(progress)
+    for _ in range(3):
+        next(progress)
     phases = {"collect": 0.0, "targets": 0.0, "update": 0.0}
 
     def train() -> int:
@@ -193,15 +207,7 @@ def _ours(
     rate = _rate(train, seconds, device)
     elapsed = time.perf_counter() - began
 
-    # The learner alone, on the last rollout.
-    data = population.prepare(replay.latest(config.rollout))
-    index = torch.randint(samples, (50, count, config.minibatch)).to(population.device)
-
-    def learn() -> int:
-        population.updates(data, index)
-        return len(index) * batch
-
-    learner = _rate(learn, seconds / 4, device) / config.epochs
+    learner = learner_alone(population, replay.latest(config.rollout), seconds / 4)
     return {
         "steps_per_second": rate,
         "envs_alone": envs_alone,
@@ -217,6 +223,30 @@ def _ours(
             "update": phases["update"] / elapsed,
         },
     }
+
+
+def learner_alone(population: Population, rollout: Transitions, seconds: float) -> float:
+    """Env steps a second, all members together, that the updates could learn from if data came for nothing."""
+    import torch
+
+    from ess_rl.graphs import Graphs
+
+    config, device = population.agent.config, population.device
+    data = population.prepare(rollout)
+    index = torch.randint(config.rollout * config.num_envs, (50, population.size, config.minibatch)).to(device)
+    state, graphs = population.state, Graphs(device)
+
+    def updates() -> None:
+        population.updates(data, index)
+        population.keep(state)
+
+    def learn() -> int:
+        graphs("updates", updates)
+        return len(index) * population.size * config.minibatch
+
+    for _ in range(3):
+        learn()
+    return _rate(learn, seconds, device.type) / config.epochs
 
 
 class _Seconds:
@@ -240,7 +270,7 @@ class _Seconds:
         return call
 
 
-def _sb3(env_id: str, shape: Record, seconds: float, threads: int) -> Record:
+def _sb3(env_id: str, shape: Record, seconds: float, threads: int, backend: str) -> Record:
     import torch
 
     from experiments import peers
@@ -259,7 +289,7 @@ def _sb3(env_id: str, shape: Record, seconds: float, threads: int) -> Record:
     }  # fmt: skip
 
 
-def _eager(env_id: str, shape: Record, seconds: float, threads: int) -> Record:
+def _eager(env_id: str, shape: Record, seconds: float, threads: int, backend: str) -> Record:
     import torch
 
     from agents.ppo import Config
@@ -267,7 +297,7 @@ def _eager(env_id: str, shape: Record, seconds: float, threads: int) -> Record:
 
     torch.set_num_threads(threads)
     config = Config(**shape)
-    env = envs.make(env_id, config.num_envs)
+    env = envs.make(env_id, config.num_envs, backend=backend)
     progress = eager_loop.train(env, config)
     next(progress)
     rate = _rate(lambda: next(progress), seconds)

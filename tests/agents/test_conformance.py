@@ -1,5 +1,6 @@
 """What holds for every entry of agents.AGENTS, in a population and alone."""
 
+import math
 import shutil
 from dataclasses import fields, replace
 from typing import Any
@@ -13,6 +14,8 @@ from agents import AGENTS
 from ess_rl import random
 from ess_rl.contract import Agent
 from ess_rl.errors import UsageError
+from ess_rl.ess import effective_sample_size
+from ess_rl.gaussian import Gaussian
 from ess_rl.population import Population, members
 from ess_rl.transitions import Transitions
 
@@ -180,7 +183,7 @@ def test_members_can_differ_in_every_float_of_the_config(name: str, field: str):
     # A high learning rate, so that ratios leave the clip range, and a gradient beyond max_grad_norm.
     agent = build(name, learning_rate=0.05, max_grad_norm=0.1)
     value = getattr(agent.config, field)
-    other = 0.9 if field == "min_ess" else 0.5 * value + 0.01  # the ESS must fall so far within four updates
+    other = 0.5 * value + 0.01
     population = Population(agent, [3, 3, 3], {field: [value, other, value]})
     population.state["progress"] += 0.5
     *_, state = learn(population, iterations=3, updates=4, columns=[0, 0, 0])[-1]
@@ -215,21 +218,49 @@ def test_a_fraction_of_the_policys_learning_rate_is_kept(name: str):
     assert not torch.equal(began["policy"]["log_std"], ends[0]["policy"]["log_std"])
 
 
-def test_p3o_rests_once_the_ess_has_fallen_and_moves_again_in_the_next_iteration():
-    """With min_ess 1 the first update, at ESS 1, is the only one that moves the policy; the value learns on."""
-    population = Population(build("p3o", learning_rate=0.05, min_ess=1.0), SEEDS)
-    for iteration in range(2):
-        rollout = collect(population, iteration)
-        data = population.prepare(rollout)
-        policies, values, moved = [], [], []
-        for index in indices(3):
-            moved.append(population.update(data, index.expand(3, -1))["moved_fraction"].tolist())
-            policies.append(population.state["params"]["policy"])
-            values.append(population.state["params"]["value"]["0"]["weight"])
-        assert moved == [[1.0] * 3, [0.0] * 3, [0.0] * 3]
-        assert_close(policies[1:], [policies[0]] * 2, rtol=0.0, atol=0.0)
-        assert not torch.equal(values[0], values[1]) and not torch.equal(values[1], values[2])
-        population.observe(rollout)
+def test_p3o_leads_its_learning_rate_to_the_target_ess():
+    """From far too small a rate and from far too large a one, iterations come to end near the ESS asked for."""
+    ended: dict[float, list[float]] = {}
+    for rate in (4e-3, 5e-2):
+        population = Population(build("p3o", learning_rate=rate, target_ess=0.9), SEEDS)
+        for iteration in range(30):
+            rollout = collect(population, iteration)
+            data = population.prepare(rollout)
+            for index in indices(3):
+                population.update(data, index.expand(3, -1))
+            pi = population.policy(rollout.obs.transpose(0, 1).flatten(1, 2))
+            b = Gaussian(*(x.transpose(0, 1).flatten(1, 2) for x in (rollout.behavior_mean, rollout.behavior_log_std)))
+            action = rollout.action.transpose(0, 1).flatten(1, 2)
+            e = effective_sample_size(pi.log_prob(action) - b.log_prob(action), dim=1)
+            ended.setdefault(rate, []).append(e.mean().item())
+            population.observe(rollout)
+    assert ended[4e-3][0] > 0.95 and ended[5e-2][0] < 0.6
+    for values in ended.values():
+        assert sum(values[20:]) / 10 == pytest.approx(0.9**2, abs=0.06)
+
+
+def test_the_learning_rate_follows_the_ess_by_hand():
+    """Two action dimensions, half-way to a rate of which 0.3 is left: 0.65 is left. e may be 0.8^(2 x 0.65^2) = 0.8282.
+
+    A log e of 1.21 times that asks for 1 / 1.1 of the rate, one of 2.5 times for 1 / 1.58: 1 / 1.5 is the most.
+    Half of the log ratios are s, half are -s: e = (e^s + e^-s)^2 / (2 (e^2s + e^-2s)) = (1 + 1 / cosh(2 s)) / 2.
+    """
+    population = Population(build("p3o", target_ess=0.8, final_learning_rate=0.3), SEEDS)
+    rollout, state = collect(population, 0), population.state
+    pi = [population.policy(obs) for obs in rollout.obs]
+    mean, log_std = torch.stack([p.mean for p in pi]), torch.stack([p.log_std for p in pi])
+    first = torch.tensor([1.0, 0.0]) * torch.exp(log_std)  # one standard deviation, of the first action alone
+    sign = (torch.arange(T * N).view(T, 1, N, 1) % 2) * 2.0 - 1.0
+    for times, factor in [(1.0, 1.0), (1.21, 1.0 / 1.1), (2.5, 1.0 / 1.5), (0.0, 1.5)]:
+        e = 0.8282**times
+        s = 0.5 * math.acosh(1.0 / (2.0 * e - 1.0))
+        # The behavior stands one deviation off, so the log ratio of an action x deviations off is 1/2 - x.
+        record = replace(
+            rollout, behavior_mean=mean + first, behavior_log_std=log_std, action=mean + (0.5 + s * sign) * first
+        )
+        population.state = {**state, "progress": torch.full((3,), 0.5)}
+        population.observe(record)
+        assert_close(population.state["rate_factor"], torch.full((3,), factor), rtol=1e-3, atol=0.0)
 
 
 @pytest.mark.parametrize("changes", [{"cap": 0.5}, {"cap": "ess_per_dim"}, {"behavior_kl": "k3"}])

@@ -1,0 +1,303 @@
+"""What only a GPU can show, in one call: that it computes what the CPU computes, that nothing waits for it, how fast.
+
+Each part runs in a process of its own and is written as soon as it is known, so a part that fails or a machine that
+goes away loses nothing else. `--device cpu` runs the same parts in small where there is no GPU; its figures mean
+nothing, but all of the script has then been run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import envs
+from ess_rl.errors import UsageError
+from experiments import records, throughput
+from experiments.records import Record
+
+# FP32 operations and bytes a second of the cards we know, without tensor cores (NVIDIA's data sheets).
+CARDS = {"H200": (67e12, 4.8e12), "H100": (67e12, 3.35e12), "A100": (19.5e12, 2.0e12)}
+# P, and environments of each: the same 65,536 of Pendulum-v1 in all.
+PENDULUM = {1: 65_536, 8: 8_192, 64: 1_024, 512: 128}
+
+
+def measure(
+    out: Path = Path("runs/gpu.json"),
+    device: Literal["cuda", "cpu"] = "cuda",
+    seconds: float = 10.0,
+    only: tuple[str, ...] = (),
+) -> Record:
+    """Check and time everything on a GPU, and write one JSON file.
+
+    Args:
+        out: that file; parts that it holds already from this commit and device are not repeated.
+        device: cpu runs all parts in small, to test them.
+        seconds: how long each rate is measured.
+        only: names of parts; default: all.
+    """
+    from experiments import run
+
+    run.device_of(device, "")
+    if not seconds > 0:
+        raise UsageError(f"--seconds {seconds:g}: must be above 0")
+    parts = _parts(device, seconds)
+    unknown = [name for name in only if name not in parts]
+    if unknown:
+        raise UsageError(f"--only {' '.join(unknown)}: the parts are {', '.join(parts)}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    record: Record = {"device": _device(device), **records.origin(), "parts": {}}
+    if out.exists():
+        older = records.read_json(out)
+        if all(older.get(name) == record[name] for name in ("device", "git_commit")):
+            record["parts"] = {name: part for name, part in older["parts"].items() if "error" not in part}
+    for name, (function, *arguments) in parts.items():
+        if name in record["parts"] or (only and name not in only):
+            continue
+        began = time.perf_counter()
+        try:
+            found = throughput.apart(function, *arguments)
+        except Exception as error:  # the other parts are still worth having; the command fails at its end
+            found = {"error": f"{type(error).__name__}: {str(error)[:2000]}"}
+        record["parts"][name] = {**found, "took_seconds": time.perf_counter() - began}
+        records.write_json(out, record)
+        print(f"{name:28} {_line(found)}", flush=True)
+    failed = [name for name, part in record["parts"].items() if "error" in part or part.get("passed") is False]
+    if failed:
+        raise UsageError(f"{len(failed)} of {len(record['parts'])} parts failed, see {out}: {', '.join(failed)}")
+    return record
+
+
+def _parts(device: str, seconds: float) -> dict[str, tuple[Any, ...]]:
+    """name -> (function, *arguments), in the order of how much we want to know them."""
+    small = device == "cpu"
+    parts: dict[str, tuple[Any, ...]] = {
+        "environments": (environments, device),
+        "recorded is eager": (recorded_is_eager, device),
+        "the CPU's learning": (as_on_the_cpu, device),
+        "nothing waits": (nothing_waits, device),
+        "memory": (memory, device, 30 if small else 1000),
+    }
+    for members, num_envs in PENDULUM.items():
+        if small and members > 8:
+            continue
+        num_envs = 32 if small else num_envs
+        shape = {"num_envs": num_envs, "rollout": 16, "epochs": 4, "minibatch": num_envs * 16 // 4}
+        parts[f"Pendulum-v1, P = {members}"] = (training, "Pendulum-v1", members, shape, seconds, device, "torch")
+    members = 2 if small else 512
+    parts[f"learner of HalfCheetah, P = {members}"] = (learner, members, seconds, device)
+    if importlib.util.find_spec("mujoco_warp") is not None and not small:
+        shape = {"num_envs": 8_192, "rollout": 16, "epochs": 4, "minibatch": 32_768}
+        for env_id in ("HalfCheetah-v5", "Ant-v5"):
+            parts[f"{env_id} on mujoco_warp"] = (training, env_id, 1, shape, seconds, device, "warp")
+    if importlib.util.find_spec("envpool") is not None:
+        shape = {"num_envs": 16, "rollout": 128, "epochs": 10, "minibatch": 64}
+        for where in dict.fromkeys((device, "cpu")):
+            name = f"HalfCheetah-v5 in EnvPool, learner on {where}"
+            parts[name] = (training, "HalfCheetah-v5", 2 if small else 64, shape, seconds, where, "envpool")
+    return parts
+
+
+def environments(device: str) -> Record:
+    """Each torch environment on both devices, from equal seeds under equal actions, in float64."""
+    import torch
+
+    worst = {}
+    for env_id, entry in envs.ENVS.items():
+        if entry.dynamics is None:
+            continue
+        pair = [
+            envs.make_torch(env_id, 64, where, dtype=torch.float64, max_episode_steps=40) for where in (device, "cpu")
+        ]
+        seeds = torch.arange(64)
+        seen = [env.reset(seeds.to(env.device)).cpu() for env in pair]
+        differences = [(seen[0] - seen[1]).abs().max()]
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(100):
+            action = torch.rand(64, pair[0].act_dim, generator=generator) * 2.0 - 1.0
+            one, other = (env.step(action.to(env.device)) for env in pair)
+            differences += [(x.double().cpu() - y.double().cpu()).abs().max() for x, y in zip(one, other, strict=True)]
+        worst[env_id] = float(torch.stack(differences).max())
+    return {"largest_difference": worst, "passed": max(worst.values()) < 1e-4}
+
+
+def _population(device: str, compiled: bool, replay: int = 0) -> tuple[Any, Any, Any]:
+    from agents import AGENTS
+    from ess_rl.population import Population
+    from ess_rl.replay import Replay
+
+    config = AGENTS["p3o"].config(num_envs=32, rollout=32, epochs=4, minibatch=256, replay=replay)
+    env = envs.make_torch("Pendulum-v1", 4 * 32, device)
+    population = Population(
+        AGENTS["p3o"].agent(config, env.obs_dim, env.act_dim), range(4), device=device, compiled=compiled
+    )
+    return population, env, Replay((1 + replay) * 32, 4, 32, env.obs_dim, env.act_dim, device)
+
+
+def _trained(parts: tuple[Any, Any, Any], iterations: int = 6) -> list[Any]:
+    """Parameters after some iterations, on the CPU."""
+    from torch.utils._pytree import tree_leaves
+
+    from ess_rl import loop
+
+    for _ in loop.train(*parts, iterations=iterations, reset_every=iterations):
+        pass
+    return [x.double().cpu() for x in tree_leaves(parts[0].state["params"])]
+
+
+def _largest(one: list[Any], other: list[Any]) -> float:
+    return max(float((x - y).abs().max()) for x, y in zip(one, other, strict=True))
+
+
+def recorded_is_eager(device: str) -> Record:
+    """Eight iterations recorded (from the third on) and without recording, compiled and not, fresh and replayed."""
+    from ess_rl.graphs import Graphs
+
+    found, recorded = {}, Graphs.__call__
+
+    def called(self: Any, name: str, function: Callable[[], Any]) -> Any:
+        return function()
+
+    for compiled in (False, True):
+        for replay in (0, 2):
+            Graphs.__call__ = recorded
+            one = _trained(_population(device, compiled, replay), 8)
+            Graphs.__call__ = called
+            other = _trained(_population(device, compiled, replay), 8)
+            found[f"compiled {compiled}, replay {replay}"] = _largest(one, other)
+    return {"largest_difference_of_a_parameter": found, "passed": max(found.values()) < 1e-3}
+
+
+def as_on_the_cpu(device: str) -> Record:
+    """Six iterations of P3O on Pendulum-v1, there and here: equal seeds give equal noise, so only rounding differs."""
+    one, other = (_trained(_population(where, False)) for where in (device, "cpu"))
+    difference = _largest(one, other)
+    return {"largest_difference_of_a_parameter": difference, "passed": difference < 1e-2}
+
+
+def nothing_waits(device: str) -> Record:
+    """Iterations under torch's own alarm for operations that wait for the GPU; the one transfer at their end may."""
+    from ess_rl import loop
+
+    transfer, allowed = loop._to_host, []
+
+    def to_host(found: dict[str, Any]) -> dict[str, Any]:
+        allowed.append(len(found))
+        with _alarm("default", device):
+            return transfer(found)
+
+    population, env, replay = _population(device, compiled=False)
+    loop._to_host = to_host
+    progress = loop.train(population, env, replay, iterations=6, reset_every=6)
+    next(progress)  # with the fresh start of the environments
+    with _alarm("error", device):
+        for _ in progress:
+            pass
+    return {"iterations": len(allowed) - 1, "passed": True}
+
+
+@contextmanager
+def _alarm(mode: str, device: str) -> Iterator[None]:
+    import torch
+
+    if device != "cuda":
+        yield
+        return
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode(mode)
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+def memory(device: str, iterations: int) -> Record:
+    """What is allocated after 20 iterations and after many."""
+    import torch
+
+    from ess_rl import loop
+
+    held = {}
+    for done in loop.train(*_population(device, compiled=False), iterations=iterations, reset_every=10):
+        if done.iteration in (20, iterations):
+            held[done.iteration] = torch.cuda.memory_allocated() if device == "cuda" else 0
+    return {"bytes_allocated_after": held, "passed": held[iterations] <= held[20]}
+
+
+def training(env_id: str, members: int, shape: Record, seconds: float, device: str, backend: str) -> Record:
+    """The whole of P3O's training, with the floor that the card's arithmetic and memory set."""
+    found = throughput.ours(env_id, "p3o", members, shape, seconds, device, True, backend)
+    probe = envs.make(env_id, 1, backend=backend)
+    found |= floor(probe.obs_dim, probe.act_dim, shape["epochs"], _card(device))
+    probe.close()
+    busy = sum(found["profile"].values())
+    return {"members": members, **shape, **found, "share_on_the_device": busy, "passed": True}
+
+
+def learner(members: int, seconds: float, device: str) -> Record:
+    """Updates alone, of HalfCheetah's sizes on data of noise: all members there, on the CPU as many as pay."""
+    import torch
+
+    from agents import AGENTS
+    from ess_rl.population import Population
+    from ess_rl.transitions import Transitions
+
+    config = AGENTS["p3o"].config(num_envs=16, rollout=128, epochs=10, minibatch=64)
+    found: dict[str, float] = {}
+    for where, count in ((device, members), ("cpu", min(members, 16))):
+        agent = AGENTS["p3o"].agent(config, 17, 6)
+        population = Population(agent, range(count), device=where, compiled=True)
+        shape = (config.rollout, count, config.num_envs)
+        rollout = Transitions.empty(shape, 17, 6, torch.device(where))
+        rollout = dataclasses.replace(
+            rollout, obs=torch.randn_like(rollout.obs), action=torch.randn_like(rollout.action),
+            reward=torch.randn_like(rollout.reward),
+        )  # fmt: skip
+        found[where] = throughput.learner_alone(population, rollout, seconds)
+    return {"env_steps_per_second": found, "ratio": found[device] / found["cpu"], "passed": True}
+
+
+def floor(obs_dim: int, act_dim: int, epochs: int, card: tuple[float, float] | None) -> Record:
+    """Operations and bytes of one env step of training, and the env steps a second that the card could do at most.
+
+    Two networks of 64 and 64 units, a multiply and an add for each weight. Forward: once to act (the policy), three
+    times for the targets (the policy, the value here and next), and forward and backward, three times forward's
+    work, in every epoch. Bytes: activations of both networks, written forward and read backward, and the record of a
+    step, written once and read once an epoch; parameters, caches and what compilers fuse are left out.
+    """
+    policy = 2 * (obs_dim * 64 + 64 * 64 + 64 * act_dim)
+    value = 2 * (obs_dim * 64 + 64 * 64 + 64)
+    operations = policy + (policy + 2 * value) + epochs * 3 * (policy + value)
+    step = 4 * (2 * obs_dim + 3 * act_dim + 3)
+    moved = step * (2 + epochs) + epochs * 2 * 2 * 2 * 4 * 64
+    found: Record = {"flop_per_env_step": operations, "bytes_per_env_step": moved}
+    if card is not None:
+        found["floor_steps_per_second"] = {"arithmetic": card[0] / operations, "memory": card[1] / moved}
+    return found
+
+
+def _card(device: str) -> tuple[float, float] | None:
+    name = _device(device)
+    return next((rates for card, rates in CARDS.items() if card in name), None)
+
+
+def _device(device: str) -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if device == "cuda" else "cpu"
+
+
+def _line(found: Record) -> str:
+    """The gist of a part, for the terminal."""
+    if "error" in found:
+        return f"FAILED  {found['error'].splitlines()[0][:120]}"
+    if "steps_per_second" in found:
+        rate, share = found["steps_per_second"], found["share_on_the_device"]
+        return f"{rate:,.0f} env steps/s, {share:.0%} of the time on the device"
+    if "ratio" in found:
+        return f"{found['ratio']:.1f} times the CPU's"
+    return "passed" if found["passed"] else f"FAILED  {found}"
