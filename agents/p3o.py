@@ -37,7 +37,8 @@ from ess_rl.transitions import Transitions
 @dataclass(frozen=True)
 class Config:
     cap: Literal["ess", "ess_per_dim"] | float = "ess"  # of the ratio; a number or e^(1/act_dim) are ablations
-    behavior_kl: Literal["closed_form", "k3"] = "closed_form"  # k3 is the released code's sampled stand-in
+    pull: Literal["ess"] | float = "ess"  # weight of the KL: 1 - e; a number is an ablation, 0 leaves the cap alone
+    behavior_kl: Literal["closed_form", "reverse", "k3"] = "closed_form"  # KL(pi || b), KL(b || pi), the paper's code
     target_ess: float = 0.95  # of a dimension after an iteration's updates; the learning rate is led there. 0: is not
     learning_rate: float = 1e-4  # of Adam, for the policy, at the start
     final_learning_rate: float = 0.5  # what is left of it at the end, as a fraction, but for that; falls linearly
@@ -50,6 +51,8 @@ class Config:
     replay: int = 0  # older rollouts that an iteration learns from, beside the fresh one
     draw: Draw = "uniform"  # how often each rollout is drawn from: uniform, recency: 1 / (1 + age), ess: its ESS
     correction: Correction = "none"  # of the returns of older data: none, vtrace, retrace, ess
+    lag: int = 0  # iterations by which the policy that acts is older than the one that learns
+    behavior_temperature: float = 1.0  # what the standard deviation is multiplied with to act; evaluation knows none
     log_std: float = -1.0  # of the initial policy, in every action dimension, in units of [-1, 1]
     hidden: tuple[int, ...] = (64, 64)  # tanh units of policy and value, which share nothing
     num_envs: int = 16  # environments of one agent
@@ -119,9 +122,13 @@ class P3O:
             advantage = batch["advantage"]
             advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
             log_prob, behavior_log_prob = pi.log_prob(batch["action"]), b.log_prob(batch["action"])
-            behavior_kl = kl(pi, b) if self.config.behavior_kl == "closed_form" else k3(log_prob, behavior_log_prob)
+            if self.config.behavior_kl == "k3":
+                behavior_kl = k3(log_prob, behavior_log_prob)
+            else:
+                behavior_kl = kl(pi, b) if self.config.behavior_kl == "closed_form" else kl(b, pi)
+            cap, pull = self.config.cap, self.config.pull
             policy_loss, metrics = p3o(
-                log_prob, behavior_log_prob, advantage, behavior_kl, cap=self.config.cap, act_dim=self.act_dim
+                log_prob, behavior_log_prob, advantage, behavior_kl, cap=cap, pull=pull, act_dim=self.act_dim
             )
             value_loss = 0.5 * (value(params["value"], batch["obs"]) - batch["value_target"]).square().mean()
             entropy = pi.entropy().mean()

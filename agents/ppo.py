@@ -3,11 +3,15 @@
 Written for one agent; `ess_rl.population` runs P of them as one tensor program. The details beside the objective are
 those of the usual implementations: orthogonal initialization, observations and rewards normalized by running
 statistics, standardized advantages, clipped gradients, Adam with linearly decayed learning rates of policy and value.
+
+Three relatives that differ in the objective alone are options: PPO decoupled (Hilton et al. 2022, arXiv 2110.00641),
+the fixed band of CISPO (2025, arXiv 2506.13585), and the adaptive KL penalty of PPO's own paper (Section 4).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,16 +21,20 @@ from ess_rl import normalizer
 from ess_rl.contract import Draw, Metrics, State, Tree
 from ess_rl.gaussian import Gaussian, kl
 from ess_rl.networks import policy, policy_init, value, value_init
-from ess_rl.objectives import ppo_clip
+from ess_rl.objectives import ppo_band, ppo_clip, ppo_decoupled, ppo_kl
 from ess_rl.optim import adam_init, adam_step, clip_by_global_norm
 from ess_rl.random import fold_in
 from ess_rl.returns import Correction, corrected
 from ess_rl.transitions import Transitions
 
+Objective = Literal["clip", "decoupled", "band", "kl"]
+
 
 @dataclass(frozen=True)
 class Config:
+    objective: Objective = "clip"  # clip; decoupled: clipped about the iteration's first policy; band: CISPO's; kl
     clip: float = 0.2  # how far the ratio may leave 1 before its sample stops pulling
+    target_kl: float = 0.01  # of the objective kl: KL(b || pi) in nats, to which the weight of that KL is led
     learning_rate: float = 3e-4  # of Adam, for the policy, at the start
     final_learning_rate: float = 0.0  # what is left of it at the end, as a fraction; falls linearly
     value_learning_rate: float = 3e-4  # of Adam, for the value, at the start; falls linearly to 0
@@ -38,6 +46,8 @@ class Config:
     replay: int = 0  # older rollouts that an iteration learns from, beside the fresh one
     draw: Draw = "uniform"  # how often each rollout is drawn from: uniform, recency: 1 / (1 + age), ess: its ESS
     correction: Correction = "none"  # of the returns of older data: none, vtrace, retrace, ess
+    lag: int = 0  # iterations by which the policy that acts is older than the one that learns
+    behavior_temperature: float = 1.0  # what the standard deviation is multiplied with to act; evaluation knows none
     log_std: float = -1.0  # of the initial policy, in every action dimension, in units of [-1, 1]
     hidden: tuple[int, ...] = (64, 64)  # tanh units of policy and value, which share nothing
     num_envs: int = 16  # environments of one agent
@@ -47,7 +57,7 @@ class Config:
 
 
 class PPO:
-    """Clips the ratio at 1 +- clip."""
+    """Clips the ratio at 1 +- clip, or does what else the PPO family does with it (`Config.objective`)."""
 
     def __init__(self, config: Config, obs_dim: int, act_dim: int):
         self.config, self.obs_dim, self.act_dim = config, obs_dim, act_dim
@@ -64,6 +74,7 @@ class PPO:
             "return_scale": normalizer.return_scale_init(self.config.num_envs, seed.device),
             "hyper": hyper,
             "progress": torch.zeros((), device=seed.device),
+            "kl_coef": torch.ones((), device=seed.device),  # of the objective kl
         }
 
     def act(self, state: State, obs: Tensor) -> Gaussian:
@@ -74,7 +85,8 @@ class PPO:
         obs = normalizer.standardize(state["obs_stats"], rollout.obs)
         next_obs = normalizer.standardize(state["obs_stats"], rollout.next_obs)
         b = Gaussian(rollout.behavior_mean, rollout.behavior_log_std)
-        log_ratio = policy(params["policy"], obs).log_prob(rollout.action) - b.log_prob(rollout.action)
+        log_prob = policy(params["policy"], obs).log_prob(rollout.action)
+        log_ratio = log_prob - b.log_prob(rollout.action)
         advantage, value_target = corrected(
             self.config.correction,
             log_ratio,
@@ -94,6 +106,7 @@ class PPO:
             "advantage": advantage,
             "value_target": value_target,
             "log_ratio": log_ratio,
+            "proximal_log_prob": log_prob,
         }
         return {name: x.flatten(0, 1) for name, x in samples.items()}
 
@@ -106,11 +119,22 @@ class PPO:
             advantage = batch["advantage"]
             advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
             log_prob, behavior_log_prob = pi.log_prob(batch["action"]), b.log_prob(batch["action"])
-            policy_loss, metrics = ppo_clip(log_prob, behavior_log_prob, advantage, clip=hyper["clip"])
+            behavior_kl, clip = kl(b, pi) if self.config.objective == "kl" else kl(pi, b), hyper["clip"]
+            if self.config.objective == "clip":
+                policy_loss, metrics = ppo_clip(log_prob, behavior_log_prob, advantage, clip=clip)
+            elif self.config.objective == "decoupled":
+                proximal = batch["proximal_log_prob"]
+                policy_loss, metrics = ppo_decoupled(log_prob, proximal, behavior_log_prob, advantage, clip=clip)
+            elif self.config.objective == "band":
+                policy_loss, metrics = ppo_band(log_prob, behavior_log_prob, advantage, clip=clip)
+            else:
+                policy_loss, metrics = ppo_kl(
+                    log_prob, behavior_log_prob, advantage, behavior_kl, kl_coef=state["kl_coef"]
+                )
             value_loss = 0.5 * (value(params["value"], batch["obs"]) - batch["value_target"]).square().mean()
             entropy = pi.entropy().mean()
             loss = policy_loss + hyper["value_coef"] * value_loss - hyper["entropy_coef"] * entropy
-            metrics |= {"behavior_kl": kl(pi, b).mean(), "value_loss": value_loss, "entropy": entropy, "loss": loss}
+            metrics |= {"behavior_kl": behavior_kl.mean(), "value_loss": value_loss, "entropy": entropy, "loss": loss}
             return loss, metrics
 
         grads, metrics = grad(loss_function, has_aux=True)(state["params"])
@@ -131,4 +155,14 @@ class PPO:
         return_scale = normalizer.return_scale_update(
             state["return_scale"], rollout.reward, rollout.last, state["hyper"]["discount"]
         )
+        state = {**state, "kl_coef": self._led(state, rollout)}
         return {**state, "obs_stats": obs_stats, "return_scale": return_scale}
+
+    def _led(self, state: State, rollout: Transitions) -> Tensor:
+        """The weight of the objective kl, twice or half of what it was where the KL has left its range (Section 4)."""
+        if self.config.objective != "kl":
+            return state["kl_coef"]
+        b = Gaussian(rollout.behavior_mean, rollout.behavior_log_std)
+        reached, target = kl(b, self.act(state, rollout.obs)).mean(), state["hyper"]["target_kl"]
+        factor = torch.where(reached > 1.5 * target, 2.0, torch.where(reached < target / 1.5, 0.5, 1.0))
+        return (state["kl_coef"] * factor).clamp(1e-3, 1e3)  # bounds of ours: where nothing moves, it would vanish

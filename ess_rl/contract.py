@@ -101,6 +101,10 @@ class AgentConfig(Protocol):
     def replay(self) -> int: ...  # older rollouts that an iteration learns from, beside the fresh one
     @property
     def draw(self) -> Draw: ...  # how often older rollouts are drawn from
+    @property
+    def lag(self) -> int: ...  # iterations by which the policy that acts is older than the one that learns
+    @property
+    def behavior_temperature(self) -> float: ...  # what the standard deviation is multiplied with to act
 
 
 class Agent(Protocol):

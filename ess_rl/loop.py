@@ -37,7 +37,7 @@ class Progress:
     iteration: int  # iterations done, this one included
     env_steps: int  # steps of each member's environments together, from the start of the run
     # Of the agent's updates, mean over the iteration. Before them: `ess_first`, the effective sample size of the fresh
-    # rollout, which is 1; `ess_age_K`, that of the rollout K iterations older.
+    # rollout, which is 1 unless it was not this policy that acted; `ess_age_K`, that of the rollout K iterations older.
     metrics: dict[str, Tensor]
     episodes: Tensor  # int64: episodes that ended in this iteration
     return_sum: Tensor  # float64: sum of their undiscounted raw returns
@@ -149,6 +149,7 @@ def train(
         raise ValueError(f"start={start} is not a multiple of reset_every={reset_every}")
     check_minibatch(config)
     samples = config.rollout * config.num_envs
+    on_policy = config.lag == 0 and bool((population.hyper["behavior_temperature"] == 1.0).all())
     graphs, stopwatch = Graphs(device), Stopwatch(device)
     # What the stages below read and write keeps its address, so that their recordings stay true.
     state = population.state
@@ -159,6 +160,7 @@ def train(
     def collecting() -> tuple[Transitions, dict[str, Tensor]]:
         rollout, after = collect(population, env, obs, config.rollout, number)
         obs.copy_(after)
+        population.age()
         episodes, return_sum = _episodes(rollout, running)
         return rollout, {"episodes": episodes, "return_sum": return_sum, "finite": _finite(rollout)}
 
@@ -207,7 +209,8 @@ def train(
             _check_rollout(env, population, iteration, rollout)
         metrics = {name: x.float() for name, x in found.items()}
         _check_metrics(env, population, f"in the updates of iteration {iteration + 1}", metrics)
-        _check_recorded(metrics)
+        if on_policy:
+            _check_recorded(metrics)
         yield Progress(
             iteration=iteration + 1,
             env_steps=(iteration + 1) * samples,

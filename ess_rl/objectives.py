@@ -21,6 +21,7 @@ def p3o(
     behavior_kl: Tensor,
     *,
     cap: Literal["ess", "ess_per_dim"] | float | Tensor = "ess",
+    pull: Literal["ess"] | float | Tensor = "ess",
     act_dim: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """P3O, "Trust the Batch": the effective sample size caps the score-function weight and sets the pull to b.
@@ -39,6 +40,8 @@ def p3o(
         behavior_kl: KL(pi || b) in each sample's state, with gradient.
         cap: "ess"; or a fixed number; or "ess_per_dim", e^(1/act_dim), which undoes the exponential decay of e in
             the dimension of the action. It replaces e in the cap alone: the weight of the KL stays 1 - e.
+        pull: the weight of the KL: "ess", 1 - e; or a fixed number. With cap=1 and pull=0 this is the policy loss of
+            V-trace's actor-critic (Espeholt et al. 2018, arXiv 1802.01561, Eq. 4), whose advantages are `vtrace`'s.
         act_dim: for "ess_per_dim" only.
 
     Returns:
@@ -46,7 +49,7 @@ def p3o(
         rounding does not count), `log_ratio_max`; all 0-dim, without host synchronization.
 
     Raises:
-        ValueError: for another name of a cap, or "ess_per_dim" without act_dim.
+        ValueError: for another name of a cap or a pull, or "ess_per_dim" without act_dim.
     """
     log_ratio = (log_prob - behavior_log_prob).detach()
     ess = effective_sample_size(log_ratio)
@@ -59,10 +62,13 @@ def p3o(
             raise ValueError(f"cap={cap!r}, act_dim={act_dim}: use 'ess', a number, or 'ess_per_dim' with act_dim")
     else:
         limit = torch.as_tensor(cap, dtype=log_ratio.dtype, device=log_ratio.device)
+    if isinstance(pull, str) and pull != "ess":
+        raise ValueError(f"pull={pull!r}: use 'ess' or a number")
+    kl_weight = 1.0 - ess if isinstance(pull, str) else pull
     ratio = torch.exp(log_ratio)
     weight = torch.minimum(ratio, limit)
     mean_kl = behavior_kl.mean()
-    loss = -(weight * advantage.detach() * log_prob).mean() + (1.0 - ess) * mean_kl
+    loss = -(weight * advantage.detach() * log_prob).mean() + kl_weight * mean_kl
     return loss, {
         "ess": ess,
         "behavior_kl": mean_kl.detach(),
@@ -90,6 +96,72 @@ def ppo_clip(
         "ess": effective_sample_size(log_ratio),
         "clipped_fraction": ((ratio - 1.0).abs() > clip).to(ratio.dtype).mean().detach(),
         "log_ratio_max": log_ratio.max().detach(),
+    }
+
+
+def ppo_decoupled(
+    log_prob: Tensor, proximal_log_prob: Tensor, behavior_log_prob: Tensor, advantage: Tensor, *, clip: float | Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """PPO whose clip holds on to a recent policy p, while the weight of a sample still corrects for b, that acted.
+
+        r = pi / p,     loss = -mean( sg(p / b) min( r A, clamp(r, 1 - clip, 1 + clip) A ) )
+
+    With p = b it is `ppo_clip`. Source: Hilton, Cobbe, Schulman 2022 (arXiv 2110.00641), Eq. 2. Which policy p is, is
+    the caller's affair: theirs is an exponential average of the weights, our PPO takes the iteration's first policy.
+    Metrics: `ess` of pi / b, `clipped_fraction` of r, `log_ratio_max` of pi / b; all 0-dim.
+    """
+    loss, metrics = ppo_clip(
+        log_prob, proximal_log_prob, advantage.detach() * torch.exp(proximal_log_prob - behavior_log_prob).detach(),
+        clip=clip,
+    )  # fmt: skip
+    log_ratio = (log_prob - behavior_log_prob).detach()
+    return loss, metrics | {"ess": effective_sample_size(log_ratio), "log_ratio_max": log_ratio.max()}
+
+
+def ppo_band(
+    log_prob: Tensor, behavior_log_prob: Tensor, advantage: Tensor, *, clip: float | Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """A fixed band for the weight of the score function: P3O without the ESS and without a pull.
+
+        loss = -mean( sg(clamp(rho, 1 - clip, 1 + clip)) A log pi(a|s) )
+
+    Unlike PPO's clip it silences no sample. Source: CISPO, MiniMax 2025 (arXiv 2506.13585), Eq. 4 and 5, for one action
+    a step and no token masks. Metrics as of `ppo_clip`.
+    """
+    log_ratio = (log_prob - behavior_log_prob).detach()
+    ratio = torch.exp(log_ratio)
+    weight = ratio.clamp(min=1.0 - clip).clamp(max=1.0 + clip)
+    loss = -(weight * advantage.detach() * log_prob).mean()
+    return loss, {
+        "ess": effective_sample_size(log_ratio),
+        "clipped_fraction": ((ratio - 1.0).abs() > clip).to(ratio.dtype).mean(),
+        "log_ratio_max": log_ratio.max(),
+    }
+
+
+def ppo_kl(
+    log_prob: Tensor,
+    behavior_log_prob: Tensor,
+    advantage: Tensor,
+    behavior_kl: Tensor,
+    *,
+    kl_coef: float | Tensor,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """PPO with a KL penalty in place of the clip.
+
+        loss = -mean( rho A ) + kl_coef mean( KL(b || pi) )
+
+    Source: Schulman et al. 2017 (arXiv 1707.06347), Eq. 8; the rule that leads `kl_coef` is with the agent. Metrics:
+    `ess`, `kl_coef`, `log_ratio_max`; all 0-dim.
+    """
+    log_ratio = log_prob - behavior_log_prob.detach()
+    coefficient = torch.as_tensor(kl_coef, dtype=log_ratio.dtype, device=log_ratio.device)
+    loss = -(torch.exp(log_ratio) * advantage.detach()).mean() + coefficient * behavior_kl.mean()
+    log_ratio = log_ratio.detach()
+    return loss, {
+        "ess": effective_sample_size(log_ratio),
+        "kl_coef": coefficient,
+        "log_ratio_max": log_ratio.max(),
     }
 
 

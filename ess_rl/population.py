@@ -87,12 +87,15 @@ class Population:
         self.state: State = tree_map(
             lambda x: x.clone(memory_format=torch.contiguous_format), vmap(agent.init)(self.seed, self.hyper)
         )
+        # Older states to act with, the oldest first: [lag] trees of what acting reads, at fixed places.
+        self.behind: list[State] = [tree_map(torch.clone, self._acting()) for _ in range(agent.config.lag)]
         self._parameters = sum(x[0].numel() for x in tree_leaves(self._acting()))  # of one member, to the order
 
         # One `def` each: torch.compile keeps its programs by code object, and vmap's own wrapper is a single one.
         def act(state: State, obs: Tensor, noise: Tensor) -> tuple[Gaussian, Tensor]:
             def one(state: State, obs: Tensor, noise: Tensor) -> tuple[Gaussian, Tensor]:
-                behavior = agent.act(state, obs)
+                mean, log_std = agent.act(state, obs)
+                behavior = Gaussian(mean, log_std + torch.log(state["hyper"]["behavior_temperature"]))
                 return behavior, behavior.sample(noise)
 
             return vmap(one)(state, obs, noise)
@@ -121,9 +124,17 @@ class Population:
         return torch.compile(function, dynamic=False, fullgraph=True, options={"size_asserts": False})
 
     def act(self, obs: Tensor, noise: Tensor) -> tuple[Gaussian, Tensor]:
-        """Behavior policy and action at obs [P, N, obs_dim], with standard normal noise [P, N, act_dim]."""
+        """Behavior policy and action at obs [P, N, obs_dim], with standard normal noise [P, N, act_dim].
+
+        The behavior is the policy of `lag` iterations ago, its standard deviation times `behavior_temperature`.
+        """
         with _one_thread():
-            return self._act(self._acting(), obs, noise)
+            return self._act(self.behind[0] if self.behind else self._acting(), obs, noise)
+
+    def age(self) -> None:
+        """One iteration has been acted: its policy goes to the others that are behind, and the oldest is forgotten."""
+        for older, newer in zip(self.behind, [*self.behind, self._acting()][1:], strict=True):
+            tree_map(lambda old, new: old.copy_(new), older, newer)
 
     def _acting(self) -> State:
         """What acting reads of the state: all but the optimizer's part."""

@@ -30,10 +30,12 @@ _LATER: dict[str, Callable[[Record], Any]] = {
     "replay": lambda config: 0,
     "draw": lambda config: "uniform",
     "correction": lambda config: "none",
+    "lag": lambda config: 0,
+    "behavior_temperature": lambda config: 1.0,
 }
 LATER_FIELDS: dict[str, dict[str, Callable[[Record], Any]]] = {
-    "p3o": {**_LATER, "target_ess": lambda config: 0.0},
-    "ppo": _LATER,
+    "p3o": {**_LATER, "target_ess": lambda config: 0.0, "pull": lambda config: "ess"},
+    "ppo": {**_LATER, "objective": lambda config: "clip", "target_kl": lambda config: 0.01},
 }
 
 

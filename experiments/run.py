@@ -75,8 +75,11 @@ def plan(
     records.check_positive({"steps": steps, "checkpoints": checkpoints, "episodes": episodes, "seeds": len(seeds)})
     records.check_positive({name: getattr(config, name) for name in ("num_envs", "rollout", "epochs", "minibatch")})
     loop.check_minibatch(config)
-    if config.replay < 0:
-        raise UsageError(f"--replay {config.replay}: must be 0 or more older rollouts")
+    for name, of in (("replay", "older rollouts"), ("lag", "iterations")):
+        if getattr(config, name) < 0:
+            raise UsageError(f"--{name} {getattr(config, name)}: must be 0 or more {of}")
+    if min([config.behavior_temperature, *sweep.get("behavior_temperature", ())]) <= 0.0:
+        raise UsageError("--behavior-temperature: must be above 0; it multiplies the standard deviation")
     if any(not 0 <= seed < 2**63 for seed in seeds) or len(set(seeds)) < len(seeds):
         raise UsageError(f"seeds {list(seeds)[:3]} ...: give different numbers from 0 to 2^63 - 1")
     _check_numbers(config, sweep)
@@ -144,8 +147,11 @@ def _carry_on(run: Path, config: Record) -> Record:
     capacity = (1 + agent_config.replay) * agent_config.rollout
     replay = Replay(capacity, population.size, agent_config.num_envs, env.obs_dim, env.act_dim, population.device)
     iteration = _load_newest(run, config, population)
-    if iteration > 0 and agent_config.replay > 0:
-        replay.load(checkpoint.load(_replay_path(records.checkpoints(run)[-1]), replay.state(), population.device)[0])
+    if iteration > 0 and _keeps_the_past(agent_config):
+        path = _past_path(records.checkpoints(run)[-1])
+        past, _ = checkpoint.load(path, _past(replay, population), population.device)
+        replay.load(past["replay"])
+        population.behind = list(past.get("behind", {}).values())  # an empty tree has no tensors to save
     rows = records.cut_metrics(run, iteration)
     shutil.rmtree(run / "tensorboard", ignore_errors=True)
     trained = rows[-1]["seconds"] if rows else 0.0
@@ -272,15 +278,26 @@ def _fingerprint(config: Record) -> Record:
 
 def _save(run: Path, config: Record, population: Population, replay: Replay, done: loop.Progress) -> None:
     path = run / "checkpoints" / f"{done.env_steps:09d}.safetensors"
-    if config["config"].get("replay"):  # a fresh rollout is not needed again: it was learned from
-        checkpoint.save(_replay_path(path), replay.state(), {"iteration": done.iteration})
+    if _keeps_the_past(population.agent.config):
+        checkpoint.save(_past_path(path), _past(replay, population), {"iteration": done.iteration})
     checkpoint.save(path, population.state, {"iteration": done.iteration, "of": _fingerprint(config)})
     for old in records.checkpoints(run)[:-2]:  # a replay is large; two remain, should the newest be damaged
-        _replay_path(old).unlink(missing_ok=True)
+        _past_path(old).unlink(missing_ok=True)
 
 
-def _replay_path(checkpoint_path: Path) -> Path:
-    """Where the replay lies that belongs to a checkpoint, if the run has one."""
+def _keeps_the_past(config: Any) -> bool:
+    """Whether a run goes on from more than its agents. A fresh rollout is not needed again: it was learned from."""
+    return config.replay > 0 or config.lag > 0
+
+
+def _past(replay: Replay, population: Population) -> dict[str, Any]:
+    """Rollouts to learn from again, and policies that are still to act."""
+    behind = {str(k): state for k, state in enumerate(population.behind)}
+    return {"replay": replay.state(), "behind": behind}
+
+
+def _past_path(checkpoint_path: Path) -> Path:
+    """Where that lies for a checkpoint."""
     return checkpoint_path.with_suffix(".replay")
 
 

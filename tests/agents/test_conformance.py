@@ -181,9 +181,10 @@ def float_fields() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("name", "field"), float_fields())
 def test_members_can_differ_in_every_float_of_the_config(name: str, field: str):
     # A high learning rate, so that ratios leave the clip range, and a gradient beyond max_grad_norm.
-    agent = build(name, learning_rate=0.05, max_grad_norm=0.1)
+    objective = {"objective": "kl"} if field == "target_kl" else {}
+    agent = build(name, learning_rate=0.05, max_grad_norm=0.1, **objective)
     value = getattr(agent.config, field)
-    other = 0.5 * value + 0.01
+    other = 10.0 if field == "target_kl" else 0.5 * value + 0.01  # a KL that these rates do not exceed
     population = Population(agent, [3, 3, 3], {field: [value, other, value]})
     population.state["progress"] += 0.5
     *_, state = learn(population, iterations=3, updates=4, columns=[0, 0, 0])[-1]
@@ -216,6 +217,29 @@ def test_a_fraction_of_the_policys_learning_rate_is_kept(name: str):
         assert_close(began["value"], ends[0]["value"], rtol=0.0, atol=0.0)
     assert_close(ends[0]["policy"], ends[1]["policy"], rtol=1e-6, atol=1e-7)
     assert not torch.equal(began["policy"]["log_std"], ends[0]["policy"]["log_std"])
+
+
+def test_on_its_own_fresh_data_decoupled_ppo_is_ppo():
+    ends = []
+    for objective in ("clip", "decoupled"):
+        population = Population(build("ppo", objective=objective, learning_rate=0.05), SEEDS)
+        *_, state = learn(population, iterations=3, updates=4)[-1]
+        ends.append(state["params"])
+    assert_close(ends[0], ends[1], rtol=1e-4, atol=1e-5)
+
+
+def test_the_weight_of_the_kl_is_led_to_its_target():
+    """Section 4 of PPO's paper: doubled above 1.5 times the target, halved below the target / 1.5, else left."""
+    population = Population(build("ppo", objective="kl", target_kl=0.02), SEEDS)
+    rollout, state = collect(population, 0), population.state
+    pi = [population.policy(obs) for obs in rollout.obs]
+    mean, log_std = torch.stack([p.mean for p in pi]), torch.stack([p.log_std for p in pi])
+    for kl, factor in [(0.031, 2.0), (0.029, 1.0), (0.0134, 1.0), (0.0132, 0.5)]:
+        # Equal widths, means x deviations apart in one of the actions: KL = x^2 / 2.
+        shift = torch.tensor([1.0, 0.0]) * torch.exp(log_std) * math.sqrt(2.0 * kl)
+        population.state = state
+        population.observe(replace(rollout, behavior_mean=mean + shift, behavior_log_std=log_std))
+        assert population.state["kl_coef"].tolist() == [factor] * 3
 
 
 def test_p3o_leads_its_learning_rate_to_the_target_ess():
@@ -263,10 +287,16 @@ def test_the_learning_rate_follows_the_ess_by_hand():
         assert_close(population.state["rate_factor"], torch.full((3,), factor), rtol=1e-3, atol=0.0)
 
 
-@pytest.mark.parametrize("changes", [{"cap": 0.5}, {"cap": "ess_per_dim"}, {"behavior_kl": "k3"}])
-def test_p3o_variants_run_and_differ(changes: dict[str, Any]):
-    *_, variant = learn(Population(build("p3o", learning_rate=0.05, **changes), SEEDS), iterations=3, updates=4)[-1]
-    *_, plain = learn(Population(build("p3o", learning_rate=0.05), SEEDS), iterations=3, updates=4)[-1]
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "p3o": [{"cap": 0.5}, {"cap": "ess_per_dim"}, {"pull": 0.0}, {"behavior_kl": "k3"}, {"behavior_kl": "reverse"}],
+    "ppo": [{"objective": "decoupled", "clip": 0.1}, {"objective": "band"}, {"objective": "kl"}],
+}
+
+
+@pytest.mark.parametrize(("name", "changes"), [(name, changes) for name, of in VARIANTS.items() for changes in of])
+def test_variants_run_and_differ(name: str, changes: dict[str, Any]):
+    *_, variant = learn(Population(build(name, learning_rate=0.05, **changes), SEEDS), iterations=3, updates=4)[-1]
+    *_, plain = learn(Population(build(name, learning_rate=0.05), SEEDS), iterations=3, updates=4)[-1]
     weights = [state["params"]["policy"]["mean"]["0"]["weight"] for state in (variant, plain)]
     assert torch.isfinite(weights[0]).all()
     assert not torch.allclose(weights[0], weights[1])

@@ -224,6 +224,40 @@ def test_samples_of_older_rollouts_are_prepared_under_the_present_policy():
             torch.testing.assert_close(data[name][:, age * T * N : (age + 1) * T * N], x)
 
 
+@pytest.mark.parametrize("lag", [1, 3])
+def test_the_policy_of_some_iterations_ago_acts(lag: int):
+    population, env, replay = build(lag=lag)
+    policies = [copy.deepcopy(population.state)]  # at the start of each iteration
+    for iteration, p in enumerate(train(population, env, replay, iterations=6, reset_every=6)):
+        rollout, present = replay.latest(T), population.state
+        population.state = policies[max(iteration - lag, 0)]
+        pi = population.policy(rollout.obs[2])
+        torch.testing.assert_close(rollout.behavior_mean[2], pi.mean)
+        torch.testing.assert_close(rollout.behavior_log_std[2], pi.log_std)
+        population.state = present
+        policies.append(copy.deepcopy(present))
+        if iteration > 0:
+            assert (p.metrics["ess_first"] < 1.0 - 1e-5).all()  # statistics and parameters have moved on
+    assert len(population.behind) == lag
+
+
+def test_the_behavior_is_wider_by_its_temperature_and_an_evaluation_is_not():
+    population, env, _ = build(behavior_temperature=1.5)
+    seeds = env_seeds(population.seed, N)
+    rollout, _ = collect(population, env, env.reset(seeds), T, 0)
+    pi = population.policy(rollout.obs[3])
+    torch.testing.assert_close(rollout.behavior_log_std[3], pi.log_std + math.log(1.5))
+    torch.testing.assert_close(rollout.behavior_mean[3], pi.mean)
+    z = (rollout.action - rollout.behavior_mean) * torch.exp(-rollout.behavior_log_std)
+    plain, env, _ = build()
+    same_noise, _ = collect(plain, env, env.reset(seeds), T, 0)
+    expected = (same_noise.action - same_noise.behavior_mean) * torch.exp(-same_noise.behavior_log_std)
+    torch.testing.assert_close(z[0], expected[0], rtol=1e-4, atol=1e-5)
+    # e of a policy narrower by T in both of 2 dimensions: per dimension sqrt(2 T^2 - 1) / T^2 = 0.8315.
+    progress = run((*build(list(range(40)), behavior_temperature=1.5),), iterations=2, reset_every=2)
+    assert progress[-1].metrics["ess_first"].mean() == pytest.approx(0.8315**2, abs=0.05)
+
+
 def test_a_behavior_that_was_recorded_wrongly_is_noticed():
     class Shifted(P3O):
         def act(self, state: Any, obs: Tensor) -> Gaussian:
@@ -239,17 +273,18 @@ def test_a_behavior_that_was_recorded_wrongly_is_noticed():
 
 
 @pytest.mark.parametrize("start", [2, 4])
-@pytest.mark.parametrize("replay", [0, 2])
-def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(start: int, replay: int):
-    whole = build(replay=replay)
+@pytest.mark.parametrize(("replay", "lag"), [(0, 0), (2, 0), (0, 3)])
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(start: int, replay: int, lag: int):
+    whole = build(replay=replay, lag=lag)
     progress = []
     for p in train(*whole, iterations=6, reset_every=2):
         progress.append(p)
         if p.iteration == start:
             state, held = copy.deepcopy(whole[0].state), copy.deepcopy(whole[2].state())
+            behind = copy.deepcopy(whole[0].behind)
 
-    resumed = build(replay=replay)
-    resumed[0].state = state
+    resumed = build(replay=replay, lag=lag)
+    resumed[0].state, resumed[0].behind = state, behind
     if replay:
         resumed[2].load(held)
     again = run(resumed, iterations=6, reset_every=2, start=start)

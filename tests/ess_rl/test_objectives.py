@@ -1,5 +1,5 @@
 import math
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ess_rl.ess import effective_sample_size
 from ess_rl.gaussian import Gaussian, kl
-from ess_rl.objectives import k3, p3o, ppo_clip
+from ess_rl.objectives import k3, p3o, ppo_band, ppo_clip, ppo_decoupled, ppo_kl
 
 
 def three_samples() -> dict[str, Any]:
@@ -65,6 +65,20 @@ def test_another_cap_replaces_e_in_the_cap_alone(cap, limit: float):
 def test_an_unusable_cap_is_refused(cap):
     with pytest.raises(ValueError, match=f"cap='{cap}'.*use 'ess', a number, or 'ess_per_dim' with act_dim"):
         p3o(**three_samples(), cap=cap)
+
+
+@pytest.mark.parametrize("pull", [0.0, 2.5, torch.tensor(2.5)])
+def test_another_pull_replaces_1_minus_e_in_the_weight_of_the_kl_alone(pull: Any):
+    samples, plain = three_samples(), three_samples()
+    p3o(**samples, pull=pull)[0].backward()
+    p3o(**plain)[0].backward()
+    torch.testing.assert_close(samples["log_prob"].grad, plain["log_prob"].grad)
+    assert samples["behavior_kl"].grad.tolist() == pytest.approx([float(pull) / 3.0] * 3)
+
+
+def test_an_unknown_pull_is_refused():
+    with pytest.raises(ValueError, match="pull='none': use 'ess' or a number"):
+        p3o(**three_samples(), pull=cast(Any, "none"))
 
 
 def policy_and_batch(shift: float) -> tuple[Tensor, Gaussian, Tensor, Tensor]:
@@ -176,3 +190,53 @@ def test_k3_is_not_the_kl():
     standard_error = values.std() / math.sqrt(z.numel())
     assert abs(values.mean() - (math.exp(0.09) - 1.045)) < 5.0 * standard_error
     assert values.mean() - 0.045 > 5.0 * standard_error
+
+
+def test_ppo_decoupled_by_hand():
+    # p / b = 1/2, 2; r = pi / p = 1.5, 1.5; A = 1, -1; clip 0.2
+    # min(r A, clip A):      1.2           -1.5
+    # times p / b:           0.6           -3.0          d loss / d log_prob: 0, 3 / 2
+    proximal = torch.log(torch.tensor([0.5, 2.0])).requires_grad_()
+    log_prob = torch.log(torch.tensor([0.75, 3.0])).requires_grad_()
+    loss, metrics = ppo_decoupled(log_prob, proximal.detach(), torch.zeros(2), torch.tensor([1.0, -1.0]), clip=0.2)
+    assert float(loss.detach()) == pytest.approx(-(0.6 - 3.0) / 2.0)
+    loss.backward()
+    assert log_prob.grad is not None
+    assert log_prob.grad.tolist() == pytest.approx([0.0, 1.5])
+    assert metrics["clipped_fraction"] == 1.0
+    # Of pi / b: 0.75 and 3, so e = 3.75^2 / (2 (0.5625 + 9)).
+    assert float(metrics["ess"]) == pytest.approx(3.75**2 / (2.0 * 9.5625))
+    assert float(metrics["log_ratio_max"]) == pytest.approx(math.log(3.0))
+
+
+def test_ppo_decoupled_about_the_behavior_is_ppo_clip():
+    theta, behavior, action, advantage = policy_and_batch(shift=0.2)
+    log_prob, behavior_log_prob = policy_at(theta).log_prob(action), behavior.log_prob(action)
+    one, metrics = ppo_decoupled(log_prob, behavior_log_prob, behavior_log_prob, advantage, clip=0.1)
+    other, expected = ppo_clip(log_prob, behavior_log_prob, advantage, clip=0.1)
+    torch.testing.assert_close(torch.autograd.grad(one, theta, retain_graph=True), torch.autograd.grad(other, theta))
+    torch.testing.assert_close(metrics, expected)
+
+
+def test_ppo_band_by_hand():
+    # ratios 1.5, 1, 0.5, weights 1.2, 1, 0.8 with clip 0.2; d loss / d log_prob = -weight A / 3, outside the band too
+    log_prob = torch.log(torch.tensor([1.5, 1.0, 0.5])).requires_grad_()
+    loss, metrics = ppo_band(log_prob, torch.zeros(3), torch.tensor([1.0, 2.0, -1.0]), clip=0.2)
+    loss.backward()
+    assert log_prob.grad is not None
+    assert log_prob.grad.tolist() == pytest.approx([-0.4, -2.0 / 3.0, 0.8 / 3.0])
+    assert float(loss.detach()) == pytest.approx(-(1.2 * math.log(1.5) - 0.8 * math.log(0.5)) / 3.0)
+    assert float(metrics["clipped_fraction"]) == pytest.approx(2.0 / 3.0)
+
+
+def test_ppo_kl_by_hand():
+    # -(1.5 * 1 + 0.5 * 2) / 2 + 3 * 0.2; d loss / d log_prob = -rho A / 2
+    log_prob = torch.log(torch.tensor([1.5, 0.5])).requires_grad_()
+    behavior_kl = torch.tensor([0.1, 0.3], requires_grad=True)
+    loss, metrics = ppo_kl(log_prob, torch.zeros(2), torch.tensor([1.0, 2.0]), behavior_kl, kl_coef=3.0)
+    assert float(loss.detach()) == pytest.approx(-1.25 + 0.6)
+    loss.backward()
+    assert log_prob.grad is not None and behavior_kl.grad is not None
+    assert log_prob.grad.tolist() == pytest.approx([-0.75, -0.5])
+    assert behavior_kl.grad.tolist() == pytest.approx([1.5, 1.5])
+    assert metrics["kl_coef"] == 3.0

@@ -1,5 +1,7 @@
 """The program as a user meets it: what it answers to good and to bad input, and that it can be killed."""
 
+import contextlib
+import io
 import json
 import os
 import random
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import records
+from experiments import __main__, records
 
 SMALL = ["--num-envs", "4", "--rollout", "64", "--epochs", "2", "--minibatch", "64", "--hidden", "8", "8"]
 QUICK = [*SMALL, "--compile", "off", "--episodes", "2"]
@@ -40,6 +42,19 @@ def refused(*words: str | Path, cwd: Path) -> str:
     assert done.returncode == 2, done
     assert "Traceback" not in done.stderr
     lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def refused_here(*words: str | Path) -> str:
+    """The same in this process, which has imported torch already."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["ess-rl", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            __main__.main()
+    assert ended.value.code == 2
+    lines = said.getvalue().strip().splitlines()
     assert len(lines) == 1, lines
     return lines[0]
 
@@ -112,21 +127,25 @@ def test_bad_names_get_the_nearest_ones(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_bad_values_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_bad_values_are_refused_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     train = ["train", "p3o", "--env", "Pendulum-v1", "--out", "run", "--compile", "off"]
-    assert "Discrete" in refused("train", "p3o", "--env", "CartPole-v1", "--out", "run", cwd=tmp_path)
-    assert "does not divide" in refused(*train, "--minibatch", "100", cwd=tmp_path)
-    assert "raise --steps" in refused(*train, "--steps", "2048", cwd=tmp_path)
-    assert "at least 1" in refused(*train, "--seeds", "0", cwd=tmp_path)
-    assert "at least 1" in refused(*train, "--num-envs", "0", cwd=tmp_path)
-    assert "from 0 to" in refused(*train, "--seed0", "-3", cwd=tmp_path)
-    assert "finite number" in refused(*train, "--learning-rate", "nan", cwd=tmp_path)
-    assert "finite number" in refused(*train, "--discount", "0.9", "inf", cwd=tmp_path)
-    assert "twice" in refused(*train, "--discount", "0.99", "0.99", cwd=tmp_path)
-    assert "--hidden" in refused(*train, "--hidden", "0", cwd=tmp_path)
-    assert "at least 2" in refused(*train, "--minibatch", "1", cwd=tmp_path)
-    assert "CUDA" in refused(*train, "--device", "cuda", cwd=tmp_path)
-    assert "backend" in refused(*train, "--backend", "envpool", cwd=tmp_path)
+    assert "Discrete" in refused_here("train", "p3o", "--env", "CartPole-v1", "--out", "run")
+    assert "does not divide" in refused_here(*train, "--minibatch", "100")
+    assert "raise --steps" in refused_here(*train, "--steps", "2048")
+    assert "at least 1" in refused_here(*train, "--seeds", "0")
+    assert "at least 1" in refused_here(*train, "--num-envs", "0")
+    assert "from 0 to" in refused_here(*train, "--seed0", "-3")
+    assert "finite number" in refused_here(*train, "--learning-rate", "nan")
+    assert "finite number" in refused_here(*train, "--discount", "0.9", "inf")
+    assert "twice" in refused_here(*train, "--discount", "0.99", "0.99")
+    assert "--hidden" in refused_here(*train, "--hidden", "0")
+    assert "at least 2" in refused_here(*train, "--minibatch", "1")
+    assert "CUDA" in refused_here(*train, "--device", "cuda")
+    assert "--replay -1: must be 0 or more" in refused_here(*train, "--replay", "-1")
+    assert "--lag -2: must be 0 or more" in refused_here(*train, "--lag", "-2")
+    assert "must be above 0" in refused_here(*train, "--behavior-temperature", "1", "0")
+    assert "backend" in refused_here(*train, "--backend", "envpool")
     assert not list(tmp_path.iterdir())
 
 

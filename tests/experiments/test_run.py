@@ -126,9 +126,11 @@ def test_sac_is_a_peer_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-@pytest.mark.parametrize("replay", [0, 3])
-def test_a_compiled_run_resumes_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replay: int) -> None:
-    how: dict[str, Any] = {"compiled": "on", "settings": {**SMALL, "replay": replay}}
+@pytest.mark.parametrize("past", [{}, {"replay": 3}, {"lag": 2}])
+def test_a_compiled_run_resumes_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, past: dict[str, int]
+) -> None:
+    how: dict[str, Any] = {"compiled": "on", "settings": {**SMALL, **past}}
     whole = start(tmp_path / "whole", **how)
     run.carry_on(whole)
     stopped = start(tmp_path / "stopped", **how)
@@ -146,7 +148,7 @@ def test_a_compiled_run_resumes_to_the_same_bits(tmp_path: Path, monkeypatch: py
     assert len(records.checkpoints(stopped)) > 2 and ends[0] == ends[1]
     scores = [records.read_json(folder / "result.json")["final_return"] for folder in (whole, stopped)]
     assert scores[0] == scores[1]
-    assert len(list((whole / "checkpoints").glob("*.replay"))) == (2 if replay else 0)  # they are large
+    assert len(list((whole / "checkpoints").glob("*.replay"))) == (2 if past else 0)  # they are large
 
 
 def test_a_population_that_cannot_fit_is_refused_before_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
