@@ -41,7 +41,7 @@ class Config:
     behavior_kl: Literal["closed_form", "reverse", "k3"] = "closed_form"  # KL(pi || b), KL(b || pi), the paper's code
     target_ess: float = 0.95  # of a dimension after an iteration's updates; the learning rate is led there. 0: is not
     learning_rate: float = 1e-4  # of Adam, for the policy, at the start
-    final_learning_rate: float = 0.5  # what is left of it at the end, as a fraction, but for that; falls linearly
+    final_learning_rate: float = 1.0  # what is left of it at the end, as a fraction, but for that; falls linearly
     value_learning_rate: float = 4e-4  # of Adam, for the value, at the start; falls linearly to 0
     discount: float = 0.99  # per control step
     lambda_: float = 0.95  # of GAE
@@ -56,9 +56,9 @@ class Config:
     log_std: float = -1.0  # of the initial policy, in every action dimension, in units of [-1, 1]
     hidden: tuple[int, ...] = (64, 64)  # tanh units of policy and value, which share nothing
     num_envs: int = 16  # environments of one agent
-    rollout: int = 128  # steps of each environment between updates
+    rollout: int = 256  # steps of each environment between updates
     epochs: int = 10  # passes over those num_envs * rollout samples
-    minibatch: int = 64  # samples of one update
+    minibatch: int = 128  # samples of one update
 
 
 class P3O:
