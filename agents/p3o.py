@@ -39,7 +39,7 @@ class Config:
     cap: Literal["ess", "ess_per_dim"] | float = "ess"  # of the ratio; a number or e^(1/act_dim) are ablations
     pull: Literal["ess"] | float = "ess"  # weight of the KL: 1 - e; a number is an ablation, 0 leaves the cap alone
     behavior_kl: Literal["closed_form", "reverse", "k3"] = "closed_form"  # KL(pi || b), KL(b || pi), the paper's code
-    target_ess: float = 0.95  # of a dimension after an iteration's updates; the learning rate is led there. 0: is not
+    target_ess: float = 0.95  # of one action dimension, to which the learning rate is led; 0 leaves the rate alone
     learning_rate: float = 1e-4  # of Adam, for the policy, at the start
     final_learning_rate: float = 1.0  # what is left of it at the end, as a fraction, but for that; falls linearly
     value_learning_rate: float = 4e-4  # of Adam, for the value, at the start; falls linearly to 0

@@ -196,10 +196,33 @@ def benchmark(arguments: list[str]) -> None:
         """
         return module.benchmark(suite, out, jobs)
 
-    failed = tyro.cli(command, args=arguments, prog="ess-rl benchmark", description=benchmark.__doc__)
+    _exit_if_failed(tyro.cli(command, args=arguments, prog="ess-rl benchmark", description=benchmark.__doc__))
+
+
+def _exit_if_failed(failed: list[str]) -> None:
     if failed:
         print("failed:", *failed, sep="\n  ", file=sys.stderr)
         sys.exit(1)
+
+
+def study(arguments: list[str]) -> None:
+    """Carry out a study, with its prediction, figure and verdict: ess-rl study NAME [--out DIR --jobs K --quick]"""
+    from experiments.studies import STUDIES
+    from experiments.studies import study as module
+
+    def command(
+        name: tyro.conf.Positional[str], out: Path | None = None, jobs: int = 1, quick: bool = False
+    ) -> list[str]:
+        """
+        Args:
+            name: clip-sensitivity or staleness; experiments/studies says what each asks.
+            out: where its run folders are; default: runs/NAME.
+            jobs: run sets at a time; each gets its share of the cores.
+            quick: a minute on a small task instead: shows that the study works, and says nothing.
+        """
+        return module.carry_out(module.find(STUDIES, name), out, jobs, quick)
+
+    _exit_if_failed(tyro.cli(command, args=arguments, prog="ess-rl study", description=study.__doc__))
 
 
 def throughput(arguments: list[str]) -> None:
@@ -249,6 +272,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "evaluate": evaluate,
     "play": play,
     "benchmark": benchmark,
+    "study": study,
     "compare": compare,
     "report": report,
     "publish": publish,

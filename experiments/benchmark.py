@@ -43,13 +43,17 @@ def benchmark(suite: str, out: Path | None = None, jobs: int = 1) -> list[str]:
     """
     if suite not in SUITES:
         raise UsageError(f"unknown suite {suite!r}: choose one of {', '.join(SUITES)}")
+    return run_jobs(suite, SUITES[suite], out or Path("runs") / suite, jobs)
+
+
+def run_jobs(name: str, suite: Sequence[Job], out: Path, jobs: int) -> list[str]:
+    """The same for any jobs under a name of their own."""
     records.check_positive({"jobs": jobs})
-    out = out or Path("runs") / suite
     failed: dict[str, str] = {}
-    waiting = [job for job in SUITES[suite] if not _is_done(job, out, failed)]
-    print(f"{suite}: {len(SUITES[suite])} jobs, {len(waiting)} to run, in {out}", flush=True)
-    _run_all(SUITES[suite], waiting, out, jobs, failed)
-    finished = [out / job.name for job in SUITES[suite] if (out / job.name / "result.json").exists()]
+    waiting = [job for job in suite if not _is_done(job, out, failed)]
+    print(f"{name}: {len(suite)} jobs, {len(waiting)} to run, in {out}", flush=True)
+    _run_all(suite, waiting, out, jobs, failed)
+    finished = [out / job.name for job in suite if (out / job.name / "result.json").exists()]
     if finished:
         print(report.comparison(finished))
     return [f"{name}: {reason}" for name, reason in failed.items()]

@@ -20,11 +20,13 @@ class Job:
     settings: Mapping[str, Any] = field(default_factory=dict)  # fields of the agent's Config that differ
     sweep: Mapping[str, Sequence[float]] = field(default_factory=dict)  # fields with several values
     options: Mapping[str, Any] = field(default_factory=dict)  # of `run.plan`: episodes, compiled, backend ...
+    label: str = ""  # what tells it from another job of the same agent on the same task
 
     @property
     def name(self) -> str:
         """Of its folder."""
-        return records.default_folder(self.agent, self.env).name
+        folder = records.default_folder(self.agent, self.env).name
+        return f"{folder}-{self.label.replace(' ', '-')}" if self.label else folder
 
     @property
     def members(self) -> int:

@@ -1,0 +1,77 @@
+"""How much hangs on PPO's clip range, and does P3O do without one?
+
+PPO with six clip ranges and ten seeds is one population of sixty; P3O, with the numbers it always has, is one of ten.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from experiments.studies.study import Outcome, Study, Verdict, difference, interval
+from experiments.suites import Job
+
+CLIPS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6)
+_QUICK: Any = {
+    "steps": 4_096,
+    "seeds": range(2),
+    "settings": {"num_envs": 4, "rollout": 64, "epochs": 2, "minibatch": 64, "hidden": (8, 8)},
+    "options": {"episodes": 2, "compiled": "off", "checkpoints": 2},
+}
+
+
+def jobs(quick: bool) -> tuple[Job, ...]:
+    if quick:
+        return Job("p3o", "Pendulum-v1", **_QUICK), Job("ppo", "Pendulum-v1", sweep={"clip": CLIPS[::2]}, **_QUICK)
+    return (
+        Job("p3o", "HalfCheetah-v5", steps=300_000),
+        Job("ppo", "HalfCheetah-v5", steps=300_000, sweep={"clip": CLIPS}),
+    )
+
+
+def judge(outcome: Outcome) -> Verdict:
+    p3o = outcome["p3o", "p3o"]
+    clips = {label: finals for (job, label), finals in outcome.items() if job == "ppo"}
+    to_clip = {label: difference(p3o, finals) for label, finals in clips.items()}
+    best = max(clips, key=lambda label: interval(clips[label])[0])
+    worse = [label for label, d in to_clip.items() if d.low > 0.0]
+    sentences = [f"P3O less {label}: {d}" for label, d in to_clip.items()]
+    sentences.append(f"best clip: {best}; clearly worse than P3O: {', '.join(worse) or 'none'}")
+    if to_clip[best].high < 0.0:
+        return Verdict("refuted", tuple(sentences))
+    word = "supported" if to_clip[best].value >= 0.0 and len(worse) >= 2 else "undecided"
+    return Verdict(word, tuple(sentences))
+
+
+def draw(outcome: Outcome, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(5.6, 3.6), layout="constrained")
+    clips = {label: finals for (job, label), finals in outcome.items() if job == "ppo"}
+    points = [(float(label.rsplit(" ", 1)[1]), *interval(finals)) for label, finals in clips.items()]
+    xs, values, lows, highs = zip(*sorted(points), strict=True)
+    axis.plot(xs, values, "o-", label="PPO")
+    axis.fill_between(xs, lows, highs, alpha=0.2)
+    value, low, high = interval(outcome["p3o", "p3o"])
+    axis.axhline(value, color="C1", label="P3O, no clip range")
+    axis.axhspan(low, high, color="C1", alpha=0.2)
+    axis.set(xlabel="clip range of PPO", ylabel="final return (IQM, 95 % interval)", xscale="log")
+    axis.set_xticks(xs, [f"{x:g}" for x in xs])
+    axis.minorticks_off()
+    axis.grid(alpha=0.25)
+    axis.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+STUDY = Study(
+    name="clip-sensitivity",
+    question="How much hangs on PPO's clip range, and does P3O do without one?",
+    prediction="P3O's IQM is not below that of the best of six clip ranges, and at least two are clearly worse.",
+    jobs=jobs,
+    judge=judge,
+    draw=draw,
+)

@@ -1,0 +1,104 @@
+"""What is left of a method's return when the policy that acts is K iterations old?
+
+The same lag for all: the acting parameters and statistics are those of K iterations before, recorded with every sample.
+P3O has its usual numbers, PPO four clip ranges, and the two of its family that were made for old data (decoupled PPO,
+the fixed band) their usual clip of 0.2.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from experiments.studies.study import Outcome, Study, Verdict, difference, interval
+from experiments.suites import Job
+
+LAGS = (0, 1, 2, 4, 8, 16)
+CLIPS = (0.1, 0.2, 0.4, 0.6)
+METHODS: dict[str, dict[str, Any]] = {
+    "p3o": {"agent": "p3o"},
+    "ppo": {"agent": "ppo", "sweep": {"clip": CLIPS}},
+    "decoupled": {"agent": "ppo", "settings": {"objective": "decoupled"}},
+    "band": {"agent": "ppo", "settings": {"objective": "band"}},
+}
+_SMALL = {"num_envs": 4, "rollout": 64, "epochs": 2, "minibatch": 64, "hidden": (8, 8)}
+_QUICK: Any = {
+    "env": "Pendulum-v1",
+    "steps": 4_096,
+    "seeds": range(2),
+    "options": {"episodes": 2, "compiled": "off", "checkpoints": 2},
+}
+_WHOLE: Any = {"env": "HalfCheetah-v5", "steps": 500_000}
+
+
+def jobs(quick: bool) -> tuple[Job, ...]:
+    made = []
+    for lag in (0, 2) if quick else LAGS:
+        for name, method in METHODS.items():
+            settings = {**(_SMALL if quick else {}), **method.get("settings", {}), "lag": lag}
+            label = f"{name} lag {lag}"
+            made.append(Job(**{**(_QUICK if quick else _WHOLE), **method, "settings": settings, "label": label}))
+    return tuple(made)
+
+
+def _curves(outcome: Outcome) -> dict[str, dict[int, Any]]:
+    """method, with its clip -> lag -> final returns"""
+    curves: dict[str, dict[int, Any]] = {}
+    for (job, label), finals in outcome.items():
+        name, lag = job.rsplit(" lag ", 1)
+        curves.setdefault(label if name in ("p3o", "ppo") else name, {})[int(lag)] = finals
+    return curves
+
+
+def judge(outcome: Outcome) -> Verdict:
+    curves = _curves(outcome)
+    p3o, clips = curves["p3o"], {name: of for name, of in curves.items() if name.startswith("ppo clip")}
+    sentences, below, never_worse = [], [], set(clips)
+    for lag in sorted(p3o):
+        best = max(clips, key=lambda name: interval(clips[name][lag])[0])
+        d = difference(p3o[lag], clips[best][lag])
+        sentences.append(f"lag {lag}: P3O less the best clip ({best}): {d}")
+        below += [lag] if d.high < 0.0 else []
+        never_worse -= {name for name in clips if difference(p3o[lag], clips[name][lag]).low > 0.0}
+    first, last = min(p3o), max(p3o)
+    kept = {name: interval(of[last])[0] / interval(of[first])[0] for name, of in curves.items()}
+    sentences += [f"{name} keeps {share:.0%} of its return at lag {last}" for name, share in kept.items()]
+    lost = [name for name in clips if kept[name] < 0.7]
+    sentences.append(f"clips never clearly worse than P3O: {', '.join(sorted(never_worse)) or 'none'}")
+    if below:
+        return Verdict("refuted", tuple(sentences))
+    return Verdict("supported" if lost and not never_worse else "undecided", tuple(sentences))
+
+
+def draw(outcome: Outcome, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    for name, of_lag in _curves(outcome).items():
+        lags = sorted(of_lag)
+        values, lows, highs = zip(*(interval(of_lag[lag]) for lag in lags), strict=True)
+        places = range(len(lags))
+        axis.plot(places, values, "o-", label=name, linewidth=2.5 if name == "p3o" else 1.2)
+        axis.fill_between(places, lows, highs, alpha=0.12)
+        axis.set_xticks(places, [str(lag) for lag in lags])
+    axis.set(xlabel="iterations by which the acting policy is old", ylabel="final return (IQM, 95 % interval)")
+    axis.grid(alpha=0.25)
+    axis.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+STUDY = Study(
+    name="staleness",
+    question="What is left of a method's return when the policy that acts is K iterations old?",
+    prediction=(
+        "At no lag up to 16 is P3O clearly below the best clip range for that lag, no single clip range keeps up with "
+        "it at all lags, and at least one loses more than 30 % of its return at lag 16."
+    ),
+    jobs=jobs,
+    judge=judge,
+    draw=draw,
+)
