@@ -10,13 +10,20 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: .venv quickstart test lint format clean
+.PHONY: .venv quickstart test lint smoke format clean
 
 quickstart: .venv
 	$(BIN)/ess-rl quickstart
 
-test: lint
+test: lint smoke
 	$(BIN)/pytest
+
+# The whole chain as users walk it: runs, report, study. About a minute.
+smoke: .venv
+	folder=$$(mktemp -d) && \
+	$(BIN)/ess-rl benchmark smoke --out $$folder/suite --jobs 2 && $(BIN)/ess-rl report $$folder/suite && \
+	$(BIN)/ess-rl study clip-sensitivity --quick --out $$folder/study --jobs 2 && \
+	rm -r $$folder
 
 lint: .venv
 	$(BIN)/ruff check .
