@@ -23,6 +23,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
+
+import envs
+from ess_rl.contract import InTurns
 
 envpool = pytest.importorskip("envpool")
 
@@ -91,3 +95,34 @@ def test_envpool_equals_gymnasium_from_equal_states(env_id: str) -> None:
         if compared >= 50 and seed >= 1:
             break
     assert compared >= (50 if steps > 1 else 12)
+
+
+def test_halves_that_take_turns_simulate_what_the_whole_does():
+    """Bit for bit: an environment is a function of its seed and its actions, in whatever pool it lies."""
+    seeds, generator = torch.arange(6) + 40, torch.Generator().manual_seed(0)
+    whole, stepped, sent = (envs.make("Hopper-v5", 6, backend="envpool", halves=two) for two in (False, True, True))
+    assert isinstance(sent, InTurns) and len(sent.turns) == 2
+    first = [env.reset(seeds) for env in (whole, stepped, sent)]
+    assert torch.equal(first[0], first[1]) and torch.equal(first[0], first[2])
+    ended = 0
+    for _ in range(60):
+        action = torch.rand(6, 3, generator=generator) * 2.0 - 1.0
+        expected = whole.step(action)
+        for k, part in enumerate(sent.turns):
+            part.send(action[k::2])
+        in_turns = [part.receive() for part in sent.turns]
+        for name, x, y in zip(expected._fields, expected, stepped.step(action), strict=True):
+            assert torch.equal(x, y)
+            assert all(torch.equal(x[k::2], getattr(step, name)) for k, step in enumerate(in_turns))
+        ended += int(expected.terminated.sum())
+    assert ended > 0
+    for env in (whole, stepped, sent):
+        env.close()
+
+
+def test_an_odd_number_of_environments_is_one_part():
+    env = envs.make("Hopper-v5", 3, backend="envpool")
+    assert isinstance(env, InTurns) and len(env.turns) == 1
+    env.reset(torch.arange(3))
+    assert env.step(torch.zeros(3, 3)).obs.shape == (3, 11)
+    env.close()
