@@ -5,11 +5,11 @@ those of the usual implementations: orthogonal initialization, observations and 
 statistics, standardized advantages, clipped gradients, Adam with linearly decayed learning rates of policy and value.
 
 Where PPO's clip ends the pull of a sample, P3O's cap only bounds its weight, and ten epochs on one batch carry the
-policy as far as its learning rate lets them: too far on one task, not far enough on another. So here the ESS says that
-too, which is not in the paper. After an iteration's updates e is taken of the iteration's own data under the new
-policy. A mean that moved by x standard deviations in each of d action dimensions gives log e = -d x^2 (Gaussians of
-equal width), so the policy's learning rate is scaled by the root of d log(target_ess) / log(e), a little each time:
-`target_ess` is the ESS of one action dimension, and means the same step whatever their number. Schulman's
+policy as far as its learning rate lets them: on some tasks too far. So here the ESS holds that back as well, which is
+not in the paper. After an iteration's updates e is taken of the iteration's own data under the new policy. A mean that
+moved by x standard deviations in each of d action dimensions gives log e = -d x^2 (Gaussians of equal width), so the
+learning rate is scaled by the root of d log(ess_floor) / log(e), a little each time and never above its schedule:
+`ess_floor` is the ESS of one action dimension, and means the same step whatever their number. Schulman's
 implementations of 2016 led the KL of PPO in this way; the ESS needs no new quantity.
 """
 
@@ -39,9 +39,9 @@ class Config:
     cap: Literal["ess", "ess_per_dim"] | float = "ess"  # of the ratio; a number or e^(1/act_dim) are ablations
     pull: Literal["ess"] | float = "ess"  # weight of the KL: 1 - e; a number is an ablation, 0 leaves the cap alone
     behavior_kl: Literal["closed_form", "reverse", "k3"] = "closed_form"  # KL(pi || b), KL(b || pi), the paper's code
-    target_ess: float = 0.95  # of one action dimension, to which the learning rate is led; 0 leaves the rate alone
-    learning_rate: float = 1e-4  # of Adam, for the policy, at the start
-    final_learning_rate: float = 1.0  # what is left of it at the end, as a fraction, but for that; falls linearly
+    ess_floor: float = 0.95  # of an action dimension after the updates; below it the learning rate shrinks. 0: never
+    learning_rate: float = 1.5e-4  # of Adam, for the policy, at the start
+    final_learning_rate: float = 0.3  # what is left of it at the end, as a fraction; falls linearly
     value_learning_rate: float = 4e-4  # of Adam, for the value, at the start; falls linearly to 0
     discount: float = 0.99  # per control step
     lambda_: float = 0.95  # of GAE
@@ -79,7 +79,7 @@ class P3O:
             "return_scale": normalizer.return_scale_init(self.config.num_envs, seed.device),
             "hyper": hyper,
             "progress": torch.zeros((), device=seed.device),
-            "rate_factor": torch.ones((), device=seed.device),  # of the policy's learning rate, led by the ESS
+            "rate_factor": torch.ones((), device=seed.device),  # of the policy's learning rate, held back by the ESS
         }
 
     def act(self, state: State, obs: Tensor) -> Gaussian:
@@ -139,7 +139,9 @@ class P3O:
         grads, metrics = grad(loss_function, has_aux=True)(state["params"])
         grads, metrics["grad_norm"] = clip_by_global_norm(grads, hyper["max_grad_norm"])
         rates = {
-            "policy": state["rate_factor"] * hyper["learning_rate"] * self._left(state),
+            "policy": state["rate_factor"]
+            * hyper["learning_rate"]
+            * (1.0 - (1.0 - hyper["final_learning_rate"]) * state["progress"]),
             "value": hyper["value_learning_rate"] * (1.0 - state["progress"]),
         }
         metrics["learning_rate"] = rates["policy"]
@@ -150,18 +152,12 @@ class P3O:
             )
         return {**state, "params": params, "optimizer": optimizer}, metrics
 
-    def _left(self, state: State) -> Tensor:
-        """What is left of the policy's learning rate by now, as a fraction."""
-        return 1.0 - (1.0 - state["hyper"]["final_learning_rate"]) * state["progress"]
-
     def observe(self, state: State, rollout: Transitions) -> State:
         pi, b = self.act(state, rollout.obs), Gaussian(rollout.behavior_mean, rollout.behavior_log_std)
         e = effective_sample_size(pi.log_prob(rollout.action) - b.log_prob(rollout.action))
-        target = state["hyper"]["target_ess"]
-        allowed = -self.act_dim * torch.log(target) * self._left(state).square()  # as if the rate fell by that alone
-        # At most half as much again an iteration, and ten times in all: where the policy stands still, e says nothing.
-        change = torch.sqrt(allowed / -torch.log(e).clamp(max=-1e-6)).clamp(1.0 / 1.5, 1.5)
-        rate_factor = torch.where(target > 0.0, (state["rate_factor"] * change).clamp(0.01, 10.0), 1.0)
+        allowed = -self.act_dim * torch.log(state["hyper"]["ess_floor"])  # of -log e; infinite for a floor of 0
+        change = torch.sqrt(allowed / -torch.log(e).clamp(max=-1e-6)).clamp(1.0 / 1.5, 1.5)  # at most so much at once
+        rate_factor = (state["rate_factor"] * change).clamp(0.01, 1.0)
         obs_stats = normalizer.update(state["obs_stats"], rollout.obs)
         return_scale = normalizer.return_scale_update(
             state["return_scale"], rollout.reward, rollout.last, state["hyper"]["discount"]

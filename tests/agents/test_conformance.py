@@ -242,11 +242,11 @@ def test_the_weight_of_the_kl_is_led_to_its_target():
         assert population.state["kl_coef"].tolist() == [factor] * 3
 
 
-def test_p3o_leads_its_learning_rate_to_the_target_ess():
-    """From far too small a rate and from far too large a one, iterations come to end near the ESS asked for."""
+def test_p3o_holds_its_learning_rate_back_by_the_ess():
+    """From far too large a rate iterations come to end near the ESS asked for; a small one stays on its schedule."""
     ended: dict[float, list[float]] = {}
     for rate in (4e-3, 5e-2):
-        population = Population(build("p3o", learning_rate=rate, target_ess=0.9), SEEDS)
+        population = Population(build("p3o", learning_rate=rate, ess_floor=0.9), SEEDS)
         for iteration in range(30):
             rollout = collect(population, iteration)
             data = population.prepare(rollout)
@@ -258,33 +258,42 @@ def test_p3o_leads_its_learning_rate_to_the_target_ess():
             e = effective_sample_size(pi.log_prob(action) - b.log_prob(action), dim=1)
             ended.setdefault(rate, []).append(e.mean().item())
             population.observe(rollout)
-    assert ended[4e-3][0] > 0.95 and ended[5e-2][0] < 0.6
-    for values in ended.values():
-        assert sum(values[20:]) / 10 == pytest.approx(0.9**2, abs=0.06)
+        if rate == 4e-3:
+            assert population.state["rate_factor"].tolist() == [1.0] * 3
+    assert min(ended[4e-3]) > 0.9 and ended[5e-2][0] < 0.6
+    assert sum(ended[5e-2][20:]) / 10 == pytest.approx(0.9**2, abs=0.06)
 
 
 def test_the_learning_rate_follows_the_ess_by_hand():
-    """Two action dimensions, half-way to a rate of which 0.3 is left: 0.65 is left. e may be 0.8^(2 x 0.65^2) = 0.8282.
+    """Two action dimensions: e may be 0.9^2 = 0.81.
 
-    A log e of 1.21 times that asks for 1 / 1.1 of the rate, one of 2.5 times for 1 / 1.58: 1 / 1.5 is the most.
-    Half of the log ratios are s, half are -s: e = (e^s + e^-s)^2 / (2 (e^2s + e^-2s)) = (1 + 1 / cosh(2 s)) / 2.
+    A log e of 1.21 times that asks for 1 / 1.1 of the rate, one of 2.5 times for 1 / 1.58: 1 / 1.5 is the most; one of
+    1 / 1.21 times for 1.1. Half of the log ratios are s, half are -s: e = (e^s + e^-s)^2 / (2 (e^2s + e^-2s)) =
+    (1 + 1 / cosh(2 s)) / 2.
     """
-    population = Population(build("p3o", target_ess=0.8, final_learning_rate=0.3), SEEDS)
+    population = Population(build("p3o", ess_floor=0.9), SEEDS)
     rollout, state = collect(population, 0), population.state
     pi = [population.policy(obs) for obs in rollout.obs]
     mean, log_std = torch.stack([p.mean for p in pi]), torch.stack([p.log_std for p in pi])
     first = torch.tensor([1.0, 0.0]) * torch.exp(log_std)  # one standard deviation, of the first action alone
     sign = (torch.arange(T * N).view(T, 1, N, 1) % 2) * 2.0 - 1.0
-    for times, factor in [(1.0, 1.0), (1.21, 1.0 / 1.1), (2.5, 1.0 / 1.5), (0.0, 1.5)]:
-        e = 0.8282**times
+    for before, times, after in [
+        (0.5, 1.0, 0.5),
+        (0.5, 1.21, 0.5 / 1.1),
+        (0.6, 2.5, 0.4),
+        (0.5, 1.0 / 1.21, 0.55),
+        (0.5, 0.0, 0.75),
+        (0.8, 0.0, 1.0),
+    ]:
+        e = 0.81**times
         s = 0.5 * math.acosh(1.0 / (2.0 * e - 1.0))
         # The behavior stands one deviation off, so the log ratio of an action x deviations off is 1/2 - x.
         record = replace(
             rollout, behavior_mean=mean + first, behavior_log_std=log_std, action=mean + (0.5 + s * sign) * first
         )
-        population.state = {**state, "progress": torch.full((3,), 0.5)}
+        population.state = {**state, "rate_factor": torch.full((3,), before)}
         population.observe(record)
-        assert_close(population.state["rate_factor"], torch.full((3,), factor), rtol=1e-3, atol=0.0)
+        assert_close(population.state["rate_factor"], torch.full((3,), after), rtol=1e-3, atol=0.0)
 
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
