@@ -6,11 +6,12 @@ statistics, standardized advantages, clipped gradients, Adam with linearly decay
 
 Where PPO's clip ends the pull of a sample, P3O's cap only bounds its weight, and ten epochs on one batch carry the
 policy as far as its learning rate lets them: on some tasks too far. So here the ESS holds that back as well, which is
-not in the paper. After an iteration's updates e is taken of the iteration's own data under the new policy. A mean that
-moved by x standard deviations in each of d action dimensions gives log e = -d x^2 (Gaussians of equal width), so the
-learning rate is scaled by the root of d log(ess_floor) / log(e), a little each time and never above its schedule:
-`ess_floor` is the ESS of one action dimension, and means the same step whatever their number. Schulman's
-implementations of 2016 led the KL of PPO in this way; the ESS needs no new quantity.
+not in the paper. After an iteration's updates e is taken of the ratio between the policies after and before them, on
+the iteration's own data (with a lag that is not the ratio to the behavior). A mean that moved by x standard deviations
+in each of d action dimensions gives log e = -d x^2 (Gaussians of equal width), so the learning rate is scaled by the
+root of d log(ess_floor) / log(e), a little each time and never above its schedule: `ess_floor` is the ESS of one action
+dimension, and means the same step whatever their number. Schulman's implementations of 2016 led the KL of PPO in this
+way; the ESS needs no new quantity.
 """
 
 from __future__ import annotations
@@ -79,7 +80,8 @@ class P3O:
             "return_scale": normalizer.return_scale_init(self.config.num_envs, seed.device),
             "hyper": hyper,
             "progress": torch.zeros((), device=seed.device),
-            "rate_factor": torch.ones((), device=seed.device),  # of the policy's learning rate, held back by the ESS
+            "before": params["policy"],  # the policy before the iteration's updates
+            "rate_factor": torch.ones((), device=seed.device),  # of its learning rate, held back by the ESS
         }
 
     def act(self, state: State, obs: Tensor) -> Gaussian:
@@ -153,8 +155,9 @@ class P3O:
         return {**state, "params": params, "optimizer": optimizer}, metrics
 
     def observe(self, state: State, rollout: Transitions) -> State:
-        pi, b = self.act(state, rollout.obs), Gaussian(rollout.behavior_mean, rollout.behavior_log_std)
-        e = effective_sample_size(pi.log_prob(rollout.action) - b.log_prob(rollout.action))
+        new, obs = state["params"]["policy"], normalizer.standardize(state["obs_stats"], rollout.obs)
+        after, before = (policy(net, obs).log_prob(rollout.action) for net in (new, state["before"]))
+        e = effective_sample_size(after - before)
         allowed = -self.act_dim * torch.log(state["hyper"]["ess_floor"])  # of -log e; infinite for a floor of 0
         change = torch.sqrt(allowed / -torch.log(e).clamp(max=-1e-6)).clamp(1.0 / 1.5, 1.5)  # at most so much at once
         rate_factor = (state["rate_factor"] * change).clamp(0.01, 1.0)
@@ -162,4 +165,5 @@ class P3O:
         return_scale = normalizer.return_scale_update(
             state["return_scale"], rollout.reward, rollout.last, state["hyper"]["discount"]
         )
-        return {**state, "obs_stats": obs_stats, "return_scale": return_scale, "rate_factor": rate_factor}
+        seen = {"obs_stats": obs_stats, "return_scale": return_scale}
+        return {**state, **seen, "before": new, "rate_factor": rate_factor}

@@ -24,24 +24,25 @@ class Graphs:
     """
 
     def __init__(self, device: torch.device):
-        self._records = device.type == "cuda"
+        self._device = device
         self._called: set[str] = set()
         self._recorded: dict[str, tuple[torch.cuda.CUDAGraph, Any]] = {}
 
     def __call__(self, name: str, function: Callable[[], T]) -> T:
         """`function()`, which is the same at every call with the same `name`."""
-        if not self._records:
+        if self._device.type != "cuda":
             return function()
         if name not in self._called:
             self._called.add(name)
             return function()
-        if name not in self._recorded:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                result = function()
-            self._recorded[name] = graph, result
-        graph, result = self._recorded[name]
-        graph.replay()
+        with torch.cuda.device(self._device):  # recording goes by the current one
+            if name not in self._recorded:
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph):
+                    result = function()
+                self._recorded[name] = graph, result
+            graph, result = self._recorded[name]
+            graph.replay()
         return result
 
 
@@ -66,7 +67,7 @@ class Stopwatch:
         if self._device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self._device))
         return event
 
     def _between(self, before: Any, after: Any) -> float:

@@ -81,7 +81,7 @@ def collect(
     now = [obs[k::count] for k in range(count)]
     noises = [noise[:, :, k::count].contiguous() for k in range(count)]
     worlds = [Transitions.empty(shape, env.obs_dim, env.act_dim, env.device) for _ in parts]
-    if env.device != device:
+    if env.device.type == "cpu" and device.type == "cuda":
         worlds = [world.map(Tensor.pin_memory) for world in worlds]
     acted: list[list[tuple[Gaussian, Tensor]]] = [[] for _ in parts]
     for t in range(steps + 1):
@@ -143,13 +143,15 @@ def train(
             at its last step, and not among the episodes that ended. `start` must be a multiple of it.
     """
     config, device = population.agent.config, population.device
-    if replay.capacity < (1 + config.replay) * config.rollout:
-        raise ValueError(f"a replay of {replay.capacity} steps cannot hold {1 + config.replay} rollouts")
+    if replay.capacity < (1 + config.replay) * config.rollout or replay.capacity % config.rollout:
+        raise ValueError(
+            f"a replay of {replay.capacity} steps cannot hold {1 + config.replay} whole rollouts of "
+            f"{config.rollout} steps, and no part of another"
+        )
     if start % reset_every and start < iterations:
         raise ValueError(f"start={start} is not a multiple of reset_every={reset_every}")
     check_minibatch(config)
     samples = config.rollout * config.num_envs
-    on_policy = config.lag == 0 and bool((population.hyper["behavior_temperature"] == 1.0).all())
     graphs, stopwatch = Graphs(device), Stopwatch(device)
     # What the stages below read and write keeps its address, so that their recordings stay true.
     state = population.state
@@ -189,7 +191,8 @@ def train(
             obs.copy_(env.reset(env_seeds(seeds, config.num_envs).to(env.device)))
             running.zero_()
         # Of all environments, the step of the torch ones alone can be part of a recording.
-        rollout, found = graphs("collect", collecting) if env.backend == "torch" else collecting()
+        recordable = env.backend == "torch" and env.device.type == device.type
+        rollout, found = graphs("collect", collecting) if recordable else collecting()
         if (iteration + 1) % reset_every == 0:
             rollout.truncated[-1] |= ~rollout.terminated[-1]
         replay.add(rollout)
@@ -199,7 +202,7 @@ def train(
         learns = iteration > 0
         if learns:
             data, ess = graphs(f"targets {where}", targets)
-            found |= {f"ess_age_{age}" if age else "ess_first": ess[:, age] for age in range(len(rollouts))}
+            found = found | {f"ess_age_{age}" if age else "ess_first": ess[:, age] for age in range(len(rollouts))}
         stopwatch.lap("targets")
         summary = graphs(f"updates {where}" if learns else "observe", updates)
         stopwatch.lap("update")
@@ -209,7 +212,7 @@ def train(
             _check_rollout(env, population, iteration, rollout)
         metrics = {name: x.float() for name, x in found.items()}
         _check_metrics(env, population, f"in the updates of iteration {iteration + 1}", metrics)
-        if on_policy:
+        if population.on_policy:
             _check_recorded(metrics)
         yield Progress(
             iteration=iteration + 1,

@@ -61,7 +61,7 @@ def p3o(
         else:
             raise ValueError(f"cap={cap!r}, act_dim={act_dim}: use 'ess', a number, or 'ess_per_dim' with act_dim")
     else:
-        limit = torch.as_tensor(cap, dtype=log_ratio.dtype, device=log_ratio.device)
+        limit = cap if isinstance(cap, Tensor) else torch.full_like(ess, cap)  # filled where it is: nothing is sent
     if isinstance(pull, str) and pull != "ess":
         raise ValueError(f"pull={pull!r}: use 'ess' or a number")
     kl_weight = 1.0 - ess if isinstance(pull, str) else pull
@@ -155,7 +155,7 @@ def ppo_kl(
     `ess`, `kl_coef`, `log_ratio_max`; all 0-dim.
     """
     log_ratio = log_prob - behavior_log_prob.detach()
-    coefficient = torch.as_tensor(kl_coef, dtype=log_ratio.dtype, device=log_ratio.device)
+    coefficient = kl_coef if isinstance(kl_coef, Tensor) else torch.full_like(log_ratio.detach().sum(), kl_coef)
     loss = -(torch.exp(log_ratio) * advantage.detach()).mean() + coefficient * behavior_kl.mean()
     log_ratio = log_ratio.detach()
     return loss, {

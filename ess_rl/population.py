@@ -82,6 +82,8 @@ class Population:
                 raise UsageError(f"{name!r} has {len(column)} values for {self.size} members: give one for each")
             numbers[name] = list(column)
         self.hyper = {name: torch.tensor(v, dtype=torch.float32, device=self.device) for name, v in numbers.items()}
+        # Whether the policy that learns is the one that acts.
+        self.on_policy = config.lag == 0 and set(numbers["behavior_temperature"]) == {1.0}
         # What vmap broadcasts has stride 0, even where `contiguous()` would let it pass: an axis of size 1. Compiled
         # programs are made for the strides of what comes in, and would be made once more for what updates give back.
         self.state: State = tree_map(
@@ -171,7 +173,10 @@ class Population:
     def keep(self, place: State) -> None:
         """Copy the state to where an older state of this population lies, and let it live there.
 
-        What is recorded on a GPU reads and writes fixed addresses, while each update makes a new state.
+        What is recorded on a GPU reads and writes fixed addresses, while each update makes a new state. Leaf by leaf: a
+        leaf of the old state that lives on elsewhere in the new one (as a target network would) is copied in time.
         """
-        tree_map(lambda old, new: old.copy_(new), place, self.state)
+        moved = {x.data_ptr() for x in tree_leaves(place)}
+        new = tree_map(lambda old, x: x.clone() if x.data_ptr() in moved - {old.data_ptr()} else x, place, self.state)
+        tree_map(lambda old, x: old.copy_(x), place, new)
         self.state = place

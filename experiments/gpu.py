@@ -35,7 +35,7 @@ def measure(
     """Check and time everything on a GPU, and write one JSON file.
 
     Args:
-        out: that file; parts that it holds already from this commit and device are not repeated.
+        out: that file; parts that it holds and that passed are not repeated. It must be of this commit and device.
         device: cpu runs all parts in small, to test them.
         seconds: how long each rate is measured.
         only: names of parts; default: all.
@@ -50,11 +50,13 @@ def measure(
     if unknown:
         raise UsageError(f"--only {' '.join(unknown)}: the parts are {', '.join(parts)}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    record: Record = {"device": _device(device), **records.origin(), "parts": {}}
+    record: Record = {"device": _device(device), "seconds": seconds, **records.origin(), "parts": {}}
     if out.exists():
         older = records.read_json(out)
-        if all(older.get(name) == record[name] for name in ("device", "git_commit")):
-            record["parts"] = {name: part for name, part in older["parts"].items() if "error" not in part}
+        for name in ("device", "seconds", "git_commit"):
+            if older.get(name) != record[name]:
+                raise UsageError(f"{out} is of another {name}, {older.get(name)}: move it away, or choose --out")
+        record["parts"] = {name: part for name, part in older["parts"].items() if part.get("passed") is True}
     for name, (function, *arguments) in parts.items():
         if name in record["parts"] or (only and name not in only):
             continue
@@ -154,7 +156,10 @@ def _largest(one: list[Any], other: list[Any]) -> float:
 
 
 def recorded_is_eager(device: str) -> Record:
-    """Eight iterations recorded (from the third on) and without recording, compiled and not, fresh and replayed."""
+    """Sixteen iterations recorded and without recording, compiled and not, with fresh data and with two older rollouts.
+
+    These lie in three places in turn, each with recordings of its own: made by the eighth iteration, replayed then.
+    """
     from ess_rl.graphs import Graphs
 
     found, recorded = {}, Graphs.__call__
@@ -165,9 +170,9 @@ def recorded_is_eager(device: str) -> Record:
     for compiled in (False, True):
         for replay in (0, 2):
             Graphs.__call__ = recorded
-            one = _trained(_population(device, compiled, replay), 8)
+            one = _trained(_population(device, compiled, replay), 16)
             Graphs.__call__ = called
-            other = _trained(_population(device, compiled, replay), 8)
+            other = _trained(_population(device, compiled, replay), 16)
             found[f"compiled {compiled}, replay {replay}"] = _largest(one, other)
     return {"largest_difference_of_a_parameter": found, "passed": max(found.values()) < 1e-3}
 
@@ -234,8 +239,8 @@ def training(env_id: str, members: int, shape: Record, seconds: float, device: s
     probe = envs.make(env_id, 1, backend=backend)
     found |= floor(probe.obs_dim, probe.act_dim, shape["epochs"], _card(device))
     probe.close()
-    busy = sum(found["profile"].values())
-    return {"members": members, **shape, **found, "share_on_the_device": busy, "passed": True}
+    stages = sum(found["profile"].values())  # of the wall clock, from a recording's first kernel to the last one's end
+    return {"members": members, **shape, **found, "share_of_the_stages": stages, "passed": True}
 
 
 def learner(members: int, seconds: float, device: str) -> Record:
@@ -265,13 +270,14 @@ def floor(obs_dim: int, act_dim: int, epochs: int, card: tuple[float, float] | N
     """Operations and bytes of one env step of training, and the env steps a second that the card could do at most.
 
     Two networks of 64 and 64 units, a multiply and an add for each weight. Forward: once to act (the policy), three
-    times for the targets (the policy, the value here and next), and forward and backward, three times forward's
-    work, in every epoch. Bytes: activations of both networks, written forward and read backward, and the record of a
-    step, written once and read once an epoch; parameters, caches and what compilers fuse are left out.
+    times for the targets (the policy, the value here and next), twice to see how far the policy moved; forward and
+    backward, three times forward's work, in every epoch. Bytes: activations of both networks, written forward and
+    read backward, and the record of a step, written once and read once an epoch; parameters, caches and what compilers
+    fuse are left out.
     """
     policy = 2 * (obs_dim * 64 + 64 * 64 + 64 * act_dim)
     value = 2 * (obs_dim * 64 + 64 * 64 + 64)
-    operations = policy + (policy + 2 * value) + epochs * 3 * (policy + value)
+    operations = policy + (policy + 2 * value) + 2 * policy + epochs * 3 * (policy + value)
     step = 4 * (2 * obs_dim + 3 * act_dim + 3)
     moved = step * (2 + epochs) + epochs * 2 * 2 * 2 * 4 * 64
     found: Record = {"flop_per_env_step": operations, "bytes_per_env_step": moved}
@@ -296,8 +302,8 @@ def _line(found: Record) -> str:
     if "error" in found:
         return f"FAILED  {found['error'].splitlines()[0][:120]}"
     if "steps_per_second" in found:
-        rate, share = found["steps_per_second"], found["share_on_the_device"]
-        return f"{rate:,.0f} env steps/s, {share:.0%} of the time on the device"
+        rate, share = found["steps_per_second"], found["share_of_the_stages"]
+        return f"{rate:,.0f} env steps/s, {share:.0%} of the time in collection, targets and updates"
     if "ratio" in found:
         return f"{found['ratio']:.1f} times the CPU's"
     return "passed" if found["passed"] else f"FAILED  {found}"

@@ -11,7 +11,7 @@ import math
 import shutil
 import struct
 import sysconfig
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +78,6 @@ def plan(
     for name, of in (("replay", "older rollouts"), ("lag", "iterations")):
         if getattr(config, name) < 0:
             raise UsageError(f"--{name} {getattr(config, name)}: must be 0 or more {of}")
-    if min([config.behavior_temperature, *sweep.get("behavior_temperature", ())]) <= 0.0:
-        raise UsageError("--behavior-temperature: must be above 0; it multiplies the standard deviation")
     if any(not 0 <= seed < 2**63 for seed in seeds) or len(set(seeds)) < len(seeds):
         raise UsageError(f"seeds {list(seeds)[:3]} ...: give different numbers from 0 to 2^63 - 1")
     _check_numbers(config, sweep)
@@ -338,8 +336,20 @@ def _tensorboard(writer: SummaryWriter, row: Record) -> None:
             writer.add_scalar(f"train/{name}", sum(values) / len(values), row["env_steps"])
 
 
+# What a number must be, where not every finite one will do.
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "behavior_temperature": (lambda x: x > 0.0, "above 0"),
+    "ess_floor": (lambda x: 0.0 <= x < 1.0, "from 0 to below 1"),
+    "target_kl": (lambda x: x > 0.0, "above 0"),
+}
+
+
 def _check_numbers(config: Any, sweep: Mapping[str, Sequence[float]]) -> None:
     """Refuse numbers that no run can use, and values that would make two members the same."""
+    for name, (fits, rule) in _RANGES.items():
+        for value in [*([getattr(config, name)] if hasattr(config, name) else []), *sweep.get(name, ())]:
+            if math.isfinite(value) and not fits(value):
+                raise UsageError(f"--{name.replace('_', '-')} {value:g}: must be {rule}")
     for field in dataclasses.fields(config):
         value: Any = getattr(config, field.name)
         if isinstance(value, float) and not math.isfinite(value):

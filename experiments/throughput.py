@@ -3,7 +3,9 @@
 Every subject is measured in a process of its own, one after the other, with the same env, epochs and minibatch.
 Compilation and construction are apart. Three parts are measured alone as well: the environments under random actions
 (EnvPool's in one pool, all at once), collection (they, the policy, and storing), and the learner on data that lie
-ready. 1 / (1 / envs + 1 / learner) is what a loop without overlap could reach at most.
+ready. 1 / (1 / envs + 1 / learner) is what a loop without overlap could reach at most. On CUDA training and learner
+replay recordings, while environments and collection alone are launched step by step; there that is no bound, and a
+recorded collection counts as policy.
 """
 
 from __future__ import annotations

@@ -277,6 +277,10 @@ def test_the_learning_rate_follows_the_ess_by_hand():
     mean, log_std = torch.stack([p.mean for p in pi]), torch.stack([p.log_std for p in pi])
     first = torch.tensor([1.0, 0.0]) * torch.exp(log_std)  # one standard deviation, of the first action alone
     sign = (torch.arange(T * N).view(T, 1, N, 1) % 2) * 2.0 - 1.0
+    net = state["params"]["policy"]
+    last = net["mean"]["1"]
+    off = torch.exp(net["log_std"]) * torch.tensor([1.0, 0.0])
+    shifted = {**net, "mean": {**net["mean"], "1": {**last, "bias": last["bias"] + off}}}
     for before, times, after in [
         (0.5, 1.0, 0.5),
         (0.5, 1.21, 0.5 / 1.1),
@@ -287,11 +291,10 @@ def test_the_learning_rate_follows_the_ess_by_hand():
     ]:
         e = 0.81**times
         s = 0.5 * math.acosh(1.0 / (2.0 * e - 1.0))
-        # The behavior stands one deviation off, so the log ratio of an action x deviations off is 1/2 - x.
-        record = replace(
-            rollout, behavior_mean=mean + first, behavior_log_std=log_std, action=mean + (0.5 + s * sign) * first
-        )
-        population.state = {**state, "rate_factor": torch.full((3,), before)}
+        # The policy before stood one deviation off, so the log ratio of an action x deviations off is 1/2 - x. What the
+        # behavior was does not matter.
+        record = replace(rollout, action=mean + (0.5 + s * sign) * first)
+        population.state = {**state, "before": shifted, "rate_factor": torch.full((3,), before)}
         population.observe(record)
         assert_close(population.state["rate_factor"], torch.full((3,), after), rtol=1e-3, atol=0.0)
 

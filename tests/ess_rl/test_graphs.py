@@ -64,7 +64,11 @@ def parts(agent: str, env_id: str, device: torch.device, members: int = 2, **set
 @pytest.mark.parametrize(
     ("agent", "env_id", "settings"),
     [("p3o", env_id, {}) for env_id in TORCH_ENVS]
-    + [("ppo", "Pendulum-v1", {}), ("p3o", "Pendulum-v1", {"replay": 2, "draw": "ess", "correction": "vtrace"})],
+    + [("ppo", "Pendulum-v1", {"objective": objective}) for objective in ("clip", "decoupled", "band", "kl")]
+    + [
+        ("p3o", "Pendulum-v1", {"replay": 2, "draw": "ess", "correction": "vtrace"}),
+        ("p3o", "Pendulum-v1", {"lag": 2, "cap": 0.5, "pull": 0.0, "behavior_kl": "k3"}),
+    ],
 )
 def test_an_iteration_asks_the_host_for_nothing(
     agent: str, env_id: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -76,10 +80,15 @@ def test_an_iteration_asks_the_host_for_nothing(
         waits.append(len(found))
         return {name: torch.ones(2, dtype=torch.float64) for name in found}
 
+    def sent(data: Any, *_: Any, **__: Any) -> Tensor:
+        raise AssertionError(f"{data!r} is sent from the host: torch.full fills it in where it is needed")
+
     monkeypatch.setattr(loop, "_to_host", to_host)
     population, env, replay = parts(agent, env_id, META, **settings)
     progress = loop.train(population, env, replay, iterations=4, reset_every=4)
     next(progress)  # with the fresh start of all environments, which is the host's
+    monkeypatch.setattr(torch, "tensor", sent)  # on "meta" torch takes a short cut, which `Transfers` would not see
+    monkeypatch.setattr(torch, "as_tensor", sent)
     with Transfers() as transfers:
         list(progress)
     assert transfers.found == []
@@ -88,7 +97,7 @@ def test_an_iteration_asks_the_host_for_nothing(
 
 
 def test_the_tensors_that_cannot_be_read_tell():
-    """The test above would see each of the ways to wait for the device."""
+    """What the test above relies on, one way to wait for the device after the other."""
     x = torch.ones(3, device=META)
     with pytest.raises(RuntimeError):
         bool(x.sum() > 0)

@@ -366,8 +366,11 @@ def test_refusals():
         run(build(minibatch=7), iterations=1, reset_every=1)
     with pytest.raises(ValueError, match="start=3 is not a multiple of reset_every=2"):
         run(build(), iterations=4, reset_every=2, start=3)
+    population, env, _ = build()
+    with pytest.raises(ValueError, match="a replay of 8 steps cannot hold 1 whole rollouts of 6 steps, and no part"):
+        run((population, env, Replay(8, 2, N, OBS, ACT, "cpu")), iterations=1, reset_every=1)
     _, env, replay = build()
-    with pytest.raises(ValueError, match="a replay of 6 steps cannot hold 3 rollouts"):
+    with pytest.raises(ValueError, match="a replay of 6 steps cannot hold 3 whole rollouts of 6 steps"):
         run((Population(P3O(replace(CONFIG, replay=2), OBS, ACT), SEEDS), env, replay), iterations=1, reset_every=1)
 
 
