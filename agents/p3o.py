@@ -5,8 +5,8 @@ those of the usual implementations: orthogonal initialization, observations and 
 statistics, standardized advantages, clipped gradients, Adam with linearly decayed learning rates of policy and value.
 
 Where PPO's clip ends the pull of a sample, P3O's cap only bounds its weight, and ten epochs on one batch carry the
-policy as far as its learning rate lets them: on some tasks too far. So here the ESS holds that back as well, which is
-not in the paper. After an iteration's updates e is taken of the ratio between the policies after and before them, on
+policy as far as its learning rate lets them: on some tasks too far. An option that is not in the paper, `ess_floor`,
+lets the ESS hold that back as well. After an iteration's updates e is taken of the ratio between the policies after and before them, on
 the iteration's own data (with a lag that is not the ratio to the behavior). A mean that moved by x standard deviations
 in each of d action dimensions gives log e = -d x^2 (Gaussians of equal width), so the learning rate is scaled by the
 root of d log(ess_floor) / log(e), a little each time and never above its schedule: `ess_floor` is the ESS of one action
@@ -40,7 +40,7 @@ class Config:
     cap: Literal["ess", "ess_per_dim"] | float = "ess"  # of the ratio; a number or e^(1/act_dim) are ablations
     pull: Literal["ess"] | float = "ess"  # weight of the KL: 1 - e; a number is an ablation, 0 leaves the cap alone
     behavior_kl: Literal["closed_form", "reverse", "k3"] = "closed_form"  # KL(pi || b), KL(b || pi), the paper's code
-    ess_floor: float = 0.95  # of an action dimension after the updates; below it the learning rate shrinks. 0: never
+    ess_floor: float = 0.0  # of an action dimension after the updates; below it the learning rate shrinks. 0: never
     learning_rate: float = 1.5e-4  # of Adam, for the policy, at the start
     final_learning_rate: float = 0.3  # what is left of it at the end, as a fraction; falls linearly
     value_learning_rate: float = 4e-4  # of Adam, for the value, at the start; falls linearly to 0
