@@ -6,12 +6,12 @@ statistics, standardized advantages, clipped gradients, Adam with linearly decay
 
 Where PPO's clip ends the pull of a sample, P3O's cap only bounds its weight, and ten epochs on one batch carry the
 policy as far as its learning rate lets them: on some tasks too far. An option that is not in the paper, `ess_floor`,
-lets the ESS hold that back as well. After an iteration's updates e is taken of the ratio between the policies after and before them, on
-the iteration's own data (with a lag that is not the ratio to the behavior). A mean that moved by x standard deviations
-in each of d action dimensions gives log e = -d x^2 (Gaussians of equal width), so the learning rate is scaled by the
-root of d log(ess_floor) / log(e), a little each time and never above its schedule: `ess_floor` is the ESS of one action
-dimension, and means the same step whatever their number. Schulman's implementations of 2016 led the KL of PPO in this
-way; the ESS needs no new quantity.
+lets the ESS hold that back as well. After an iteration's updates e is taken of the ratio between the policies after and
+before them, on the iteration's own data (with a lag that is not the ratio to the behavior). A mean that moved by x
+standard deviations in each of d action dimensions gives log e = -d x^2 (Gaussians of equal width), so the learning rate
+is scaled by the root of d log(ess_floor) / log(e), a little each time and never above its schedule: `ess_floor` is the
+ESS of one action dimension. Schulman's implementations of 2016 led the KL of PPO in this way; the ESS needs no new
+quantity.
 """
 
 from __future__ import annotations
