@@ -185,8 +185,8 @@ def test_members_can_differ_in_every_float_of_the_config(name: str, field: str):
     agent = build(name, learning_rate=0.05, max_grad_norm=0.1, **objective)
     value = getattr(agent.config, field)
     # A KL that these rates do not exceed, and an ESS that they do not keep to.
-    others: dict[str, float] = {"target_kl": 10.0, "ess_floor": 0.99}
-    other = others.get(field, 0.5 * value + 0.01)
+    others = {"target_kl": 10.0, "ess_floor": 0.99}
+    other: float = others[field] if field in others else 0.5 * value + 0.01
     population = Population(agent, [3, 3, 3], {field: [value, other, value]})
     population.state["progress"] += 0.5
     *_, state = learn(population, iterations=3, updates=4, columns=[0, 0, 0])[-1]
