@@ -62,17 +62,17 @@ CLASSIC = (
     "ess/TwoLinkArm-v0",
     "ess/LQR-v0",
 )
-_SMALL = {"num_envs": 4, "rollout": 64, "epochs": 2, "minibatch": 64, "hidden": (8, 8)}
-_SMOKE: Any = {
+SMALL = {"num_envs": 4, "rollout": 64, "epochs": 2, "minibatch": 64, "hidden": (8, 8)}
+SMOKE: Any = {  # of jobs that take seconds: they show that something works
     "steps": 4_096,
     "seeds": range(3),
-    "settings": _SMALL,
+    "settings": SMALL,
     "options": {"episodes": 2, "compiled": "off", "checkpoints": 2},
 }
 
 SUITES: dict[str, tuple[Job, ...]] = {
     # Half a minute: does the whole chain work?
-    "smoke": tuple(Job(agent, env, **_SMOKE) for env in ("Pendulum-v1", "ess/LQR-v0") for agent in ("p3o", "ppo")),
+    "smoke": tuple(Job(agent, env, **SMOKE) for env in ("Pendulum-v1", "ess/LQR-v0") for agent in ("p3o", "ppo")),
     # Minutes a task.
     "classic": tuple(Job(agent, env, steps=300_000) for env in CLASSIC for agent in ("p3o", "ppo")),
     # P3O with one configuration against PPO with four clip ranges: 500 M env steps, 7 to 8 hours on two cores; and

@@ -8,16 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from experiments.studies.study import Outcome, Study, Verdict, difference, interval
-from experiments.suites import Job
+from experiments.studies.study import Outcome, Study, Verdict, difference, interval, picture
+from experiments.suites import SMOKE, Job
 
 CLIPS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6)
-_QUICK: Any = {
-    "steps": 4_096,
-    "seeds": range(2),
-    "settings": {"num_envs": 4, "rollout": 64, "epochs": 2, "minibatch": 64, "hidden": (8, 8)},
-    "options": {"episodes": 2, "compiled": "off", "checkpoints": 2},
-}
+_QUICK: Any = {**SMOKE, "seeds": range(2)}
 
 
 def jobs(quick: bool) -> tuple[Job, ...]:
@@ -44,27 +39,18 @@ def judge(outcome: Outcome) -> Verdict:
 
 
 def draw(outcome: Outcome, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(5.6, 3.6), layout="constrained")
-    clips = {label: finals for (job, label), finals in outcome.items() if job == "ppo"}
-    points = [(float(label.rsplit(" ", 1)[1]), *interval(finals)) for label, finals in clips.items()]
-    xs, values, lows, highs = zip(*sorted(points), strict=True)
-    axis.plot(xs, values, "o-", label="PPO")
-    axis.fill_between(xs, lows, highs, alpha=0.2)
-    value, low, high = interval(outcome["p3o", "p3o"])
-    axis.axhline(value, color="C1", label="P3O, no clip range")
-    axis.axhspan(low, high, color="C1", alpha=0.2)
-    axis.set(xlabel="clip range of PPO", ylabel="final return (IQM, 95 % interval)", xscale="log")
-    axis.set_xticks(xs, [f"{x:g}" for x in xs])
-    axis.minorticks_off()
-    axis.grid(alpha=0.25)
-    axis.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    with picture(path) as axis:
+        clips = {label: finals for (job, label), finals in outcome.items() if job == "ppo"}
+        points = [(float(label.rsplit(" ", 1)[1]), *interval(finals)) for label, finals in clips.items()]
+        xs, values, lows, highs = zip(*sorted(points), strict=True)
+        axis.plot(xs, values, "o-", label="PPO")
+        axis.fill_between(xs, lows, highs, alpha=0.2)
+        value, low, high = interval(outcome["p3o", "p3o"])
+        axis.axhline(value, color="C1", label="P3O, no clip range")
+        axis.axhspan(low, high, color="C1", alpha=0.2)
+        axis.set(xlabel="clip range of PPO", ylabel="final return (IQM, 95 % interval)", xscale="log")
+        axis.set_xticks(xs, [f"{x:g}" for x in xs])
+        axis.minorticks_off()
 
 
 STUDY = Study(

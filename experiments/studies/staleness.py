@@ -10,8 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from experiments.studies.study import Outcome, Study, Verdict, difference, interval
-from experiments.suites import Job
+from experiments.studies.study import Outcome, Study, Verdict, difference, interval, picture
+from experiments.suites import SMALL, SMOKE, Job
 
 LAGS = (0, 1, 2, 4, 8, 16)
 CLIPS = (0.1, 0.2, 0.4, 0.6)
@@ -21,13 +21,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "decoupled": {"agent": "ppo", "settings": {"objective": "decoupled"}},
     "band": {"agent": "ppo", "settings": {"objective": "band"}},
 }
-_SMALL = {"num_envs": 4, "rollout": 64, "epochs": 2, "minibatch": 64, "hidden": (8, 8)}
-_QUICK: Any = {
-    "env": "Pendulum-v1",
-    "steps": 4_096,
-    "seeds": range(2),
-    "options": {"episodes": 2, "compiled": "off", "checkpoints": 2},
-}
+_QUICK: Any = {**SMOKE, "env": "Pendulum-v1", "seeds": range(2)}
 _WHOLE: Any = {"env": "HalfCheetah-v5", "steps": 500_000}
 
 
@@ -35,7 +29,7 @@ def jobs(quick: bool) -> tuple[Job, ...]:
     made = []
     for lag in (0, 2) if quick else LAGS:
         for name, method in METHODS.items():
-            settings = {**(_SMALL if quick else {}), **method.get("settings", {}), "lag": lag}
+            settings = {**(SMALL if quick else {}), **method.get("settings", {}), "lag": lag}
             label = f"{name} lag {lag}"
             made.append(Job(**{**(_QUICK if quick else _WHOLE), **method, "settings": settings, "label": label}))
     return tuple(made)
@@ -71,24 +65,15 @@ def judge(outcome: Outcome) -> Verdict:
 
 
 def draw(outcome: Outcome, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
-    for name, of_lag in _curves(outcome).items():
-        lags = sorted(of_lag)
-        values, lows, highs = zip(*(interval(of_lag[lag]) for lag in lags), strict=True)
-        places = range(len(lags))
-        axis.plot(places, values, "o-", label=name, linewidth=2.5 if name == "p3o" else 1.2)
-        axis.fill_between(places, lows, highs, alpha=0.12)
-        axis.set_xticks(places, [str(lag) for lag in lags])
-    axis.set(xlabel="iterations by which the acting policy is old", ylabel="final return (IQM, 95 % interval)")
-    axis.grid(alpha=0.25)
-    axis.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    with picture(path) as axis:
+        for name, of_lag in _curves(outcome).items():
+            lags = sorted(of_lag)
+            values, lows, highs = zip(*(interval(of_lag[lag]) for lag in lags), strict=True)
+            places = range(len(lags))
+            axis.plot(places, values, "o-", label=name, linewidth=2.5 if name == "p3o" else 1.2)
+            axis.fill_between(places, lows, highs, alpha=0.12)
+            axis.set_xticks(places, [str(lag) for lag in lags])
+        axis.set(xlabel="iterations by which the acting policy is old", ylabel="final return (IQM, 95 % interval)")
 
 
 STUDY = Study(

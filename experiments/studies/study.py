@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,6 +98,24 @@ def read(jobs: Sequence[Job], out: Path) -> Outcome:
         for label, members in records.groups(result).items():
             outcome[job.label or job.agent, label] = np.array([result["final_return"][m] for m in members])
     return outcome
+
+
+@contextmanager
+def picture(path: Path) -> Iterator[Any]:
+    """Axes to draw on; afterwards they get a grid and a legend, and lie at `path`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(6.0, 3.8), layout="constrained")
+    try:
+        yield axis
+        axis.grid(alpha=0.25)
+        axis.legend(fontsize=8)
+        figure.savefig(path, dpi=110)
+    finally:
+        plt.close(figure)
 
 
 def interval(finals: Finals) -> tuple[float, float, float]:
