@@ -5,13 +5,12 @@ those of the usual implementations: orthogonal initialization, observations and 
 statistics, standardized advantages, clipped gradients, Adam with linearly decayed learning rates of policy and value.
 
 Where PPO's clip ends the pull of a sample, P3O's cap only bounds its weight, and ten epochs on one batch carry the
-policy as far as its learning rate lets them: on some tasks too far. An option that is not in the paper, `ess_floor`,
-lets the ESS hold that back as well. After an iteration's updates e is taken of the ratio between the policies after and
-before them, on the iteration's own data (with a lag that is not the ratio to the behavior). A mean that moved by x
-standard deviations in each of d action dimensions gives log e = -d x^2 (Gaussians of equal width), so the learning rate
-is scaled by the root of d log(ess_floor) / log(e), a little each time and never above its schedule: `ess_floor` is the
-ESS of one action dimension. Schulman's implementations of 2016 led the KL of PPO in this way; the ESS needs no new
-quantity.
+policy as far as its learning rate lets them: on some tasks too far. `keep_ess`, which is not in the paper, lets the ESS
+hold that back as well. After an iteration's updates e is taken of the ratio between the policies after and before
+them, on the iteration's own data (with a lag that is not the ratio to the behavior). A mean that moved by x standard
+deviations in each of d action dimensions gives log e = -d x^2 (Gaussians of equal width), so the learning rate is
+scaled by the root of log(keep_ess) / log(e), a little each time and never above its schedule. Schulman's
+implementations of 2016 led the KL of PPO in this way; the ESS needs no new quantity.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class Config:
     cap: Literal["ess", "ess_per_dim"] | float = "ess"  # of the ratio; a number or e^(1/act_dim) are ablations
     pull: Literal["ess"] | float = "ess"  # weight of the KL: 1 - e; a number is an ablation, 0 leaves the cap alone
     behavior_kl: Literal["closed_form", "reverse", "k3"] = "closed_form"  # KL(pi || b), KL(b || pi), the paper's code
-    ess_floor: float = 0.0  # of an action dimension after the updates; below it the learning rate shrinks. 0: never
+    keep_ess: float = 0.0  # what the updates should leave of the ESS; below it the learning rate shrinks. 0: never
     learning_rate: float = 1.5e-4  # of Adam, for the policy, at the start
     final_learning_rate: float = 0.3  # what is left of it at the end, as a fraction; falls linearly
     value_learning_rate: float = 4e-4  # of Adam, for the value, at the start; falls linearly to 0
@@ -158,7 +157,7 @@ class P3O:
         new, obs = state["params"]["policy"], normalizer.standardize(state["obs_stats"], rollout.obs)
         after, before = (policy(net, obs).log_prob(rollout.action) for net in (new, state["before"]))
         e = effective_sample_size(after - before)
-        allowed = -self.act_dim * torch.log(state["hyper"]["ess_floor"])  # of -log e; infinite for a floor of 0
+        allowed = -torch.log(state["hyper"]["keep_ess"])  # of -log e; infinite for 0
         change = torch.sqrt(allowed / -torch.log(e).clamp(max=-1e-6)).clamp(1.0 / 1.5, 1.5)  # at most so much at once
         rate_factor = (state["rate_factor"] * change).clamp(0.01, 1.0)
         obs_stats = normalizer.update(state["obs_stats"], rollout.obs)

@@ -34,7 +34,7 @@ _LATER: dict[str, Callable[[Record], Any]] = {
     "behavior_temperature": lambda config: 1.0,
 }
 LATER_FIELDS: dict[str, dict[str, Callable[[Record], Any]]] = {
-    "p3o": {**_LATER, "ess_floor": lambda config: 0.0, "pull": lambda config: "ess"},
+    "p3o": {**_LATER, "keep_ess": lambda config: 0.0, "pull": lambda config: "ess"},
     "ppo": {**_LATER, "objective": lambda config: "clip", "target_kl": lambda config: 0.01},
 }
 

@@ -339,7 +339,7 @@ def _tensorboard(writer: SummaryWriter, row: Record) -> None:
 # What a number must be, where not every finite one will do.
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "behavior_temperature": (lambda x: x > 0.0, "above 0"),
-    "ess_floor": (lambda x: 0.0 <= x < 1.0, "from 0 to below 1"),
+    "keep_ess": (lambda x: 0.0 <= x < 1.0, "from 0 to below 1"),
     "target_kl": (lambda x: x > 0.0, "above 0"),
 }
 
