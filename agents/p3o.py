@@ -39,7 +39,7 @@ class Config:
     cap: Literal["ess", "ess_per_dim"] | float = "ess"  # of the ratio; a number or e^(1/act_dim) are ablations
     pull: Literal["ess"] | float = "ess"  # weight of the KL: 1 - e; a number is an ablation, 0 leaves the cap alone
     behavior_kl: Literal["closed_form", "reverse", "k3"] = "closed_form"  # KL(pi || b), KL(b || pi), the paper's code
-    keep_ess: float = 0.0  # what the updates should leave of the ESS; below it the learning rate shrinks. 0: never
+    keep_ess: float = 0.75  # what the updates should leave of the ESS; below it the learning rate shrinks. 0: never
     learning_rate: float = 1.5e-4  # of Adam, for the policy, at the start
     final_learning_rate: float = 0.3  # what is left of it at the end, as a fraction; falls linearly
     value_learning_rate: float = 4e-4  # of Adam, for the value, at the start; falls linearly to 0
