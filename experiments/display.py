@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from types import TracebackType
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-_PLAIN_EVERY = 0.1  # of the whole, between two plain lines
+_PLAIN_LINES = 10  # over the whole, and one at its beginning
 
 
 class Line:
@@ -37,9 +38,9 @@ class Line:
         """Show `text`, at `done` of the whole, from 0 to 1."""
         if self._live:
             self._live.update(Text(text, no_wrap=True))
-        elif done >= self._plain_next or (done == 1.0 and self._plain_next <= 1.0):
+        elif done >= self._plain_next:
             print(text, flush=True)
-            self._plain_next = done + _PLAIN_EVERY if done < 1.0 else 2.0
+            self._plain_next = (math.floor(done * _PLAIN_LINES) + 1) / _PLAIN_LINES  # the last one is at 1
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
