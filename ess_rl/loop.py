@@ -180,8 +180,6 @@ def train(
         summary = {}
         if learns:
             seeds, steps = random.fold_in(random.fold_in(population.seed, _ORDER), number), []
-            if processes.count() > 1:
-                seeds = random.fold_in(seeds, processes.number())
             for epoch in range(config.epochs):
                 order = _order(random.fold_in(seeds, epoch), config, ess)  # [P, samples]
                 order = order.unflatten(1, (-1, config.minibatch)).transpose(0, 1).contiguous()
@@ -267,6 +265,8 @@ def _order(seeds: Tensor, config: AgentConfig, ess: Tensor) -> Tensor:
 
     Drawn without replacement within the epoch. `ess` [P, K] is that of each rollout, newest first.
     """
+    if processes.count() > 1:
+        seeds = random.fold_in(seeds, processes.number())
     samples, count = config.rollout * config.num_envs, ess.shape[1]
     if config.draw == "uniform":
         return random.permutation(seeds, count * samples)[:, :samples]

@@ -34,7 +34,7 @@ class Executor(Protocol):
         ...
 
     def start(self, job: Job) -> None:
-        """Begin a job whose folder has a config.json, or go on with it."""
+        """Begin a job whose folder has a config.json, or go on with it. Raises UsageError where that cannot be."""
         ...
 
     def ended(self) -> list[tuple[Job, str | None]]:
@@ -122,8 +122,12 @@ def _run_all(suite: Sequence[Job], waiting: list[Job], executor: Executor, faile
     with Line() as line:
         while waiting or running:
             while waiting and executor.room():
-                running.append(waiting.pop(0))
-                executor.start(running[-1])
+                job = waiting.pop(0)
+                try:
+                    executor.start(job)
+                    running.append(job)
+                except UsageError as error:
+                    failed[job.name] = str(error)
             time.sleep(_LOOK_EVERY)
             for job, reason in executor.ended():
                 running.remove(job)

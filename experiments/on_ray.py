@@ -28,7 +28,6 @@ from experiments import records
 from experiments.benchmark import launch, log_of, steps_done, why_failed
 from experiments.suites import Job
 
-_SEND_EVERY = 2.0  # seconds between two words of a task
 _LOSSES = 3  # workers that a job may lose without a new checkpoint in between, before it counts as failed
 
 Files = dict[str, bytes]  # of a run folder, by their names relative to it
@@ -62,16 +61,17 @@ class Ray:
         address: HOST:PORT of the cluster's head; this machine must belong to the cluster (`ray start`). None: the
             cluster that runs on this machine, else a new one of this machine alone.
         cpus: of each job. A job whose device is cuda gets a GPU too.
+        every: seconds between two news of a job.
 
     Raises:
         UsageError: Ray is not installed, the address cannot be reached, no node has so many CPUs, or another process
             runs jobs of `out` on a cluster.
     """
 
-    def __init__(self, out: Path, address: str | None = None, cpus: int = 1):
+    def __init__(self, out: Path, address: str | None = None, cpus: int = 1, every: float = 2.0):
         records.check_positive({"cpus": cpus})
         self._ray = _connected(address or os.environ.get("RAY_ADDRESS"))
-        self._out, self._cpus, self._version = out, cpus, _version()
+        self._out, self._cpus, self._every, self._version = out, cpus, every, _version()
         self._running: dict[str, _Running] = {}
         self._held = ExitStack()
         try:
@@ -135,7 +135,7 @@ class Ray:
             files = _to_go_on(folder)
         # Ray would begin a lost task again with the files it had at first; `_lost` does with those that came since.
         options = {"num_cpus": self._cpus, "num_gpus": gpus, "max_retries": 0, "num_returns": "streaming"}
-        return self._ray.remote(**options)(_train).remote(job, files, self._cpus, self._version)
+        return self._ray.remote(**options)(_train).remote(job, files, self._cpus, self._every, self._version)
 
     def _take(self, one: _Running, news: News) -> None:
         folder = self._out / one.job.name
@@ -152,7 +152,10 @@ class Ray:
             log.write(f"{what}\n")
         if one.losses >= _LOSSES:
             return f"{what}, as {_LOSSES - 1} before it since the newest checkpoint"
-        one.task, one.last = self._submit(one.job), News("", 0, one.last.steps)
+        try:
+            one.task, one.last = self._submit(one.job), News("", 0, one.last.steps)
+        except UsageError as refused:
+            return str(refused)
         return None
 
 
@@ -185,11 +188,11 @@ def _reach(address: str) -> None:
         ) from None
 
 
-def _train(job: Job, files: Files, cpus: int, version: str) -> Iterator[News]:
+def _train(job: Job, files: Files, cpus: int, every: float, version: str) -> Iterator[News]:
     """The task: a job's folder in a temporary place, trained there."""
     host, pid = socket.gethostname(), os.getpid()
     if _version() != version:
-        raise UsageError(f"the package on {host} is of another version than that which asked: install the same there")
+        raise UsageError(f"the package on {host} is not that which asked: install the same version, and begin again")
     with tempfile.TemporaryDirectory(prefix="ess-rl-") as place, ExitStack() as held:
         folder = Path(place, job.name)
         folder.mkdir()
@@ -200,7 +203,7 @@ def _train(job: Job, files: Files, cpus: int, version: str) -> Iterator[News]:
         yield News(host, pid, steps_done(job, folder))
         while True:
             with suppress(subprocess.TimeoutExpired):
-                process.wait(_SEND_EVERY)
+                process.wait(every)
             status = process.poll()
             log = log_of(folder).read_bytes()
             news = News(host, pid, steps_done(job, folder), log[told:], status=status)
