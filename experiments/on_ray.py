@@ -168,6 +168,8 @@ def _connected(address: str | None) -> Any:
     here = f"on this machine, first: 'ray start --address={address}' (with --num-cpus 0 it only watches)"
     if address not in (None, "auto", "local"):
         _reach(str(address))
+    # Of a cluster that begins here: by default its workers give way to whatever else the machine does.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     try:
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, AssertionError) as error:
