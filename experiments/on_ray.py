@@ -94,20 +94,12 @@ class Ray:
 
     def ended(self) -> list[tuple[Job, str | None]]:
         over: list[tuple[Job, str | None]] = []
-        tasks = [one.task for one in self._running.values()]
-        ready = self._ray.wait(tasks, num_returns=len(tasks), timeout=0, fetch_local=False)[0] if tasks else []
-        for one in [one for one in self._running.values() if one.task in ready]:
-            try:
-                self._take(one, self._ray.get(next(one.task)))
-            except self._ray.exceptions.RayTaskError as error:  # of our own code there
-                over.append((one.job, f"{str(error.cause or error).splitlines()[-1]} (on {one.last.host or 'a node'})"))
-            except (self._ray.exceptions.RayError, StopIteration) as error:
-                if reason := self._lost(one, error):
+        while ready := self._ready():
+            for one in ready:
+                has_ended, reason = self._hear(one)
+                if has_ended:
+                    del self._running[one.job.name]
                     over.append((one.job, reason))
-            if one.last.status is not None:
-                over.append((one.job, why_failed(self._out / one.job.name, one.last.status)))
-        for job, _ in over:
-            del self._running[job.name]
         return over
 
     def steps(self, job: Job) -> int:
@@ -136,6 +128,24 @@ class Ray:
         # Ray would begin a lost task again with the files it had at first; `_lost` does with those that came since.
         options = {"num_cpus": self._cpus, "num_gpus": gpus, "max_retries": 0, "num_returns": "streaming"}
         return self._ray.remote(**options)(_train).remote(job, files, self._cpus, self._every, self._version)
+
+    def _ready(self) -> list[_Running]:
+        """The jobs of which there is news."""
+        tasks = [one.task for one in self._running.values()]
+        ready = self._ray.wait(tasks, num_returns=len(tasks), timeout=0, fetch_local=False)[0] if tasks else []
+        have = {id(task) for task in ready}
+        return [one for one in self._running.values() if id(one.task) in have]
+
+    def _hear(self, one: _Running) -> tuple[bool, str | None]:
+        """Take the next news of a job. -> (whether it ended, why it failed if it did)"""
+        try:
+            self._take(one, self._ray.get(next(one.task)))
+        except self._ray.exceptions.RayTaskError as error:  # of our own code there
+            return True, f"{str(error.cause or error).splitlines()[-1]} (on {one.last.host or 'a node'})"
+        except (self._ray.exceptions.RayError, StopIteration) as error:
+            reason = self._lost(one, error)
+            return reason is not None, reason
+        return one.last.status is not None, why_failed(self._out / one.job.name, one.last.status or 0)
 
     def _take(self, one: _Running, news: News) -> None:
         folder = self._out / one.job.name
