@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 quickstart: .venv
 	$(BIN)/ess-rl quickstart
 
-test: lint smoke
+test: lint smoke .venv/.ray
 	$(BIN)/pytest
 
 # The whole chain as users walk it: runs, report, study. About a minute.
@@ -47,6 +47,12 @@ $(STAMP): pyproject.toml
 	@$(PIP) --only-binary envpool --editable '.[envpool,video,dev]' || { \
 		$(PIP) --editable '.[video,dev]' && \
 		echo "EnvPool could not be installed (why: pip's lines above). Gymnasium steps the MuJoCo tasks instead, more slowly."; }
+	@touch $@
+
+# For the tests of many machines alone: a quarter of a GB. Without it they are skipped.
+.venv/.ray: $(STAMP)
+	@$(PIP) --only-binary ray --editable '.[ray]' || \
+		echo "Ray could not be installed (why: pip's lines above): the test of --on ray is skipped."
 	@touch $@
 
 clean:

@@ -20,7 +20,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.func import grad
 
 from ess_rl import normalizer
 from ess_rl.contract import Draw, Metrics, State, Tree
@@ -28,7 +27,7 @@ from ess_rl.ess import effective_sample_size
 from ess_rl.gaussian import Gaussian, kl
 from ess_rl.networks import policy, policy_init, value, value_init
 from ess_rl.objectives import k3, p3o
-from ess_rl.optim import adam_init, adam_step, clip_by_global_norm
+from ess_rl.optim import adam_init, adam_step, clip_by_global_norm, gradient
 from ess_rl.random import fold_in
 from ess_rl.returns import Correction, corrected
 from ess_rl.transitions import Transitions
@@ -120,8 +119,7 @@ class P3O:
         def loss_function(params: Tree) -> tuple[Tensor, Metrics]:
             pi = policy(params["policy"], batch["obs"])
             b = Gaussian(batch["behavior_mean"], batch["behavior_log_std"])
-            advantage = batch["advantage"]
-            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+            advantage = normalizer.standardize_batch(batch["advantage"])
             log_prob, behavior_log_prob = pi.log_prob(batch["action"]), b.log_prob(batch["action"])
             if self.config.behavior_kl == "k3":
                 behavior_kl = k3(log_prob, behavior_log_prob)
@@ -137,7 +135,7 @@ class P3O:
             metrics |= {"value_loss": value_loss, "entropy": entropy, "loss": loss}
             return loss, metrics
 
-        grads, metrics = grad(loss_function, has_aux=True)(state["params"])
+        grads, metrics = gradient(loss_function, state["params"])
         grads, metrics["grad_norm"] = clip_by_global_norm(grads, hyper["max_grad_norm"])
         rates = {
             "policy": state["rate_factor"]

@@ -15,14 +15,13 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.func import grad
 
-from ess_rl import normalizer
+from ess_rl import normalizer, processes
 from ess_rl.contract import Draw, Metrics, State, Tree
 from ess_rl.gaussian import Gaussian, kl
 from ess_rl.networks import policy, policy_init, value, value_init
 from ess_rl.objectives import ppo_band, ppo_clip, ppo_decoupled, ppo_kl
-from ess_rl.optim import adam_init, adam_step, clip_by_global_norm
+from ess_rl.optim import adam_init, adam_step, clip_by_global_norm, gradient
 from ess_rl.random import fold_in
 from ess_rl.returns import Correction, corrected
 from ess_rl.transitions import Transitions
@@ -116,8 +115,7 @@ class PPO:
         def loss_function(params: Tree) -> tuple[Tensor, Metrics]:
             pi = policy(params["policy"], batch["obs"])
             b = Gaussian(batch["behavior_mean"], batch["behavior_log_std"])
-            advantage = batch["advantage"]
-            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+            advantage = normalizer.standardize_batch(batch["advantage"])
             log_prob, behavior_log_prob = pi.log_prob(batch["action"]), b.log_prob(batch["action"])
             behavior_kl, clip = kl(b, pi) if self.config.objective == "kl" else kl(pi, b), hyper["clip"]
             if self.config.objective == "clip":
@@ -137,7 +135,7 @@ class PPO:
             metrics |= {"behavior_kl": behavior_kl.mean(), "value_loss": value_loss, "entropy": entropy, "loss": loss}
             return loss, metrics
 
-        grads, metrics = grad(loss_function, has_aux=True)(state["params"])
+        grads, metrics = gradient(loss_function, state["params"])
         grads, metrics["grad_norm"] = clip_by_global_norm(grads, hyper["max_grad_norm"])
         rates = {
             "policy": hyper["learning_rate"] * (1.0 - (1.0 - hyper["final_learning_rate"]) * state["progress"]),
@@ -163,6 +161,6 @@ class PPO:
         if self.config.objective != "kl":
             return state["kl_coef"]
         b = Gaussian(rollout.behavior_mean, rollout.behavior_log_std)
-        reached, target = kl(b, self.act(state, rollout.obs)).mean(), state["hyper"]["target_kl"]
+        reached, target = processes.mean(kl(b, self.act(state, rollout.obs))), state["hyper"]["target_kl"]
         factor = torch.where(reached > 1.5 * target, 2.0, torch.where(reached < target / 1.5, 0.5, 1.0))
         return (state["kl_coef"] * factor).clamp(1e-3, 1e3)  # bounds of ours: where nothing moves, it would vanish

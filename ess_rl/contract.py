@@ -112,6 +112,11 @@ class Agent(Protocol):
 
     None of them draws a random number, reads a clock or branches on data. `state` holds at least
     "hyper" (name -> 0-dim tensor) and "progress" (0-dim, the fraction of training that is done; the loop sets it).
+
+    Several processes may share a run (`ess_rl.processes`). Each then calls the same functions on its equal share of
+    environments and samples, with a Config that says how many these are. So an agent takes its gradient with
+    `ess_rl.optim.gradient`, of a loss that is a mean over samples, and any other number of the whole batch with what
+    knows of the others: `effective_sample_size`, `normalizer.update`, `standardize_batch`, `processes.mean`.
     """
 
     @property

@@ -2,7 +2,8 @@
 
 import torch
 from torch import Tensor
-from torch import distributed as dist
+
+from ess_rl import processes
 
 
 def effective_sample_size(
@@ -32,14 +33,9 @@ def effective_sample_size(
     dims = tuple(range(log_ratio.ndim)) if dim is None else dim
     valid = torch.ones_like(log_ratio, dtype=torch.bool) if mask is None else mask
     log_ratio = torch.where(valid, log_ratio, -torch.inf)
-    top = log_ratio.amax(dims, keepdim=True)
-    together = dist.is_available() and dist.is_initialized()
-    if together:
-        dist.all_reduce(top, dist.ReduceOp.MAX)
+    top = processes.largest(log_ratio.amax(dims, keepdim=True))
     ratio = torch.exp(log_ratio - top)
     sums = torch.stack([ratio.sum(dims), ratio.square().sum(dims), valid.to(ratio.dtype).sum(dims)])
-    if together:
-        dist.all_reduce(sums, dist.ReduceOp.SUM)
-    first, second, count = sums.unbind(0)
+    first, second, count = processes.total(sums).unbind(0)
     # Rounding can carry the quotient past its bounds, and 1 - e below 0. clamp keeps NaN.
     return torch.clamp(first.square() / (count * second), min=1.0 / count, max=torch.ones_like(count))

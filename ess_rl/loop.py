@@ -3,6 +3,11 @@
 Every draw is a function of (member's seed, purpose, iteration); see `ess_rl.random`. Environments begin anew, from
 seeds of their own, every `reset_every` iterations: simulators do not hand out their whole state, so these are the
 points at which a run can be saved and taken up again bit for bit.
+
+Of several processes (`ess_rl.processes`), each collects from and learns with its own share of every member's
+environments: its Config says how many of them and which part of a minibatch. Environments and actions are those that
+one process with all of them would have. Each process shuffles its own samples: so a minibatch has as many from each,
+which one process's does not.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ from dataclasses import dataclass, field, fields, replace
 import torch
 from torch import Tensor
 
-from ess_rl import random
+from ess_rl import processes, random
 from ess_rl.contract import AgentConfig, InTurns, Step, Turn, VectorEnv
 from ess_rl.errors import NonFiniteError, UsageError
 from ess_rl.ess import effective_sample_size
@@ -35,7 +40,7 @@ class Progress:
     """What one iteration did. Tensors are [P], on the CPU."""
 
     iteration: int  # iterations done, this one included
-    env_steps: int  # steps of each member's environments together, from the start of the run
+    env_steps: int  # steps of each member's environments together, in all processes, from the start of the run
     # Of the agent's updates, mean over the iteration. Before them: `ess_first`, the effective sample size of the fresh
     # rollout, which is 1 unless it was not this policy that acted; `ess_age_K`, that of the rollout K iterations older.
     metrics: dict[str, Tensor]
@@ -74,7 +79,8 @@ def collect(
     """
     members, num_envs, device = population.size, env.num_envs // population.size, population.device
     seeds = random.fold_in(random.fold_in(population.seed, _ACTIONS), iteration)
-    noise = random.normal(seeds, (steps, num_envs, env.act_dim)).transpose(0, 1)  # [T, P, N, act_dim]
+    noise = random.normal(seeds, (steps, num_envs * processes.count(), env.act_dim)).transpose(0, 1)
+    noise = processes.share(noise, 2)  # [T, P, N, act_dim]
     parts = turns(env, num_envs)
     count = len(parts)
     shape = (steps, members, num_envs // count)
@@ -151,7 +157,7 @@ def train(
     if start % reset_every and start < iterations:
         raise ValueError(f"start={start} is not a multiple of reset_every={reset_every}")
     check_minibatch(config)
-    samples = config.rollout * config.num_envs
+    samples = config.rollout * config.num_envs * processes.count()
     graphs, stopwatch = Graphs(device), Stopwatch(device)
     # What the stages below read and write keeps its address, so that their recordings stay true.
     state = population.state
@@ -164,7 +170,8 @@ def train(
         obs.copy_(after)
         population.age()
         episodes, return_sum = _episodes(rollout, running)
-        return rollout, {"episodes": episodes, "return_sum": return_sum, "finite": _finite(rollout)}
+        found = {"episodes": episodes, "return_sum": return_sum, "broken": (~_finite(rollout)).long()}
+        return rollout, {name: processes.total(x) for name, x in found.items()}
 
     def targets() -> tuple[dict[str, Tensor], Tensor]:
         return prepare(population, rollouts)
@@ -188,7 +195,8 @@ def train(
         state["progress"].fill_(iteration / iterations)
         if iteration % reset_every == 0:
             seeds = random.fold_in(random.fold_in(population.seed, _ENVS), iteration)
-            obs.copy_(env.reset(env_seeds(seeds, config.num_envs).to(env.device)))
+            seeds = env_seeds(seeds, config.num_envs * processes.count()).view(population.size, -1)
+            obs.copy_(env.reset(processes.share(seeds, 1).flatten().to(env.device)))
             running.zero_()
         # Of all environments, the step of the torch ones alone can be part of a recording.
         recordable = env.backend == "torch" and env.device.type == device.type
@@ -207,9 +215,9 @@ def train(
         summary = graphs(f"updates {where}" if learns else "observe", updates)
         stopwatch.lap("update")
         found = _to_host(summary | found)  # the only wait for the device
-        episodes, return_sum, finite = (found.pop(name) for name in ("episodes", "return_sum", "finite"))
-        if not finite.all():
-            _check_rollout(env, population, iteration, rollout)
+        episodes, return_sum, broken = (found.pop(name) for name in ("episodes", "return_sum", "broken"))
+        if broken.any():
+            raise NonFiniteError(processes.first_word(_what_broke(env, population, iteration, rollout)))
         metrics = {name: x.float() for name, x in found.items()}
         _check_metrics(env, population, f"in the updates of iteration {iteration + 1}", metrics)
         if population.on_policy:
@@ -257,6 +265,8 @@ def _order(seeds: Tensor, config: AgentConfig, ess: Tensor) -> Tensor:
 
     Drawn without replacement within the epoch. `ess` [P, K] is that of each rollout, newest first.
     """
+    if processes.count() > 1:
+        seeds = random.fold_in(seeds, processes.number())
     samples, count = config.rollout * config.num_envs, ess.shape[1]
     if config.draw == "uniform":
         return random.permutation(seeds, count * samples)[:, :samples]
@@ -355,18 +365,20 @@ def _finite(rollout: Transitions) -> Tensor:
     return torch.stack([torch.isfinite(x).all(-1).all(-1).all(0) for x in parts]).all(0)
 
 
-def _check_rollout(env: VectorEnv, population: Population, iteration: int, rollout: Transitions) -> None:
-    """Raise NonFiniteError for the first step that holds a number that is none, naming the cause before its effects."""
+def _what_broke(env: VectorEnv, population: Population, iteration: int, rollout: Transitions) -> str | None:
+    """The first step that holds a number that is none, named by the cause before its effects; None: no step does."""
     fields = {"observation": rollout.obs, "action": rollout.action, "reward": rollout.reward}
     bad = {name: ~torch.isfinite(x) for name, x in (fields | {"next observation": rollout.next_obs}).items()}
     bad = {name: x.flatten(3).any(-1) if x.ndim > 3 else x for name, x in bad.items()}  # [T, P, N]
     found = [(*x.nonzero()[0].tolist(), name) for name, x in bad.items() if x.any()]
-    if found:
-        t, member, which, name = min(found, key=lambda one: one[0])  # min keeps the order of the fields within a step
-        raise NonFiniteError(
-            f"{env.env_id}: non-finite {name} in member {member} (seed {population.seeds[member]}), "
-            f"environment {which}, step {t} of iteration {iteration + 1}; training stopped, older checkpoints are kept"
-        )
+    if not found:
+        return None
+    t, member, which, name = min(found, key=lambda one: one[0])  # min keeps the order of the fields within a step
+    which += processes.number() * rollout.reward.shape[2]
+    return (
+        f"{env.env_id}: non-finite {name} in member {member} (seed {population.seeds[member]}), "
+        f"environment {which}, step {t} of iteration {iteration + 1}; training stopped, older checkpoints are kept"
+    )
 
 
 def _check_recorded(summary: dict[str, Tensor]) -> None:

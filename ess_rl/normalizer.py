@@ -6,6 +6,7 @@ Statistics are float64: a float32 count stops counting at 2^24 steps.
 import torch
 from torch import Tensor
 
+from ess_rl import processes
 from ess_rl.contract import Tree
 from ess_rl.returns import reverse_recurrence
 
@@ -23,9 +24,9 @@ def update(stats: Tree, x: Tensor) -> Tree:
     """Statistics of all seen so far and of `x` [..., *shape] (Chan, Golub, LeVeque 1979: parallel variance)."""
     x = x.to(torch.float64)
     axes = tuple(range(x.ndim - stats["mean"].ndim))
-    count = x.numel() // stats["mean"].numel()
-    total = stats["count"] + count
     var, mean = torch.var_mean(x, axes, correction=0)
+    count, mean, var = processes.pooled(x.numel() // stats["mean"].numel(), mean, var)
+    total = stats["count"] + count
     delta = mean - stats["mean"]
     return {
         "count": total,
@@ -38,6 +39,17 @@ def standardize(stats: Tree, x: Tensor, clip: float = 10.0) -> Tensor:
     """(x - mean) / std within +-clip, in x's own precision."""
     mean, std = stats["mean"].to(x.dtype), torch.sqrt(stats["var"] + 1e-8).to(x.dtype)
     return torch.clamp((x - mean) / std, -clip, clip)
+
+
+def standardize_batch(x: Tensor) -> Tensor:
+    """(x - mean) / std of a minibatch [n], with the n - 1 of torch.std; of the whole one where processes share it."""
+    if processes.count() == 1:
+        return (x - x.mean()) / (x.std() + 1e-8)
+    wide = x.to(torch.float64)  # one message instead of two, and sums of squares that cancel nothing
+    first, second = processes.total(torch.stack([wide.sum(), wide.square().sum()])).unbind(0)
+    n = x.numel() * processes.count()
+    std = torch.sqrt((second - first.square() / n).clamp(min=0.0) / (n - 1))
+    return (x - (first / n).to(x.dtype)) / (std.to(x.dtype) + 1e-8)
 
 
 def return_scale_init(num_envs: int, device: torch.device) -> Tree:

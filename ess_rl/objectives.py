@@ -4,6 +4,9 @@ All inputs are [n] over the samples of a minibatch (any common shape works). `lo
 policy being trained, `behavior_log_prob` is the log density of the policy that acted, at the action as it was sampled;
 both are in nats. Nothing here can check that the recorded density is the acting policy's: on fresh data, before the
 first update, `ess` must be 1.
+
+Where several processes share a minibatch (torch.distributed), `ess` and `log_ratio_max` are those of the whole; the
+loss and the other metrics are means over a process's own samples, to be averaged as `ess_rl.optim.gradient` does.
 """
 
 from typing import Literal
@@ -12,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ess_rl.ess import effective_sample_size
+from ess_rl.processes import largest
 
 
 def p3o(
@@ -73,7 +77,7 @@ def p3o(
         "ess": ess,
         "behavior_kl": mean_kl.detach(),
         "capped_fraction": (ratio > limit * (1.0 + 1e-6)).to(ratio.dtype).mean(),
-        "log_ratio_max": log_ratio.max(),
+        "log_ratio_max": largest(log_ratio.max()),
     }
 
 
@@ -95,7 +99,7 @@ def ppo_clip(
     return loss, {
         "ess": effective_sample_size(log_ratio),
         "clipped_fraction": ((ratio - 1.0).abs() > clip).to(ratio.dtype).mean().detach(),
-        "log_ratio_max": log_ratio.max().detach(),
+        "log_ratio_max": largest(log_ratio.detach().max()),
     }
 
 
@@ -115,7 +119,7 @@ def ppo_decoupled(
         clip=clip,
     )  # fmt: skip
     log_ratio = (log_prob - behavior_log_prob).detach()
-    return loss, metrics | {"ess": effective_sample_size(log_ratio), "log_ratio_max": log_ratio.max()}
+    return loss, metrics | {"ess": effective_sample_size(log_ratio), "log_ratio_max": largest(log_ratio.max())}
 
 
 def ppo_band(
@@ -135,7 +139,7 @@ def ppo_band(
     return loss, {
         "ess": effective_sample_size(log_ratio),
         "clipped_fraction": ((ratio - 1.0).abs() > clip).to(ratio.dtype).mean(),
-        "log_ratio_max": log_ratio.max(),
+        "log_ratio_max": largest(log_ratio.max()),
     }
 
 
@@ -161,7 +165,7 @@ def ppo_kl(
     return loss, {
         "ess": effective_sample_size(log_ratio),
         "kl_coef": coefficient,
-        "log_ratio_max": log_ratio.max(),
+        "log_ratio_max": largest(log_ratio.max()),
     }
 
 

@@ -1,10 +1,22 @@
 """Optimization as pure functions of trees of tensors."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+from torch.func import grad
 from torch.utils import _pytree as pytree
 
-from ess_rl.contract import Tree
+from ess_rl import processes
+from ess_rl.contract import Metrics, Tree
+
+
+def gradient(loss_function: Callable[[Tree], tuple[Tensor, Metrics]], params: Tree) -> tuple[Tree, Metrics]:
+    """Gradient of a loss at `params`, and the metrics that come with it.
+
+    Both are means over the processes, should several share the minibatch: its loss must be a mean over samples.
+    """
+    return processes.averaged(grad(loss_function, has_aux=True)(params))
 
 
 def adam_init(params: Tree) -> Tree:

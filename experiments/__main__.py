@@ -7,8 +7,9 @@ import difflib
 import os
 import sys
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -184,17 +185,36 @@ def report(arguments: list[str]) -> None:
 
 
 def benchmark(arguments: list[str]) -> None:
-    """Run a suite of agents and tasks, or what is missing of it: ess-rl benchmark SUITE [--out DIR --jobs K]"""
+    """Run a suite of agents and tasks, or what is missing of it: ess-rl benchmark SUITE [--jobs K | --on ray ...]"""
     from experiments import benchmark as module
 
-    def command(suite: tyro.conf.Positional[str], out: Path | None = None, jobs: int = 1) -> list[str]:
+    def command(
+        suite: tyro.conf.Positional[str],
+        out: Path | None = None,
+        jobs: int | None = None,
+        on: Literal["local", "ray"] = "local",
+        address: str | None = None,
+        cpus: int | None = None,
+    ) -> list[str]:
         """
         Args:
             suite: smoke, classic or mujoco; experiments/suites.py says what is in them.
             out: where its run folders are; default: runs/SUITE.
-            jobs: run sets at a time; each gets its share of the cores.
+            jobs: local: run sets at a time, each with its share of the cores; default: 1.
+            on: local: this machine; ray: a Ray cluster, which needs the extra 'ray'.
+            address: ray: HOST:PORT of the cluster, to which this machine belongs; default: the one that runs here,
+                else one of this machine alone.
+            cpus: ray: of each run set; default: 1.
         """
-        return module.benchmark(suite, out, jobs)
+        if on == "local":
+            if (address, cpus) != (None, None):
+                raise UsageError("--address and --cpus are of --on ray")
+            return module.benchmark(suite, out, partial(module.Local, jobs=1 if jobs is None else jobs))
+        from experiments import on_ray
+
+        if jobs is not None:
+            raise UsageError("--jobs is of --on local: how many jobs run at a time on ray follows from --cpus")
+        return module.benchmark(suite, out, partial(on_ray.Ray, address=address, cpus=1 if cpus is None else cpus))
 
     _exit_if_failed(tyro.cli(command, args=arguments, prog="ess-rl benchmark", description=benchmark.__doc__))
 
@@ -295,7 +315,10 @@ def main() -> None:
             for name, function in COMMANDS.items():
                 print(f"  {name:11} {(function.__doc__ or '').splitlines()[0]}")
             return
-        COMMANDS[_one_of("command", arguments[0], COMMANDS)](arguments[1:])
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun began this process, and others
+            _together(arguments)
+        else:
+            _run(arguments)
     except UsageError as error:
         sys.exit(_complain(error, 2))
     except NonFiniteError as error:
@@ -307,6 +330,32 @@ def main() -> None:
         sys.exit(_complain(f"{error.filename or 'a file'}: {error.strerror or error}", 2))
     except KeyboardInterrupt:
         sys.exit(_complain("stopped; the same command, or 'ess-rl resume RUN' for a run, goes on with it", 130))
+
+
+def _run(arguments: list[str]) -> None:
+    COMMANDS[_one_of("command", arguments[0], COMMANDS)](arguments[1:])
+
+
+def _together(arguments: list[str]) -> None:
+    """One run over several processes: the first is the command, the others follow it and keep silent."""
+    from ess_rl import processes
+    from experiments import peers, run
+
+    processes.join()
+    try:
+        if processes.number() > 0:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for as long as there is something to print)
+            run.follow()
+        elif arguments[0] not in ("train", "resume") or {*arguments[1:2]} & {*peers.PEERS}:
+            raise UsageError(f"torchrun is for runs of our own agents: give 'ess-rl {arguments[0]} ...' without it")
+        else:
+            _run(arguments)
+    except NonFiniteError:
+        if processes.number() == 0:
+            raise  # all of them find the same, and one says it
+        sys.exit(3)
+    finally:
+        processes.leave()
 
 
 def _finish(folder: Path, jobs: int | None = None) -> None:

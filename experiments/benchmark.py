@@ -2,6 +2,8 @@
 
 A job is its folder. One that has a result.json is done; one that was stopped goes on; one that fails is named at the
 end and keeps no other from running. So the command can be killed and given again at any moment.
+
+Where jobs run is an `Executor`'s affair: `Local` is this machine, `experiments.on_ray` a cluster.
 """
 
 from __future__ import annotations
@@ -12,10 +14,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ess_rl.errors import UsageError
 from experiments import records, report
@@ -25,34 +26,54 @@ from experiments.suites import SUITES, Job
 _LOOK_EVERY = 0.5  # seconds
 
 
-@dataclass
-class _Running:
-    job: Job
-    process: subprocess.Popen
-    slot: int
+class Executor(Protocol):
+    """Where jobs run. It leaves their run folders in one directory, wherever they ran, result.json last."""
+
+    def room(self) -> bool:
+        """Whether another job can be started now."""
+        ...
+
+    def start(self, job: Job) -> None:
+        """Begin a job whose folder has a config.json, or go on with it. Raises UsageError where that cannot be."""
+        ...
+
+    def ended(self) -> list[tuple[Job, str | None]]:
+        """The jobs that ended since this was last asked; each with why it failed, None if it did not."""
+        ...
+
+    def steps(self, job: Job) -> int:
+        """Env steps of all its members so far."""
+        ...
+
+    def close(self) -> None:
+        """End what still runs. Nothing is lost: a run goes on from its newest checkpoint."""
+        ...
 
 
-def benchmark(suite: str, out: Path | None = None, jobs: int = 1) -> list[str]:
+def benchmark(suite: str, out: Path | None = None, on: Callable[[Path], Executor] | None = None) -> list[str]:
     """Train what is missing of a suite, and print its table. -> a line for each job that failed
 
     Args:
         suite: one of SUITES.
         out: where its run folders are; default: runs/SUITE.
-        jobs: run sets at a time; each gets its share of the cores. Two cores are better used by two jobs of ten seeds
-            than by one.
+        on: makes the executor, given `out`; default: `Local`, one job at a time.
     """
     if suite not in SUITES:
         raise UsageError(f"unknown suite {suite!r}: choose one of {', '.join(SUITES)}")
-    return run_jobs(suite, SUITES[suite], out or Path("runs") / suite, jobs)
+    return run_jobs(suite, SUITES[suite], out or Path("runs") / suite, on or Local)
 
 
-def run_jobs(name: str, suite: Sequence[Job], out: Path, jobs: int) -> list[str]:
+def run_jobs(name: str, suite: Sequence[Job], out: Path, on: Callable[[Path], Executor]) -> list[str]:
     """The same for any jobs under a name of their own."""
-    records.check_positive({"jobs": jobs})
     failed: dict[str, str] = {}
     waiting = [job for job in suite if not _is_done(job, out, failed)]
     print(f"{name}: {len(suite)} jobs, {len(waiting)} to run, in {out}", flush=True)
-    _run_all(suite, waiting, out, jobs, failed)
+    if waiting:
+        executor = on(out)
+        try:
+            _run_all(suite, waiting, executor, failed)
+        finally:
+            executor.close()
     finished = [out / job.name for job in suite if (out / job.name / "result.json").exists()]
     if finished:
         print(report.comparison(finished))
@@ -94,70 +115,123 @@ def _as_json(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _run_all(suite: Sequence[Job], waiting: list[Job], out: Path, jobs: int, failed: dict[str, str]) -> None:
-    running: list[_Running] = []
-    free = list(range(jobs))
-    began, at_first = time.monotonic(), sum(_steps_done(job, out) for job in suite)
+def _run_all(suite: Sequence[Job], waiting: list[Job], executor: Executor, failed: dict[str, str]) -> None:
+    running: list[Job] = []
+    began, at_first = time.monotonic(), sum(executor.steps(job) for job in suite)
     total = sum(job.steps * job.members for job in suite if job.name not in failed)
-    try:
-        with Line() as line:
-            while waiting or running:
-                while waiting and free:
-                    slot = free.pop(0)
-                    running.append(_Running(waiting[0], _launch(waiting.pop(0), out, slot, jobs), slot))
-                time.sleep(_LOOK_EVERY)
-                for one in [one for one in running if one.process.poll() is not None]:
-                    running.remove(one)
-                    free.append(one.slot)
-                    if one.process.returncode != 0:
-                        failed[one.job.name] = _reason(out, one)
-                    line.say(f"{one.job.name}: {'failed' if one.job.name in failed else 'done'}")
-                done = sum(_steps_done(job, out) for job in suite)
-                elapsed = time.monotonic() - began
-                left = clock(elapsed * (total - done) / (done - at_first)) if done > at_first else "-"
-                names = ", ".join(one.job.name for one in running)
-                line.show(done / total, f"{100 * done / total:3.0f} %  {done:>13,} env steps  {left} left  {names}")
-    finally:
-        for one in running:
-            one.process.terminate()  # nothing is lost: a run goes on from its newest checkpoint
+    with Line() as line:
+        while waiting or running:
+            while waiting and executor.room():
+                job = waiting.pop(0)
+                try:
+                    executor.start(job)
+                    running.append(job)
+                except UsageError as error:
+                    failed[job.name] = str(error)
+            time.sleep(_LOOK_EVERY)
+            for job, reason in executor.ended():
+                running.remove(job)
+                if reason is not None:
+                    failed[job.name] = reason
+                line.say(f"{job.name}: {'done' if reason is None else 'failed'}")
+            done = sum(executor.steps(job) for job in suite)
+            elapsed = time.monotonic() - began
+            left = clock(elapsed * (total - done) / (done - at_first)) if done > at_first else "-"
+            names = ", ".join(job.name for job in running[:4]) + f" and {len(running) - 4} more" * (len(running) > 4)
+            line.show(done / total, f"{100 * done / total:3.0f} %  {done:>13,} env steps  {left} left  {names}")
 
 
-def _launch(job: Job, out: Path, slot: int, jobs: int) -> subprocess.Popen:
-    cores = records.available_cores()
-    threads = max(1, cores // jobs)
-    words = [sys.executable, "-m", "experiments", "resume", str(out / job.name), "--jobs", str(threads)]
+class Local:
+    """Jobs as processes of this machine.
+
+    Args:
+        out: where their folders are.
+        jobs: run sets at a time; each gets its share of the cores. Two cores are better used by two jobs of ten seeds
+            than by one.
+    """
+
+    def __init__(self, out: Path, jobs: int = 1):
+        records.check_positive({"jobs": jobs})
+        self._out, self._jobs = out, jobs
+        self._free = list(range(jobs))
+        self._running: list[tuple[Job, subprocess.Popen, int]] = []
+
+    def room(self) -> bool:
+        return bool(self._free)
+
+    def start(self, job: Job) -> None:
+        slot, cores = self._free.pop(0), records.available_cores()
+        threads = max(1, cores // self._jobs)
+        cpus = []
+        if hasattr(os, "sched_getaffinity") and self._jobs > 1:
+            mine = sorted(os.sched_getaffinity(0))
+            cpus = [mine[(slot * threads + i) % cores] for i in range(threads)]
+        self._running.append((job, launch(self._out / job.name, threads, cpus), slot))
+
+    def ended(self) -> list[tuple[Job, str | None]]:
+        over = [one for one in self._running if one[1].poll() is not None]
+        for one in over:
+            self._running.remove(one)
+            self._free.append(one[2])
+        return [(job, why_failed(self._out / job.name, process.returncode)) for job, process, _ in over]
+
+    def steps(self, job: Job) -> int:
+        return steps_done(job, self._out / job.name)
+
+    def close(self) -> None:
+        for _, process, _ in self._running:
+            process.terminate()
+
+
+def launch(folder: Path, threads: int, cpus: Collection[int] = ()) -> subprocess.Popen:
+    """Begin the run of a folder, or go on with it, in a process of its own, with a log beside the folder.
+
+    Args:
+        threads: how many it may use.
+        cpus: the only ones it may use; none named: all.
+    """
+    words = [sys.executable, "-m", "experiments", "resume", str(folder), "--jobs", str(threads)]
     root = str(Path(__file__).parents[1])
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
         "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
     }
-    with open(out / f"{job.name}.log", "a") as log:
-        linux = sys.platform == "linux"
+    with open(log_of(folder), "a") as log:
         process = subprocess.Popen(
-            words, stdout=log, stderr=subprocess.STDOUT, env=environment, preexec_fn=_end_with_parent if linux else None
+            words, stdout=log, stderr=subprocess.STDOUT, env=environment, preexec_fn=_end_with_parent if _LIBC else None
         )
-    if hasattr(os, "sched_setaffinity") and jobs > 1:
+    if cpus:
         # The simulators' threads go by the CPUs that a process may use. It has not begun to ask.
-        mine = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(process.pid, {mine[(slot * threads + i) % cores] for i in range(threads)})
+        os.sched_setaffinity(process.pid, cpus)
     return process
+
+
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded here, not between fork and exec
 
 
 def _end_with_parent() -> None:
     """Ask the kernel to end this process when its parent ends, however it does: else a run would go on unseen."""
     pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+    assert _LIBC is not None
+    _LIBC.prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
-def _reason(out: Path, one: _Running) -> str:
-    lines = (out / f"{one.job.name}.log").read_text().strip().splitlines()
-    return f"{lines[-1] if lines else 'no word'} (exit status {one.process.returncode}; see {one.job.name}.log)"
+def log_of(folder: Path) -> Path:
+    """What the processes that trained a run folder printed."""
+    return folder.with_name(f"{folder.name}.log")
 
 
-def _steps_done(job: Job, out: Path) -> int:
-    """Env steps of all members of a job so far."""
-    folder = out / job.name
+def why_failed(folder: Path, status: int) -> str | None:
+    """A line about a run that ended with an exit status; None for 0."""
+    if status == 0:
+        return None
+    lines = log_of(folder).read_text().strip().splitlines()
+    return f"{lines[-1] if lines else 'no word'} (exit status {status}; see {log_of(folder).name})"
+
+
+def steps_done(job: Job, folder: Path) -> int:
+    """Env steps of all members of a job so far, by its files."""
     if (folder / "result.json").exists():
         return job.steps * job.members
     seeds = len(list(folder.glob("seed-*.json")))  # of a peer

@@ -223,7 +223,7 @@ def span(seeds: Sequence[int]) -> str:
 
 
 def command(config: Record) -> str | None:
-    """The `ess-rl` line that makes this run again, with every setting spelled out: defaults change, it does not.
+    """The command line that makes this run again, with every setting spelled out: defaults change, it does not.
 
     None where the command line cannot say it: seeds that are no range, or a sweep that is no product.
     """
@@ -232,7 +232,10 @@ def command(config: Record) -> str | None:
     product = len(seeds) * math.prod(len(values) for values in sweep.values())
     if seeds != list(range(seeds[0], seeds[0] + len(seeds))) or product != len(config["seeds"]):
         return None
-    words: list[str] = ["ess-rl", "train", config["agent"], "--env", config["env"]]
+    words = ["ess-rl"]
+    if (several := config.get("processes", 1)) > 1:
+        words = ["torchrun", "--nproc-per-node", str(several), "-m", "experiments"]
+    words += ["train", config["agent"], "--env", config["env"]]
     options: Record = {"seeds": len(seeds), "seed0": seeds[0], "steps": config["steps"], "episodes": config["episodes"]}
     if "iterations" in config:  # a run of ours, not of a peer
         options |= {"backend": config["backend"], "device": config["device"]}

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
+from ess_rl import processes
 from ess_rl.contract import Agent
 from ess_rl.errors import UsageError
 from ess_rl.population import Population
@@ -42,8 +43,10 @@ def free(device: str) -> int | None:
 
 
 def check(agent: Agent, config: Any, obs_dim: int, act_dim: int, members: int, device: str) -> None:
-    """Raises UsageError where a population cannot fit into the memory that is free."""
+    """Raises UsageError where a population, and those of the processes beside it, cannot fit into what is free."""
     need, have = needed(agent, config, obs_dim, act_dim, members), free(device)
+    if device == "cpu":  # of CUDA devices each process has its own
+        need *= processes.beside()
     if have is not None and need > have:
         raise UsageError(
             f"{members:,} members of {config.num_envs} environments x {config.rollout} steps need at least "

@@ -140,6 +140,17 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.stem))
 
 
+def replay_of(checkpoint: Path) -> Path:
+    """Where that lies which a run with older data goes on from beside its checkpoint."""
+    return checkpoint.with_suffix(".replay")
+
+
+def drop_old_replays(run: Path) -> None:
+    """A replay is large: two remain, should the newest be damaged."""
+    for old in checkpoints(run)[:-2]:
+        replay_of(old).unlink(missing_ok=True)
+
+
 def groups(record: Record) -> dict[str, list[int]]:
     """Members of a config or a result by everything but the seed: label -> their indices."""
     found: dict[str, list[int]] = {}

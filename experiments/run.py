@@ -2,6 +2,11 @@
 
 `start` writes config.json; `carry_on` does the rest from that file alone. So a fresh run and a resumed one are the
 same code, and what a run is can be read in its config.json.
+
+Over several processes (torchrun), the first does this and alone knows the folder; the others `follow` it. Everyone's
+Config then holds its share of environments and minibatch, config.json the whole. A checkpoint has the first process's
+agents, which are everyone's: what differs, the running returns of each one's environments, is zero where environments
+begin anew. Of the replay it has all parts.
 """
 
 from __future__ import annotations
@@ -11,18 +16,19 @@ import math
 import shutil
 import struct
 import sysconfig
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 from torch.utils.tensorboard import SummaryWriter
 
 import envs
 from agents import AGENTS
-from ess_rl import checkpoint, loop
-from ess_rl.contract import VectorEnv
+from ess_rl import checkpoint, loop, processes
+from ess_rl.contract import Tree, VectorEnv
 from ess_rl.errors import UsageError
 from ess_rl.population import Population, members
 from ess_rl.replay import Replay
@@ -75,6 +81,7 @@ def plan(
     records.check_positive({"steps": steps, "checkpoints": checkpoints, "episodes": episodes, "seeds": len(seeds)})
     records.check_positive({name: getattr(config, name) for name in ("num_envs", "rollout", "epochs", "minibatch")})
     loop.check_minibatch(config)
+    own = _share(config, processes.count())
     for name, of in (("replay", "older rollouts"), ("lag", "iterations")):
         if getattr(config, name) < 0:
             raise UsageError(f"--{name} {getattr(config, name)}: must be 0 or more {of}")
@@ -96,8 +103,7 @@ def plan(
         )
     settings_of = members(seeds, sweep)
     where = device_of(device, resolved_backend)
-    agent_made = AGENTS[agent].agent(config, *dimensions)
-    memory.check(agent_made, config, *dimensions, len(settings_of), where)
+    memory.check(AGENTS[agent].agent(own, *dimensions), own, *dimensions, len(settings_of), where)
     return {
         "format": records.FORMAT,
         "agent": agent,
@@ -107,6 +113,7 @@ def plan(
         "sweep": {name: [member[name] for member in settings_of] for name in sweep},
         "steps": steps,
         "iterations": iterations,
+        "processes": processes.count(),
         # Some episodes must have room between two fresh starts, else none would end.
         "reset_every": max(math.ceil(iterations / checkpoints), math.ceil(4 * episode / config.rollout)),
         "episodes": episodes,
@@ -121,54 +128,42 @@ def carry_on(run: Path) -> Record:
     """Train what is left of a run, evaluate it and write its result. -> the result
 
     Raises:
-        UsageError: the folder, its configuration or its newest checkpoint is not usable.
+        UsageError: the folder, its configuration or its newest checkpoint is not usable, or there are more or fewer
+            processes than the run began with.
         NonFiniteError: training diverged; checkpoints written before stay.
     """
     with records.alone(run):
         config = records.read_config(run)
         if (run / "result.json").exists():
             return records.read_json(run / "result.json")
+        if (began := config.get("processes", 1)) != processes.count():
+            how = "'ess-rl resume" if began == 1 else f"'torchrun --nproc-per-node {began} -m experiments resume"
+            raise UsageError(
+                f"{run} was begun with {began} process{'es' * (began > 1)}, not {processes.count()}: "
+                f"{how} {run}' goes on with it"
+            )
         return _carry_on(run, config)
 
 
 def _carry_on(run: Path, config: Record) -> Record:
-    population, agent_config = restore_population(config)
-    for name in dataclasses.asdict(agent_config):
+    population, env, replay = _parts(config)
+    for name in dataclasses.asdict(population.agent.config):
         if name not in config["config"]:  # its default may not be what the run began with
             raise UsageError(
                 f"{run / 'config.json'} has no {name!r}, which {config['agent']} has by now: go on with the version "
                 f"that began it (git commit {config.get('git_commit')})"
             )
-    env = envs.make(
-        config["env"], population.size * agent_config.num_envs, backend=config["backend"], device=config["device"]
-    )
-    capacity = (1 + agent_config.replay) * agent_config.rollout
-    replay = Replay(capacity, population.size, agent_config.num_envs, env.obs_dim, env.act_dim, population.device)
     iteration = _load_newest(run, config, population)
-    if iteration > 0 and _keeps_the_past(agent_config):
-        path = _past_path(records.checkpoints(run)[-1])
-        past, _ = checkpoint.load(path, _past(replay, population), population.device)
-        replay.load(past["replay"])
-        population.behind = list(past.get("behind", {}).values())  # an empty tree has no tensors to save
+    past = _room_for_past(replay, population) if iteration > 0 else {}
+    if past:
+        past, _ = checkpoint.load(records.replay_of(records.checkpoints(run)[-1]), past, population.device)
+    processes.tell({"config": config, "iteration": iteration})
     rows = records.cut_metrics(run, iteration)
     shutil.rmtree(run / "tensorboard", ignore_errors=True)
     trained = rows[-1]["seconds"] if rows else 0.0
     print(describe(config), flush=True)
-
-    compile_seconds = 0.0
-    if population.compiled and iteration < config["iterations"]:
-        print("compiling ...", end=" ", flush=True)
-        compile_seconds = loop.warm_up(population, env)
-        print(f"{compile_seconds:.0f} s", flush=True)
-
-    progress = loop.train(
-        population,
-        env,
-        replay,
-        iterations=config["iterations"],
-        reset_every=config["reset_every"],
-        start=iteration,
-    )
+    progress, compile_seconds = _train(config, population, env, replay, iteration, past)
+    del past  # a replay may be large
     writer = SummaryWriter(str(run / "tensorboard"))
     for row in rows:
         _tensorboard(writer, row)
@@ -180,7 +175,7 @@ def _carry_on(run: Path, config: Record) -> Record:
             records.append_line(log, row)
             _tensorboard(writer, row)
             display.update(row)
-            if done.iteration % config["reset_every"] == 0 or done.iteration == config["iterations"]:
+            if _is_checkpoint(config, done):
                 _save(run, config, population, replay, done)
     writer.close()
     env.close()
@@ -205,15 +200,73 @@ def _carry_on(run: Path, config: Record) -> Record:
     return result
 
 
+def follow() -> None:
+    """What all processes but the first do: train in step with it, and write nothing. Returns if it trains nothing.
+
+    Raises:
+        UsageError, NonFiniteError: as `carry_on`.
+    """
+    task = processes.hear()
+    if task is None:
+        return
+    config = task["config"]
+    population, env, replay = _parts(config)
+    past = _room_for_past(replay, population) if task["iteration"] > 0 else {}
+    progress, _ = _train(config, population, env, replay, task["iteration"], past)
+    del past
+    for done in progress:
+        if _is_checkpoint(config, done):
+            _past(replay, population)  # the first process writes it
+    env.close()
+
+
+def _parts(config: Record) -> tuple[Population, VectorEnv, Replay]:
+    """The untrained population of a run, its environments and its replay: this process's share of them."""
+    population, agent_config = restore_population(config)
+    env = envs.make(
+        config["env"], population.size * agent_config.num_envs, backend=config["backend"], device=config["device"]
+    )
+    capacity = (1 + agent_config.replay) * agent_config.rollout
+    replay = Replay(capacity, population.size, agent_config.num_envs, env.obs_dim, env.act_dim, population.device)
+    return population, env, replay
+
+
+def _train(
+    config: Record, population: Population, env: VectorEnv, replay: Replay, iteration: int, past: Tree
+) -> tuple[Iterator[loop.Progress], float]:
+    """Take up what the first process read, and compile. -> (the iterations that are left, seconds of compilation)"""
+    if iteration > 0:
+        population.state = processes.of_first(population.state)
+        _take_up_past(replay, population, processes.of_first(past))
+    compile_seconds = 0.0
+    if population.compiled and iteration < config["iterations"]:
+        print("compiling ...", end=" ", flush=True)
+        compile_seconds = loop.warm_up(population, env)
+        print(f"{compile_seconds:.0f} s", flush=True)
+    progress = loop.train(
+        population,
+        env,
+        replay,
+        iterations=config["iterations"],
+        reset_every=config["reset_every"],
+        start=iteration,
+    )
+    return progress, compile_seconds
+
+
+def _is_checkpoint(config: Record, done: loop.Progress) -> bool:
+    return done.iteration % config["reset_every"] == 0 or done.iteration == config["iterations"]
+
+
 def restore_population(config: Record) -> tuple[Population, Any]:
-    """The untrained population that a config.json describes, and its agent's Config."""
+    """The untrained population that a config.json describes, and its agent's Config: of one of its processes."""
     name = config.get("agent")
     if name not in AGENTS:
         raise UsageError(f"config.json: agent {name!r} is not known here; there are {', '.join(AGENTS)}")
     entry = AGENTS[name]
     try:
         values = {key: tuple(v) if isinstance(v, list) else v for key, v in config["config"].items()}
-        agent_config = entry.config(**values)
+        agent_config = _share(entry.config(**values), config.get("processes", 1))
         probe = envs.make(config["env"], 1, backend=config["backend"])
         agent = entry.agent(agent_config, probe.obs_dim, probe.act_dim)
         probe.close()
@@ -261,42 +314,55 @@ def describe(config: Record) -> str:
     """One line: what runs, on what."""
     size = len(config["seeds"])
     how = "compiled" if config["compiled"] else "eager"
+    several = config.get("processes", 1)
     apart = config["device"] == "cuda" and config["backend"] in ("envpool", "gymnasium")
     return (
         f"{config['agent']} on {config['env']} (backend {config['backend']}): {size} member{'s' * (size > 1)}, "
         f"{config['steps']:,} env steps each, device {config['device']}{' (physics on the CPU)' * apart}, {how}"
+        + (f", {several} processes" if several > 1 else "")
     )
 
 
 def _fingerprint(config: Record) -> Record:
     """What a checkpoint must share with the configuration to be taken for its own."""
-    names = ("agent", "env", "backend", "seeds", "sweep", "iterations", "reset_every", "config")
+    names = ("agent", "env", "backend", "seeds", "sweep", "iterations", "reset_every", "processes", "config")
     return {name: config.get(name) for name in names}
 
 
 def _save(run: Path, config: Record, population: Population, replay: Replay, done: loop.Progress) -> None:
     path = run / "checkpoints" / f"{done.env_steps:09d}.safetensors"
-    if _keeps_the_past(population.agent.config):
-        checkpoint.save(_past_path(path), _past(replay, population), {"iteration": done.iteration})
+    if past := _past(replay, population):
+        checkpoint.save(records.replay_of(path), past, {"iteration": done.iteration})
     checkpoint.save(path, population.state, {"iteration": done.iteration, "of": _fingerprint(config)})
-    for old in records.checkpoints(run)[:-2]:  # a replay is large; two remain, should the newest be damaged
-        _past_path(old).unlink(missing_ok=True)
+    records.drop_old_replays(run)
 
 
-def _keeps_the_past(config: Any) -> bool:
-    """Whether a run goes on from more than its agents. A fresh rollout is not needed again: it was learned from."""
-    return config.replay > 0 or config.lag > 0
+def _past(replay: Replay, population: Population, whole: Callable[..., Tensor] = processes.gathered) -> Tree:
+    """What a run goes on from beside its agents: rollouts to learn from again, and policies that are still to act.
 
-
-def _past(replay: Replay, population: Population) -> dict[str, Any]:
-    """Rollouts to learn from again, and policies that are still to act."""
+    Empty where there is neither: a fresh rollout is not needed again. `whole` makes of a process's part, along the axis
+    of environments, that of all processes.
+    """
+    config = population.agent.config
+    if config.replay == 0 and config.lag == 0:
+        return {}
+    state = replay.state()
+    store = {name: whole(x, 2) for name, x in state["store"].items()}
     behind = {str(k): state for k, state in enumerate(population.behind)}
-    return {"replay": replay.state(), "behind": behind}
+    return {"replay": {**state, "store": store}, "behind": behind}
 
 
-def _past_path(checkpoint_path: Path) -> Path:
-    """Where that lies for a checkpoint."""
-    return checkpoint_path.with_suffix(".replay")
+def _room_for_past(replay: Replay, population: Population) -> Tree:
+    """A tree like `_past`'s, to be filled."""
+    room = _past(replay, population, lambda part, dim: torch.cat([part] * processes.count(), dim))
+    return tree_map(lambda x: x.to(population.device), room)
+
+
+def _take_up_past(replay: Replay, population: Population, past: Tree) -> None:
+    if past:
+        store = {name: processes.share(x, 2).contiguous() for name, x in past["replay"]["store"].items()}
+        replay.load({**past["replay"], "store": store})
+        population.behind = list(past.get("behind", {}).values())  # an empty tree has no tensors to save
 
 
 def _load_newest(run: Path, config: Record, population: Population) -> int:
@@ -336,6 +402,19 @@ def _tensorboard(writer: SummaryWriter, row: Record) -> None:
             writer.add_scalar(f"train/{name}", sum(values) / len(values), row["env_steps"])
 
 
+def _share(config: Any, count: int) -> Any:
+    """The Config of one of `count` processes that share a run."""
+    for name in ("num_envs", "minibatch"):
+        if getattr(config, name) % count:
+            raise UsageError(
+                f"--{name.replace('_', '-')} {getattr(config, name)} over {count} processes: must be a multiple of "
+                f"{count}, for each has an equal share"
+            )
+    if count == 1:
+        return config
+    return dataclasses.replace(config, num_envs=config.num_envs // count, minibatch=config.minibatch // count)
+
+
 # What a number must be, where not every finite one will do.
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "behavior_temperature": (lambda x: x > 0.0, "above 0"),
@@ -366,10 +445,15 @@ def _check_numbers(config: Any, sweep: Mapping[str, Sequence[float]]) -> None:
 def device_of(asked: str, backend: str) -> str:
     """auto: cuda where there is one and the environments run on it too, else the CPU."""
     if asked == "auto":
-        return "cuda" if torch.cuda.is_available() and backend in ("torch", "warp") else "cpu"
+        asked = "cuda" if torch.cuda.is_available() and backend in ("torch", "warp") else "cpu"
     if asked == "cuda" and not torch.cuda.is_available():
         raise UsageError(
             "--device cuda: this torch sees no CUDA device; use --device cpu, or install a CUDA build of torch"
+        )
+    if asked == "cuda" and processes.beside() > torch.cuda.device_count():
+        raise UsageError(
+            f"{processes.beside()} processes for {torch.cuda.device_count()} CUDA devices of this machine: "
+            "give torchrun no more processes than devices, or use --device cpu"
         )
     return asked
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,7 +74,7 @@ def carry_out(study: Study, out: Path | None = None, jobs: int = 1, quick: bool 
     out = out or Path("runs") / (study.name + "-quick" * quick)
     todo = study.jobs(quick)
     print(f"{study.question}\nprediction: {study.prediction}")
-    failed = benchmark.run_jobs(study.name, todo, out, jobs)
+    failed = benchmark.run_jobs(study.name, todo, out, partial(benchmark.Local, jobs=jobs))
     if failed:
         return failed
     outcome = read(todo, out)

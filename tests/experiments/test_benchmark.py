@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def test_every_job_of_a_suite_can_be_planned(name: str):
 def test_a_suite_runs_what_is_missing_and_names_what_failed(
     suite: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    failed = benchmark.benchmark(suite, tmp_path / "out", jobs=2)
+    failed = benchmark.benchmark(suite, tmp_path / "out", partial(benchmark.Local, jobs=2))
     assert len(failed) == 1 and failed[0].startswith("ppo-NoSuchTask-v0: ")
     printed = capsys.readouterr().out
     assert "tiny: 4 jobs, 3 to run" in printed and "| ppo clip 0.2" in printed and "| sb3-ppo" in printed

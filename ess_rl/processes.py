@@ -1,0 +1,152 @@
+"""One run over several processes: what each has to know of the others. With one process all of it is the identity.
+
+Every process holds the same agents, an equal share of each member's environments, and an equal share of each
+minibatch. So the mean of a gradient over the processes is the gradient of the whole minibatch, provided that whatever
+enters the loss beside the samples (the ESS, the scale of the advantages) is of the whole minibatch too. The functions
+here see to that. They are called under `vmap` and compiled with what surrounds them, which torch's own collectives
+cannot be; all processes must call them in the same order.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+from torch.utils import _pytree as pytree
+
+from ess_rl.contract import Tree
+
+
+def count() -> int:
+    """How many processes share the run: K."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def number() -> int:
+    """Which of them this is, from 0."""
+    return dist.get_rank() if count() > 1 else 0
+
+
+def beside() -> int:
+    """How many of them are on this machine, this one included."""
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if count() > 1 and "LOCAL_WORLD_SIZE" in os.environ else 1
+
+
+def total(x: Tensor) -> Tensor:
+    """Sum over the processes, element by element. No gradient passes."""
+    return _all_reduce(x, "sum") if count() > 1 else x
+
+
+def largest(x: Tensor) -> Tensor:
+    """Largest over the processes, element by element. No gradient passes."""
+    return _all_reduce(x, "max") if count() > 1 else x
+
+
+def mean(x: Tensor) -> Tensor:
+    """Mean of all elements of all processes. No gradient passes between them."""
+    return averaged(x.mean())
+
+
+def averaged(tree: Tree) -> Tree:
+    """Each leaf's mean over the processes, element by element, in one message. Leaves are of one dtype."""
+    if count() == 1:
+        return tree
+    leaves, spec = pytree.tree_flatten(tree)
+    flat = total(torch.cat([leaf.flatten() for leaf in leaves])) / count()
+    parts = flat.split([leaf.numel() for leaf in leaves])
+    return pytree.tree_unflatten([part.view(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)], spec)
+
+
+def pooled(samples: int, mean: Tensor, var: Tensor) -> tuple[int, Tensor, Tensor]:
+    """Number, mean and variance (of division by n) of all processes' samples, from those of each."""
+    if count() == 1:
+        return samples, mean, var
+    of_all = averaged(mean)
+    return samples * count(), of_all, averaged(var + (mean - of_all).square())
+
+
+def share(x: Tensor, dim: int) -> Tensor:
+    """This process's equal part of `x` along `dim`, which holds something for every environment."""
+    return x.chunk(count(), dim)[number()]
+
+
+def gathered(x: Tensor, dim: int) -> Tensor:
+    """The parts of all processes along `dim`, as `share` divides them: on every process."""
+    if count() == 1:
+        return x
+    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(count())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.cat(parts, dim)
+
+
+def of_first(tree: Tree) -> Tree:
+    """The first process's leaves, on every process; shapes and dtypes are the same on all."""
+    if count() == 1:
+        return tree
+    leaves, spec = pytree.tree_flatten(tree)
+    copies = [leaf.clone(memory_format=torch.contiguous_format) for leaf in leaves]
+    for copy in copies:
+        dist.broadcast(copy, src=0)
+    return pytree.tree_unflatten(copies, spec)
+
+
+def first_word(word: str | None) -> str | None:
+    """What the first of the processes that have something to say says; None where none has."""
+    words: list[str | None] = [word]
+    if count() > 1:
+        words = [None] * count()
+        dist.all_gather_object(words, word)
+    return next((said for said in words if said is not None), None)
+
+
+_told = False  # whether the others know what to do
+
+
+def join() -> None:
+    """Meet the other processes of torchrun: over Gloo, and over NCCL for what lies on a GPU."""
+    cuda = torch.cuda.is_available() and dist.is_nccl_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+
+
+def tell(task: Any) -> None:
+    """From the first process to all others: what `hear` gives them. Once; JSON-like, or None for nothing to do."""
+    global _told
+    if count() > 1 and not _told:
+        _told = True
+        dist.broadcast_object_list([task], src=0)
+
+
+def hear() -> Any:
+    """What the first process told the others. Waits for it."""
+    task = [None]
+    dist.broadcast_object_list(task, src=0)
+    return task[0]
+
+
+def leave() -> None:
+    """Part. The first process lets the others go, should they still wait to be told what to do."""
+    if number() == 0:
+        tell(None)
+    dist.destroy_process_group()
+
+
+@torch.library.custom_op("ess_rl::all_reduce", mutates_args=())
+def _all_reduce(x: Tensor, how: str) -> Tensor:
+    result = x.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(result, dist.ReduceOp.SUM if how == "sum" else dist.ReduceOp.MAX)
+    return result
+
+
+@_all_reduce.register_fake
+def _(x: Tensor, how: str) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@_all_reduce.register_vmap
+def _(info: Any, in_dims: tuple[int | None, None], x: Tensor, how: str) -> tuple[Tensor, int | None]:
+    return _all_reduce(x, how), in_dims[0]  # element by element: an axis more makes no difference
