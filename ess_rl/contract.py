@@ -14,6 +14,7 @@ from ess_rl.transitions import Transitions
 
 Tree = Any  # nested dictionaries with tensors at the leaves
 Draw = Literal["uniform", "recency", "ess"]
+Precision = Literal["fp32", "bf16", "fp16", "fp8"]
 State = dict[str, Tree]  # all that an agent knows: parameters, optimizer, statistics, hyperparameters
 Metrics = dict[str, Tensor]  # 0-dim tensors, left on their device until somebody logs
 
@@ -105,6 +106,8 @@ class AgentConfig(Protocol):
     def lag(self) -> int: ...  # iterations by which the policy that acts is older than the one that learns
     @property
     def behavior_temperature(self) -> float: ...  # what the standard deviation is multiplied with to act
+    @property
+    def rollout_precision(self) -> Precision: ...  # of the network that acts
 
 
 class Agent(Protocol):

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ess_rl.contract import Agent, Metrics, State
 from ess_rl.errors import UsageError
 from ess_rl.gaussian import Gaussian
+from ess_rl.networks import in_precision
 from ess_rl.transitions import Transitions
 
 
@@ -83,7 +84,8 @@ class Population:
             numbers[name] = list(column)
         self.hyper = {name: torch.tensor(v, dtype=torch.float32, device=self.device) for name, v in numbers.items()}
         # Whether the policy that learns is the one that acts.
-        self.on_policy = config.lag == 0 and set(numbers["behavior_temperature"]) == {1.0}
+        same_time, same_width = config.lag == 0, set(numbers["behavior_temperature"]) == {1.0}
+        self.on_policy = same_time and same_width and config.rollout_precision == "fp32"
         # What vmap broadcasts has stride 0, even where `contiguous()` would let it pass: an axis of size 1. Compiled
         # programs are made for the strides of what comes in, and would be made once more for what updates give back.
         self.state: State = tree_map(
@@ -96,7 +98,8 @@ class Population:
         # One `def` each: torch.compile keeps its programs by code object, and vmap's own wrapper is a single one.
         def act(state: State, obs: Tensor, noise: Tensor) -> tuple[Gaussian, Tensor]:
             def one(state: State, obs: Tensor, noise: Tensor) -> tuple[Gaussian, Tensor]:
-                mean, log_std = agent.act(state, obs)
+                acting = {**state, "params": in_precision(state["params"], config.rollout_precision)}
+                mean, log_std = (x.float() for x in agent.act(acting, obs))
                 behavior = Gaussian(mean, log_std + torch.log(state["hyper"]["behavior_temperature"]))
                 return behavior, behavior.sample(noise)
 
@@ -128,7 +131,8 @@ class Population:
     def act(self, obs: Tensor, noise: Tensor) -> tuple[Gaussian, Tensor]:
         """Behavior policy and action at obs [P, N, obs_dim], with standard normal noise [P, N, act_dim].
 
-        The behavior is the policy of `lag` iterations ago, its standard deviation times `behavior_temperature`.
+        The behavior is the policy of `lag` iterations ago as its network computes in `rollout_precision`, its standard
+        deviation times `behavior_temperature`.
         """
         with _one_thread():
             return self._act(self.behind[0] if self.behind else self._acting(), obs, noise)

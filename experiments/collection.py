@@ -32,6 +32,7 @@ _LATER: dict[str, Callable[[Record], Any]] = {
     "correction": lambda config: "none",
     "lag": lambda config: 0,
     "behavior_temperature": lambda config: 1.0,
+    "rollout_precision": lambda config: "fp32",
 }
 LATER_FIELDS: dict[str, dict[str, Callable[[Record], Any]]] = {
     "p3o": {**_LATER, "ess_floor": lambda config: 0.0, "pull": lambda config: "ess"},

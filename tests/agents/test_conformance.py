@@ -373,6 +373,14 @@ def test_compiled_equals_eager():
     assert_close(learn(compiled), learn(eager), rtol=1e-4, atol=1e-4)
 
 
+@compiles
+def test_acting_in_fp8_compiles():
+    """The same rounding: a tenth of its step would be some 1e-3."""
+    compiled, eager = (Population(build("ppo", rollout_precision="fp8"), SEEDS[:2], compiled=c) for c in (True, False))
+    obs, noise = 3.0 * torch.randn(2, N, OBS), torch.randn(2, N, ACT)
+    assert_close(compiled.act(obs, noise), eager.act(obs, noise), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=compiles)])
 def test_updates_are_one_update_after_the_other(compiled: bool):
     """Also where programs of two populations lie in one cache, and the guards are asked only once for three updates."""

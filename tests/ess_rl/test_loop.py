@@ -11,7 +11,7 @@ from torch import Tensor
 
 from agents.p3o import P3O, Config
 from ess_rl import random
-from ess_rl.contract import Draw, Step, VectorEnv
+from ess_rl.contract import Draw, Precision, Step, VectorEnv
 from ess_rl.errors import NonFiniteError, UsageError
 from ess_rl.ess import effective_sample_size
 from ess_rl.gaussian import Gaussian
@@ -256,6 +256,23 @@ def test_the_behavior_is_wider_by_its_temperature_and_an_evaluation_is_not():
     # e of a policy narrower by T in both of 2 dimensions: per dimension sqrt(2 T^2 - 1) / T^2 = 0.8315.
     progress = run((*build(list(range(40)), behavior_temperature=1.5),), iterations=2, reset_every=2)
     assert progress[-1].metrics["ess_first"].mean() == pytest.approx(0.8315**2, abs=0.05)
+
+
+@pytest.mark.parametrize(("precision", "at_least"), [("fp16", -1.0), ("bf16", 1e-7), ("fp8", 1e-5)])
+def test_a_network_of_low_precision_acts_and_is_recorded(precision: Precision, at_least: float):
+    population, env, _ = parts = build(rollout_precision=precision)
+    assert not population.on_policy
+    progress = run(parts, iterations=4, reset_every=4)
+    lost = 1.0 - progress[-1].metrics["ess_first"]
+    assert (lost > at_least).all() and (lost < 0.1).all()
+    rollout, _ = collect(population, env, env.reset(env_seeds(population.seed, N)), T, 4)
+    pi = population.policy(rollout.obs[2])  # an evaluation's
+    assert rollout.behavior_mean.dtype == torch.float32
+    assert 0.0 < (rollout.behavior_mean[2] - pi.mean).abs().max() < 0.1
+    # The action is a draw from what was recorded: the same noise as that of fp32.
+    z = (rollout.action - rollout.behavior_mean) * torch.exp(-rollout.behavior_log_std)
+    seeds = random.fold_in(random.fold_in(population.seed, 1), 4)
+    torch.testing.assert_close(z, random.normal(seeds, (T, N, ACT)).transpose(0, 1), rtol=1e-4, atol=1e-4)
 
 
 def test_a_behavior_that_was_recorded_wrongly_is_noticed():
