@@ -19,6 +19,7 @@ from torch.func import grad
 
 from ess_rl import normalizer
 from ess_rl.contract import Draw, Metrics, Precision, State, Tree
+from ess_rl.diagnostics import share
 from ess_rl.gaussian import Gaussian, kl
 from ess_rl.networks import policy, policy_init, value, value_init
 from ess_rl.objectives import ppo_band, ppo_clip, ppo_decoupled, ppo_kl
@@ -111,6 +112,9 @@ class PPO:
         }
         return {name: x.flatten(0, 1) for name, x in samples.items()}
 
+    def begin_epoch(self, state: State, batch: dict[str, Tensor]) -> State:
+        return state
+
     def update(self, state: State, batch: dict[str, Tensor]) -> tuple[State, Metrics]:
         hyper = state["hyper"]
 
@@ -132,6 +136,9 @@ class PPO:
                 policy_loss, metrics = ppo_kl(
                     log_prob, behavior_log_prob, advantage, behavior_kl, kl_coef=state["kl_coef"]
                 )
+            weight = metrics.pop("weight")
+            if self.config.replay > 0:
+                metrics["replayed_share"] = share(weight * advantage, batch["age"] > 0)
             value_loss = 0.5 * (value(params["value"], batch["obs"]) - batch["value_target"]).square().mean()
             entropy = pi.entropy().mean()
             loss = policy_loss + hyper["value_coef"] * value_loss - hyper["entropy_coef"] * entropy

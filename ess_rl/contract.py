@@ -131,13 +131,17 @@ class Agent(Protocol):
     def prepare(self, state: State, rollout: Transitions) -> dict[str, Tensor]:
         """Once an iteration, before its updates: transitions [T, N] to flat samples [T * N, ...] with targets.
 
-        Among them "log_ratio" [T * N]: log density of the present policy less that of the behavior, at the action.
-        With replay this is called for each rollout, fresh or old, alone.
+        Among them "advantage" and "log_ratio" [T * N]: log density of the present policy less that of the behavior, at
+        the action. With replay this is called for each rollout, fresh or old, alone.
         """
         ...
 
+    def begin_epoch(self, state: State, batch: dict[str, Tensor]) -> State:
+        """At the beginning of each epoch, with all samples that it will draw: what is asked of a whole batch."""
+        ...
+
     def update(self, state: State, batch: dict[str, Tensor]) -> tuple[State, Metrics]:
-        """One gradient step on a minibatch of those samples."""
+        """One gradient step on a minibatch of those samples. With replay each has its "age", 0 in the fresh rollout."""
         ...
 
     def observe(self, state: State, rollout: Transitions) -> State:

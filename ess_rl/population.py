@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ess_rl import diagnostics
 from ess_rl.contract import Agent, Metrics, State
 from ess_rl.errors import UsageError
 from ess_rl.gaussian import Gaussian
@@ -108,6 +109,12 @@ class Population:
         def prepare(state: State, rollout: Transitions) -> dict[str, Tensor]:
             return vmap(agent.prepare, in_dims=(0, 1))(state, rollout)
 
+        def begin_epoch(state: State, data: dict[str, Tensor], index: Tensor) -> State:
+            def one(state: State, data: dict[str, Tensor], index: Tensor) -> State:
+                return agent.begin_epoch(state, {name: x[index] for name, x in data.items()})
+
+            return vmap(one)(state, data, index)
+
         def update(state: State, data: dict[str, Tensor], index: Tensor) -> tuple[State, Metrics]:
             def one(state: State, data: dict[str, Tensor], index: Tensor) -> tuple[State, Metrics]:
                 return agent.update(state, {name: x[index] for name, x in data.items()})
@@ -117,8 +124,16 @@ class Population:
         def observe(state: State, rollout: Transitions) -> State:
             return vmap(agent.observe, in_dims=(0, 1))(state, rollout)
 
+        def diagnose(state: State, rollout: Transitions, advantage: Tensor) -> Metrics:
+            def one(state: State, rollout: Transitions, advantage: Tensor) -> Metrics:
+                b = Gaussian(rollout.behavior_mean, rollout.behavior_log_std)
+                return diagnostics.diagnose(agent.act(state, rollout.obs), b, rollout.action, advantage)
+
+            return vmap(one, in_dims=(0, 1, 0))(state, rollout, advantage)
+
         self._act, self._prepare = self._outside(act), self._outside(prepare)
         self._update, self._observe = self._outside(update), self._outside(observe)
+        self._begin_epoch, self._diagnose = self._outside(begin_epoch), self._outside(diagnose)
 
     def _outside(self, function: Callable) -> Callable:
         if not self.compiled:
@@ -160,15 +175,20 @@ class Population:
             self.state, metrics = self._update(self.state, data, index)
         return metrics
 
-    def updates(self, data: dict[str, Tensor], indices: Tensor) -> list[Metrics]:
+    def epoch(self, data: dict[str, Tensor], indices: Tensor) -> list[Metrics]:
         """One `update` for each of `indices` [K, P, minibatch], in their order. -> K times the metrics
 
         Only the first asks torch.compile's guards whether the program fits what comes in. The others get tensors of
         the same shapes and strides, since a state keeps its own: not asking again saves a tenth of a small update.
         """
+        self.state = self._begin_epoch(self.state, data, indices.transpose(0, 1).flatten(1))
         first = [self.update(data, index) for index in indices[:1]]
         with torch.compiler.set_stance(skip_guard_eval_unsafe=True) if self.compiled else nullcontext():
             return first + [self.update(data, index) for index in indices[1:]]
+
+    def diagnose(self, rollout: Transitions, advantage: Tensor) -> Metrics:
+        """How far the present policy has left that of transitions [T, P, N]; advantage [P, T * N]. Metrics are [P]."""
+        return self._diagnose(self._acting(), rollout, advantage)
 
     def observe(self, rollout: Transitions) -> None:
         """Take transitions [T, P, N] into the running statistics."""

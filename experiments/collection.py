@@ -35,7 +35,7 @@ _LATER: dict[str, Callable[[Record], Any]] = {
     "rollout_precision": lambda config: "fp32",
 }
 LATER_FIELDS: dict[str, dict[str, Callable[[Record], Any]]] = {
-    "p3o": {**_LATER, "ess_floor": lambda config: 0.0, "pull": lambda config: "ess"},
+    "p3o": {**_LATER, "ess_floor": lambda config: 0.0, "pull": lambda config: "ess", "ess": lambda config: "minibatch"},
     "ppo": {**_LATER, "objective": lambda config: "clip", "target_kl": lambda config: 0.01},
 }
 

@@ -14,10 +14,11 @@ from ess_rl import random
 from ess_rl.contract import Draw, Precision, Step, VectorEnv
 from ess_rl.errors import NonFiniteError, UsageError
 from ess_rl.ess import effective_sample_size
-from ess_rl.gaussian import Gaussian
+from ess_rl.gaussian import Gaussian, kl
 from ess_rl.loop import Progress, collect, env_seeds, evaluate, prepare, train
 from ess_rl.population import Population
 from ess_rl.replay import Replay
+from ess_rl.transitions import Transitions
 
 OBS, ACT, N, T = 3, 2, 4, 6
 CONFIG = Config(hidden=(8,), num_envs=N, rollout=T, epochs=2, minibatch=8, learning_rate=1e-2)
@@ -207,6 +208,46 @@ def test_replayed_rollouts_are_drawn_from(draw: Draw):
     assert not seen
 
 
+@pytest.mark.parametrize("replay", [0, 2])
+def test_diagnostics_are_of_the_fresh_rollout_after_its_updates(replay: int):
+    population, env, ring = build(replay=replay)
+    observe, policies = population.observe, []
+
+    def spy(rollout: Transitions) -> None:
+        policies.append(Gaussian(*map(torch.stack, zip(*[population.policy(obs) for obs in rollout.obs], strict=True))))
+        observe(rollout)
+
+    population.observe = spy
+    *_, last = run((population, env, ring), iterations=4, reset_every=4)
+    rollout, pi = ring.latest(T), policies[-1]
+    b = Gaussian(rollout.behavior_mean, rollout.behavior_log_std)
+    log_ratio = pi.log_prob(rollout.action) - b.log_prob(rollout.action)  # [T, P, N]
+    torch.testing.assert_close(last.metrics["ess_end"], effective_sample_size(log_ratio, dim=(0, 2)))
+    torch.testing.assert_close(last.metrics["ess_end_per_dim"], last.metrics["ess_end"] ** (1.0 / ACT))
+    torch.testing.assert_close(last.metrics["behavior_kl_end"], kl(pi, b).mean((0, 2)), rtol=1e-4, atol=1e-6)
+    # Of 24 samples: the first (1 % are 0.24), the 12th, and the 24th (99 % are 23.76).
+    in_order = log_ratio.transpose(0, 1).flatten(1).sort(1).values
+    for name, k in (("log_ratio_q01", 0), ("log_ratio_q50", 11), ("log_ratio_q99", 23)):
+        torch.testing.assert_close(last.metrics[name], in_order[:, k], rtol=1e-4, atol=1e-5)
+    assert (last.metrics["ess_end_advantage"] < 1.0).all()
+    assert ("replayed_share" in last.metrics) == (replay > 0)
+
+
+def test_the_share_of_replayed_data_by_hand():
+    """A rate of 0 and no cap: weights are ratios. Rewards of the fresh rollout count ten times those of the other."""
+    population, env, ring = build(replay=1, learning_rate=0.0, cap=1e6, epochs=1, minibatch=T * N)
+    run((population, env, ring), iterations=2, reset_every=2)
+    data, _ = prepare(population, ring.rollouts(T, 2))
+    assert data["age"][:, : T * N].eq(0.0).all() and data["age"][:, T * N :].eq(1.0).all()
+    data["advantage"][:, : T * N : 2], data["advantage"][:, 1 : T * N : 2] = 10.0, -10.0
+    data["advantage"][:, T * N :: 2], data["advantage"][:, T * N + 1 :: 2] = 1.0, -1.0
+    for name in ("behavior_mean", "behavior_log_std", "action", "obs"):
+        data[name][:, 1:] = data[name][:, :1]  # all samples are one, and so are their ratios
+    index = torch.arange(2 * T * N).expand(2, -1)
+    assert population.update(data, index)["replayed_share"].tolist() == pytest.approx([1.0 / 11.0] * 2, rel=1e-4)
+    assert population.update(data, index[:, : T * N])["replayed_share"].tolist() == [0.0, 0.0]
+
+
 def test_samples_of_older_rollouts_are_prepared_under_the_present_policy():
     population, env, replay = build(replay=1)
     run((population, env, replay), iterations=3, reset_every=3)
@@ -222,6 +263,7 @@ def test_samples_of_older_rollouts_are_prepared_under_the_present_policy():
         torch.testing.assert_close(ess[:, age], effective_sample_size(log_ratio, dim=1))
         for name, x in alone.items():
             torch.testing.assert_close(data[name][:, age * T * N : (age + 1) * T * N], x)
+        assert (data["age"][:, age * T * N : (age + 1) * T * N] == age).all()
 
 
 @pytest.mark.parametrize("lag", [1, 3])
