@@ -45,6 +45,8 @@ class VectorEnv(Protocol):
     device: torch.device  # where obs come out and actions go in
 
     @property
+    def action_range(self) -> Sequence[tuple[float, float]]: ...  # of each action, in the simulator's units: of [-1, 1]
+    @property
     def max_episode_steps(self) -> int | None: ...  # control steps until the clock ends an episode, where known
 
     def reset(self, seeds: Tensor) -> Tensor:

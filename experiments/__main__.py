@@ -46,6 +46,7 @@ def _train_agent(name: str, arguments: list[str]) -> None:
         device=chosen.device,
         compiled=chosen.compile,
         checkpoints=chosen.checkpoints,
+        save_replay=chosen.save_replay,
     )
     _finish(folder)
 

@@ -28,6 +28,7 @@ _LATER: dict[str, Callable[[Record], Any]] = {
     "final_learning_rate": lambda config: 0.0,
     "value_learning_rate": lambda config: config["learning_rate"],
     "replay": lambda config: 0,
+    "replay_from": lambda config: "",
     "draw": lambda config: "uniform",
     "correction": lambda config: "none",
     "lag": lambda config: 0,
@@ -240,6 +241,7 @@ def command(config: Record) -> str | None:
         options["compile"] = "on" if config["compiled"] else "off"
         # The smallest number of checkpoints with the recorded distance between them.
         options["checkpoints"] = math.ceil(config["iterations"] / config["reset_every"])
+        options |= {"save_replay": config["save_replay"]} if config.get("save_replay") else {}
     for name, value in (options | full_settings(config) | sweep).items():
         words += _option(name, value)
     return shlex.join(words)

@@ -26,7 +26,7 @@ from ess_rl.contract import VectorEnv
 from ess_rl.errors import UsageError
 from ess_rl.population import Population, members
 from ess_rl.replay import Replay
-from experiments import figures, memory, records
+from experiments import figures, memory, old_data, records
 from experiments.display import Display
 from experiments.records import Record
 
@@ -38,7 +38,12 @@ def start(agent: str, env_id: str, *, out: Path, overwrite: bool = False, **argu
         UsageError: anything in it cannot work, or `out` holds something else. Nothing has been written then.
     """
     record = plan(agent, env_id, **arguments)
+    source = record["config"].get("replay_from")
+    if source and Path(source).resolve() == out.resolve():
+        raise UsageError(f"--replay-from {source} is the folder of this run: choose another --out")
     records.prepare_folder(out, overwrite=overwrite)
+    if source:
+        old_data.copy(Path(source), out)
     records.write_json(out / "config.json", record)
     return out
 
@@ -56,6 +61,7 @@ def plan(
     compiled: str = "auto",
     checkpoints: int = 10,
     episodes: int = 20,
+    save_replay: int = 0,
 ) -> Record:
     """Check a configuration. -> what config.json will hold
 
@@ -67,6 +73,7 @@ def plan(
         checkpoints: at most how many, evenly spread. Environments begin anew at each, so they lie at least four
             episodes apart.
         episodes: of the final evaluation, for each member.
+        save_replay: how many of the last rollouts to keep in a file.
 
     Raises:
         UsageError: anything in it cannot work.
@@ -75,14 +82,17 @@ def plan(
     records.check_positive({"steps": steps, "checkpoints": checkpoints, "episodes": episodes, "seeds": len(seeds)})
     records.check_positive({name: getattr(config, name) for name in ("num_envs", "rollout", "epochs", "minibatch")})
     loop.check_minibatch(config)
-    for name, of in (("replay", "older rollouts"), ("lag", "iterations")):
-        if getattr(config, name) < 0:
-            raise UsageError(f"--{name} {getattr(config, name)}: must be 0 or more {of}")
+    counts = {"replay": (config.replay, "older rollouts"), "lag": (config.lag, "iterations")}
+    for name, (count, of) in (counts | {"save-replay": (save_replay, "rollouts")}).items():
+        if count < 0:
+            raise UsageError(f"--{name} {count}: must be 0 or more {of}")
     if any(not 0 <= seed < 2**63 for seed in seeds) or len(set(seeds)) < len(seeds):
         raise UsageError(f"seeds {list(seeds)[:3]} ...: give different numbers from 0 to 2^63 - 1")
     _check_numbers(config, sweep)
     probe = envs.make(env_id, 1, backend=backend)  # refuses what cannot be had, before a folder is made
     resolved_backend, episode, dimensions = probe.backend, probe.max_episode_steps, (probe.obs_dim, probe.act_dim)
+    older = getattr(config, "replay_from", "")
+    file = old_data.check(Path(older), probe, config) if older else 0
     probe.close()
     if episode is None:
         raise UsageError(
@@ -97,7 +107,7 @@ def plan(
     settings_of = members(seeds, sweep)
     where = device_of(device, resolved_backend)
     agent_made = AGENTS[agent].agent(config, *dimensions)
-    memory.check(agent_made, config, *dimensions, len(settings_of), where)
+    memory.check(agent_made, config, *dimensions, len(settings_of), where, save_replay, file)
     return {
         "format": records.FORMAT,
         "agent": agent,
@@ -110,6 +120,7 @@ def plan(
         # Some episodes must have room between two fresh starts, else none would end.
         "reset_every": max(math.ceil(iterations / checkpoints), math.ceil(4 * episode / config.rollout)),
         "episodes": episodes,
+        "save_replay": save_replay,
         "device": where,
         "compiled": compiled_of(compiled),
         "config": dataclasses.asdict(config),
@@ -142,10 +153,11 @@ def _carry_on(run: Path, config: Record) -> Record:
     env = envs.make(
         config["env"], population.size * agent_config.num_envs, backend=config["backend"], device=config["device"]
     )
-    capacity = (1 + agent_config.replay) * agent_config.rollout
+    kept = config.get("save_replay", 0)
+    capacity = max(1 + agent_config.replay, kept) * agent_config.rollout
     replay = Replay(capacity, population.size, agent_config.num_envs, env.obs_dim, env.act_dim, population.device)
     iteration = _load_newest(run, config, population)
-    if iteration > 0 and _keeps_the_past(agent_config):
+    if iteration > 0 and _keeps_the_past(config):
         path = _past_path(records.checkpoints(run)[-1])
         past, _ = checkpoint.load(path, _past(replay, population), population.device)
         replay.load(past["replay"])
@@ -154,6 +166,10 @@ def _carry_on(run: Path, config: Record) -> Record:
     shutil.rmtree(run / "tensorboard", ignore_errors=True)
     trained = rows[-1]["seconds"] if rows else 0.0
     print(describe(config), flush=True)
+    raised: Record = {}  # what the first line of the log has beside
+    if iteration == 0 and (source := config["config"].get("replay_from")):
+        raised = {"behavior_std_raised": old_data.fill(run, replay, agent_config).tolist()}
+        print(old_data.describe(source, replay.size, sum(raised["behavior_std_raised"])), flush=True)
 
     compile_seconds = 0.0
     if population.compiled and iteration < config["iterations"]:
@@ -175,7 +191,7 @@ def _carry_on(run: Path, config: Record) -> Record:
     with open(run / "metrics.jsonl", "a") as log, Display(config, iteration) as display:
         for done in progress:
             trained += sum(done.seconds.values())
-            row = _row(done, trained)
+            row = _row(done, trained) | (raised if done.iteration == 1 else {})
             rows.append(row)
             records.append_line(log, row)
             _tensorboard(writer, row)
@@ -183,6 +199,8 @@ def _carry_on(run: Path, config: Record) -> Record:
             if done.iteration % config["reset_every"] == 0 or done.iteration == config["iterations"]:
                 _save(run, config, population, replay, done)
     writer.close()
+    if kept:
+        old_data.save(run, replay, kept, env, config)
     env.close()
 
     figures.learning_curves([run], run / "curve.png")
@@ -276,16 +294,16 @@ def _fingerprint(config: Record) -> Record:
 
 def _save(run: Path, config: Record, population: Population, replay: Replay, done: loop.Progress) -> None:
     path = run / "checkpoints" / f"{done.env_steps:09d}.safetensors"
-    if _keeps_the_past(population.agent.config):
+    if _keeps_the_past(config):
         checkpoint.save(_past_path(path), _past(replay, population), {"iteration": done.iteration})
     checkpoint.save(path, population.state, {"iteration": done.iteration, "of": _fingerprint(config)})
     for old in records.checkpoints(run)[:-2]:  # a replay is large; two remain, should the newest be damaged
         _past_path(old).unlink(missing_ok=True)
 
 
-def _keeps_the_past(config: Any) -> bool:
+def _keeps_the_past(config: Record) -> bool:
     """Whether a run goes on from more than its agents. A fresh rollout is not needed again: it was learned from."""
-    return config.replay > 0 or config.lag > 0
+    return config["config"]["replay"] > 0 or config["config"]["lag"] > 0 or config.get("save_replay", 0) > 0
 
 
 def _past(replay: Replay, population: Population) -> dict[str, Any]:

@@ -29,6 +29,7 @@ class RandomWorld:
     """Environment i is a function of its seed, its clock and its actions. A step in five ends an episode."""
 
     env_id, backend, obs_dim, act_dim, device = "RandomWorld-v0", "torch", OBS, ACT, torch.device("cpu")
+    action_range = ((-1.0, 1.0),) * ACT
     max_episode_steps: int | None = None
 
     def __init__(self, num_envs: int):
