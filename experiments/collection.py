@@ -251,6 +251,8 @@ _UNFINISHED = ("running", "stopped")
 
 
 def _option(name: str, value: Any) -> list[str]:
+    if value == "":  # the name of nothing
+        return []
     flag = name.rstrip("_").replace("_", "-")
     if isinstance(value, bool):
         return [f"--{flag}" if value else f"--no-{flag}"]

@@ -30,7 +30,7 @@ def by_age(run: Path, members: Sequence[int]) -> Finals:
     rows = records.read_metrics(run)
     late = rows[len(rows) // 2 :]
     ages = ["ess_first", *(f"ess_age_{age}" for age in range(1, records.read_config(run)["config"]["replay"] + 1))]
-    return np.array([[np.mean([row[age][m] for row in late]) for age in ages] for m in members])
+    return np.array([[[row[age][m] for row in late] for age in ages] for m in members], np.float64).mean(-1)
 
 
 def judge(outcome: Outcome) -> Verdict:

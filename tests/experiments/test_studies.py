@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ess_rl.errors import UsageError
-from experiments import records
+from experiments import __main__, records
 from experiments.studies import (
     STUDIES,
     ablations,
@@ -269,6 +269,13 @@ def test_what_is_read_from_runs(tmp_path: Path):
     assert np.isnan(found[:, 0]).all()
     assert found[:, 1].tolist() == [2.0, -1.5] and found[:, -1].tolist() == [19.5, -19.5]
     assert study._as_json(found[:, :2]) == [[None, 2.0], [None, -1.5]]
+
+
+def test_studies_are_listed(capsys: pytest.CaptureFixture[str]):
+    __main__.study([])
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed] == list(STUDIES)
+    assert all(line.endswith("?") for line in listed)
 
 
 def test_an_unknown_study_is_refused():
