@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from ess_rl import normalizer
-from ess_rl.contract import Draw, Metrics, State, Tree
+from ess_rl.contract import Draw, Metrics, Precision, State, Tree
+from ess_rl.diagnostics import share
 from ess_rl.ess import effective_sample_size
 from ess_rl.gaussian import Gaussian, kl
 from ess_rl.networks import policy, policy_init, value, value_init
@@ -36,6 +37,7 @@ from ess_rl.transitions import Transitions
 @dataclass(frozen=True)
 class Config:
     cap: Literal["ess", "ess_per_dim"] | float = "ess"  # of the ratio; a number or e^(1/act_dim) are ablations
+    ess: Literal["minibatch", "batch"] = "minibatch"  # what e is of; batch: all samples of the epoch, as it begins
     pull: Literal["ess"] | float = "ess"  # weight of the KL: 1 - e; a number is an ablation, 0 leaves the cap alone
     behavior_kl: Literal["closed_form", "reverse", "k3"] = "closed_form"  # KL(pi || b), KL(b || pi), the paper's code
     keep_ess: float = 0.75  # what the updates should leave of the ESS; below it the learning rate shrinks. 0: never
@@ -48,10 +50,12 @@ class Config:
     entropy_coef: float = 0.0  # weight of an entropy bonus
     max_grad_norm: float = 0.5  # joint norm of all gradients
     replay: int = 0  # older rollouts that an iteration learns from, beside the fresh one
+    replay_from: str = ""  # folder of an older run, kept with --save-replay, whose rollouts fill the replay at first
     draw: Draw = "uniform"  # how often each rollout is drawn from: uniform, recency: 1 / (1 + age), ess: its ESS
     correction: Correction = "none"  # of the returns of older data: none, vtrace, retrace, ess
     lag: int = 0  # iterations by which the policy that acts is older than the one that learns
     behavior_temperature: float = 1.0  # what the standard deviation is multiplied with to act; evaluation knows none
+    rollout_precision: Precision = "fp32"  # of the network that acts; bf16, fp16, fp8: ess_rl.networks.in_precision
     log_std: float = -1.0  # of the initial policy, in every action dimension, in units of [-1, 1]
     hidden: tuple[int, ...] = (64, 64)  # tanh units of policy and value, which share nothing
     num_envs: int = 16  # environments of one agent
@@ -80,6 +84,7 @@ class P3O:
             "progress": torch.zeros((), device=seed.device),
             "before": params["policy"],  # the policy before the iteration's updates
             "rate_factor": torch.ones((), device=seed.device),  # of its learning rate, held back by the ESS
+            "ess": torch.ones((), device=seed.device),  # of the epoch's batch
         }
 
     def act(self, state: State, obs: Tensor) -> Gaussian:
@@ -113,6 +118,14 @@ class P3O:
         }
         return {name: x.flatten(0, 1) for name, x in samples.items()}
 
+    def begin_epoch(self, state: State, batch: dict[str, Tensor]) -> State:
+        """ess = "batch": e of all samples of the epoch under the policy at its beginning, for the whole epoch."""
+        if self.config.ess == "minibatch":
+            return state
+        b = Gaussian(batch["behavior_mean"], batch["behavior_log_std"])
+        pi = policy(state["params"]["policy"], batch["obs"])
+        return {**state, "ess": effective_sample_size(pi.log_prob(batch["action"]) - b.log_prob(batch["action"]))}
+
     def update(self, state: State, batch: dict[str, Tensor]) -> tuple[State, Metrics]:
         hyper = state["hyper"]
 
@@ -126,9 +139,14 @@ class P3O:
             else:
                 behavior_kl = kl(pi, b) if self.config.behavior_kl == "closed_form" else kl(b, pi)
             cap, pull = self.config.cap, self.config.pull
+            e = state["ess"] if self.config.ess == "batch" else None
             policy_loss, metrics = p3o(
-                log_prob, behavior_log_prob, advantage, behavior_kl, cap=cap, pull=pull, act_dim=self.act_dim
+                log_prob, behavior_log_prob, advantage, behavior_kl, cap=cap, pull=pull, act_dim=self.act_dim, ess=e
             )
+            metrics |= {} if e is None else {"ess_batch": e}
+            weight = metrics.pop("weight")
+            if self.config.replay > 0:
+                metrics["replayed_share"] = share(weight * advantage, batch["age"] > 0)
             value_loss = 0.5 * (value(params["value"], batch["obs"]) - batch["value_target"]).square().mean()
             entropy = pi.entropy().mean()
             loss = policy_loss + hyper["value_coef"] * value_loss - hyper["entropy_coef"] * entropy

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from ess_rl import normalizer, processes
-from ess_rl.contract import Draw, Metrics, State, Tree
+from ess_rl.contract import Draw, Metrics, Precision, State, Tree
+from ess_rl.diagnostics import share
 from ess_rl.gaussian import Gaussian, kl
 from ess_rl.networks import policy, policy_init, value, value_init
 from ess_rl.objectives import ppo_band, ppo_clip, ppo_decoupled, ppo_kl
@@ -43,10 +44,12 @@ class Config:
     entropy_coef: float = 0.0  # weight of an entropy bonus
     max_grad_norm: float = 0.5  # joint norm of all gradients
     replay: int = 0  # older rollouts that an iteration learns from, beside the fresh one
+    replay_from: str = ""  # folder of an older run, kept with --save-replay, whose rollouts fill the replay at first
     draw: Draw = "uniform"  # how often each rollout is drawn from: uniform, recency: 1 / (1 + age), ess: its ESS
     correction: Correction = "none"  # of the returns of older data: none, vtrace, retrace, ess
     lag: int = 0  # iterations by which the policy that acts is older than the one that learns
     behavior_temperature: float = 1.0  # what the standard deviation is multiplied with to act; evaluation knows none
+    rollout_precision: Precision = "fp32"  # of the network that acts; bf16, fp16, fp8: ess_rl.networks.in_precision
     log_std: float = -1.0  # of the initial policy, in every action dimension, in units of [-1, 1]
     hidden: tuple[int, ...] = (64, 64)  # tanh units of policy and value, which share nothing
     num_envs: int = 16  # environments of one agent
@@ -109,6 +112,9 @@ class PPO:
         }
         return {name: x.flatten(0, 1) for name, x in samples.items()}
 
+    def begin_epoch(self, state: State, batch: dict[str, Tensor]) -> State:
+        return state
+
     def update(self, state: State, batch: dict[str, Tensor]) -> tuple[State, Metrics]:
         hyper = state["hyper"]
 
@@ -129,6 +135,9 @@ class PPO:
                 policy_loss, metrics = ppo_kl(
                     log_prob, behavior_log_prob, advantage, behavior_kl, kl_coef=state["kl_coef"]
                 )
+            weight = metrics.pop("weight")
+            if self.config.replay > 0:
+                metrics["replayed_share"] = share(weight * advantage, batch["age"] > 0)
             value_loss = 0.5 * (value(params["value"], batch["obs"]) - batch["value_target"]).square().mean()
             entropy = pi.entropy().mean()
             loss = policy_loss + hyper["value_coef"] * value_loss - hyper["entropy_coef"] * entropy

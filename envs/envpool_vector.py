@@ -124,7 +124,7 @@ class EnvPoolVectorEnv:
             ) from error
         self.max_episode_steps = int(max_episode_steps or spec.config.max_episode_steps)
         self._to_simulator = BoxAction(env_id, spec.gymnasium_action_space)
-        self.act_dim = self._to_simulator.act_dim
+        self.act_dim, self.action_range = self._to_simulator.act_dim, self._to_simulator.range
         self.obs_dim = int(np.prod(spec.gymnasium_observation_space.shape))
         options |= {
             "num_threads": num_threads or min(_available_cpus(), num_envs),

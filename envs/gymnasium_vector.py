@@ -57,7 +57,7 @@ class GymnasiumVectorEnv:
         if not isinstance(obs_space, gymnasium.spaces.Box):
             raise UsageError(f"{env_id} has the observation space {obs_space}, which cannot be flattened to a vector")
         self._to_simulator = BoxAction(env_id, self._envs.single_action_space)
-        self.act_dim = self._to_simulator.act_dim
+        self.act_dim, self.action_range = self._to_simulator.act_dim, self._to_simulator.range
         self.obs_dim = int(np.prod(obs_space.shape))
         spec = self._envs.envs[0].spec
         self.max_episode_steps: int | None = None if spec is None else spec.max_episode_steps

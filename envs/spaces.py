@@ -29,6 +29,7 @@ class BoxAction:
         self._dtype = space.dtype
         self._half_range = 0.5 * (high - low)
         self._center = 0.5 * (high + low)
+        self.range = [(float(a), float(b)) for a, b in zip(low.flatten(), high.flatten(), strict=True)]
         self._is_identity = bool((low == -1.0).all() and (high == 1.0).all())
 
     def __call__(self, action: Tensor) -> np.ndarray:

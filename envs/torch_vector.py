@@ -65,6 +65,7 @@ class TorchVectorEnv:
         self.num_envs = num_envs
         self.obs_dim = dynamics.obs_dim
         self.act_dim = dynamics.act_dim
+        self.action_range = [(-1.0, 1.0)] * self.act_dim  # the equations know no other units
         self.device = torch.device(device)
         self.dtype = dtype
         self.max_episode_steps = dynamics.max_episode_steps if max_episode_steps is None else max_episode_steps

@@ -49,6 +49,11 @@ def save(path: Path, tree: Tree, info: dict[str, Any]) -> None:
     os.replace(part, path)
 
 
+def info(path: Path) -> dict[str, Any]:
+    """The JSON that `save` wrote beside the tensors, without reading them. Raises UsageError as `load` does."""
+    return _read(path, tensors=False)[1]
+
+
 def load(path: Path, like: Tree, device: torch.device | str = "cpu") -> tuple[Tree, dict[str, Any]]:
     """Read what `save` wrote. -> (tree, info)
 
@@ -58,18 +63,7 @@ def load(path: Path, like: Tree, device: torch.device | str = "cpu") -> tuple[Tr
     Raises:
         UsageError: the file is missing, damaged, no checkpoint of this suite, or does not fit `like`.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such checkpoint") from None
-    except (SafetensorError, OSError) as error:
-        raise UsageError(
-            f"{path}: damaged or no checkpoint ({error}); remove it to go on from the one before"
-        ) from None
-    if FORMAT not in metadata:
-        raise UsageError(f"{path}: not a checkpoint of this suite, or of another version (no {FORMAT!r} in its header)")
+    flat, said = _read(path, tensors=True)
     wanted = flatten(like)
     for name in sorted(wanted.keys() ^ flat.keys()):
         whose = "is missing" if name in wanted else "is not known to this agent"
@@ -78,4 +72,21 @@ def load(path: Path, like: Tree, device: torch.device | str = "cpu") -> tuple[Tr
         if x.shape != flat[name].shape or x.dtype != flat[name].dtype:
             found, expected = f"{list(flat[name].shape)} {flat[name].dtype}", f"{list(x.shape)} {x.dtype}"
             raise UsageError(f"{path}: does not fit the configuration: {name!r} is {found}, expected {expected}")
-    return _unflatten({name: flat[name].to(device) for name in wanted}), json.loads(metadata[FORMAT])
+    return _unflatten({name: flat[name].to(device) for name in wanted}), said
+
+
+def _read(path: Path, *, tensors: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            names = file.keys() if tensors else []
+            flat = {name: file.get_tensor(name) for name in names}
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such checkpoint") from None
+    except (SafetensorError, OSError) as error:
+        raise UsageError(
+            f"{path}: damaged or no checkpoint ({error}); remove it to go on from the one before"
+        ) from None
+    if FORMAT not in metadata:
+        raise UsageError(f"{path}: not a checkpoint of this suite, or of another version (no {FORMAT!r} in its header)")
+    return flat, json.loads(metadata[FORMAT])

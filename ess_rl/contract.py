@@ -14,6 +14,7 @@ from ess_rl.transitions import Transitions
 
 Tree = Any  # nested dictionaries with tensors at the leaves
 Draw = Literal["uniform", "recency", "ess"]
+Precision = Literal["fp32", "bf16", "fp16", "fp8"]
 State = dict[str, Tree]  # all that an agent knows: parameters, optimizer, statistics, hyperparameters
 Metrics = dict[str, Tensor]  # 0-dim tensors, left on their device until somebody logs
 
@@ -43,6 +44,8 @@ class VectorEnv(Protocol):
     act_dim: int
     device: torch.device  # where obs come out and actions go in
 
+    @property
+    def action_range(self) -> Sequence[tuple[float, float]]: ...  # of each action, in the simulator's units: of [-1, 1]
     @property
     def max_episode_steps(self) -> int | None: ...  # control steps until the clock ends an episode, where known
 
@@ -105,6 +108,8 @@ class AgentConfig(Protocol):
     def lag(self) -> int: ...  # iterations by which the policy that acts is older than the one that learns
     @property
     def behavior_temperature(self) -> float: ...  # what the standard deviation is multiplied with to act
+    @property
+    def rollout_precision(self) -> Precision: ...  # of the network that acts
 
 
 class Agent(Protocol):
@@ -133,13 +138,17 @@ class Agent(Protocol):
     def prepare(self, state: State, rollout: Transitions) -> dict[str, Tensor]:
         """Once an iteration, before its updates: transitions [T, N] to flat samples [T * N, ...] with targets.
 
-        Among them "log_ratio" [T * N]: log density of the present policy less that of the behavior, at the action.
-        With replay this is called for each rollout, fresh or old, alone.
+        Among them "advantage" and "log_ratio" [T * N]: log density of the present policy less that of the behavior, at
+        the action. With replay this is called for each rollout, fresh or old, alone.
         """
         ...
 
+    def begin_epoch(self, state: State, batch: dict[str, Tensor]) -> State:
+        """At the beginning of each epoch, with all samples that it will draw: what is asked of a whole batch."""
+        ...
+
     def update(self, state: State, batch: dict[str, Tensor]) -> tuple[State, Metrics]:
-        """One gradient step on a minibatch of those samples."""
+        """One gradient step on a minibatch of those samples. With replay each has its "age", 0 in the fresh rollout."""
         ...
 
     def observe(self, state: State, rollout: Transitions) -> State:

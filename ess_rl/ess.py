@@ -39,3 +39,22 @@ def effective_sample_size(
     first, second, count = processes.total(sums).unbind(0)
     # Rounding can carry the quotient past its bounds, and 1 - e below 0. clamp keeps NaN.
     return torch.clamp(first.square() / (count * second), min=1.0 / count, max=torch.ones_like(count))
+
+
+def advantage_weighted_ess(log_ratio: Tensor, advantage: Tensor, dim: int | tuple[int, ...] | None = None) -> Tensor:
+    """Effective sample size of rho |A|, the size of what a sample adds to the policy gradient:
+
+        e_A = (sum rho |A|)^2 / (n sum rho^2 A^2)
+
+    It is the ESS that matters where the ratio is large just for actions that matter (or just not). On fresh data it is
+    (mean |A|)^2 / mean A^2, which is 2 / pi for normally distributed advantages, and not 1. Ours; the idea that trust
+    should be weighted with |A| is HINT's "Affinity" (no ESS there).
+
+    Args:
+        log_ratio: log pi(a|s) - log b(a|s), any shape.
+        advantage: same shape; its scale changes nothing. An advantage of 0 counts as the smallest positive float, so
+            that a batch without any has an answer: the plain ESS.
+        dim: axes of the samples; None takes all of them.
+    """
+    size = advantage.detach().abs().clamp(min=torch.finfo(advantage.dtype).tiny)
+    return effective_sample_size(log_ratio + torch.log(size), dim=dim)

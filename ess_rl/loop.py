@@ -43,6 +43,7 @@ class Progress:
     env_steps: int  # steps of each member's environments together, in all processes, from the start of the run
     # Of the agent's updates, mean over the iteration. Before them: `ess_first`, the effective sample size of the fresh
     # rollout, which is 1 unless it was not this policy that acted; `ess_age_K`, that of the rollout K iterations older.
+    # After them: what `ess_rl.diagnostics.diagnose` says of the fresh rollout.
     metrics: dict[str, Tensor]
     episodes: Tensor  # int64: episodes that ended in this iteration
     return_sum: Tensor  # float64: sum of their undiscounted raw returns
@@ -183,8 +184,9 @@ def train(
             for epoch in range(config.epochs):
                 order = _order(random.fold_in(seeds, epoch), config, ess)  # [P, samples]
                 order = order.unflatten(1, (-1, config.minibatch)).transpose(0, 1).contiguous()
-                steps += population.updates(data, order)
+                steps += population.epoch(data, order)
             summary = {name: torch.stack([m[name] for m in steps]).mean(0) for name in steps[0]}
+            summary |= population.diagnose(rollouts[0], data["advantage"][:, :samples])
         population.observe(rollouts[0])
         population.keep(state)
         return summary
@@ -244,13 +246,15 @@ def prepare(population: Population, rollouts: list[Transitions]) -> tuple[dict[s
     -> (samples [P, (1 + replay) * T * N, ...], ESS of each rollout [P, len(rollouts)])
 
     The samples have room for all the rollouts there may be, so that programs compiled for them are made once. What no
-    rollout fills yet is zero, and nobody draws it.
+    rollout fills yet is zero, and nobody draws it. Where there is more room than for one they also have an "age".
     """
     parts = [population.prepare(rollout) for rollout in rollouts]
     ess = torch.stack([effective_sample_size(part.pop("log_ratio"), dim=1) for part in parts], dim=1)
     room = 1 + population.agent.config.replay
     if room == 1:
         return parts[0], ess
+    for age, part in enumerate(parts):
+        part["age"] = torch.full_like(part["advantage"], age)
     data = {
         name: torch.zeros(x.shape[0], room * x.shape[1], *x.shape[2:], device=x.device) for name, x in parts[0].items()
     }
@@ -298,13 +302,16 @@ def warm_up(population: Population, env: VectorEnv) -> float:
     rollout = Transitions.empty(
         (config.rollout, population.size, config.num_envs), env.obs_dim, env.act_dim, population.device
     )
-    index = torch.zeros(population.size, config.minibatch, dtype=torch.int64, device=population.device)
+    samples = config.rollout * config.num_envs
+    shape = (samples // config.minibatch, population.size, config.minibatch)
+    index = torch.zeros(shape, dtype=torch.int64, device=population.device)
     count = len(turns(env, config.num_envs))
     part = rollout.map(lambda x: x[0, :, ::count].contiguous())  # what one call of the policy sees
     for _ in range(2):
         population.act(part.obs, part.action)
         data, _ = prepare(population, [rollout])
-        population.updates(data, index.expand(2, -1, -1))
+        population.epoch(data, index)
+        population.diagnose(rollout, data["advantage"][:, :samples])
         population.observe(rollout)
     population.state = state
     return time.perf_counter() - began

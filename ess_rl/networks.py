@@ -4,9 +4,10 @@ import math
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from ess_rl import random
-from ess_rl.contract import Tree
+from ess_rl.contract import Precision, Tree
 from ess_rl.gaussian import Gaussian
 
 
@@ -31,13 +32,49 @@ def mlp_init(seed: Tensor, sizes: tuple[int, ...], last_gain: float) -> Tree:
 
 
 def mlp(params: Tree, x: Tensor) -> Tensor:
-    """tanh layers, the last one linear: [..., in] -> [..., out]."""
+    """tanh layers, the last one linear: [..., in] -> [..., out], in the precision of their weights (`in_precision`)."""
     for i in range(len(params)):
         layer = params[str(i)]
-        x = x @ layer["weight"] + layer["bias"]
+        weight = layer["weight"]
+        if weight.dtype == torch.float8_e4m3fn:
+            rounded, scale = _to_fp8(x)
+            x = (rounded.float() * scale) @ (weight.float() * layer["scale"]) + layer["bias"]
+        else:
+            x = x.to(weight.dtype) @ weight + layer["bias"]
         if i < len(params) - 1:
             x = torch.tanh(x)
     return x
+
+
+def in_precision(params: Tree, precision: Precision) -> Tree:
+    """The parameters of networks as a lower precision holds them. What `mlp` then computes:
+
+    "bf16", "fp16"  parameters (log_std among them), the input of each layer and the sum of each layer have that type;
+                    a compiled program may keep more digits where it fuses bias and tanh
+    "fp8"           e4m3: the weights and the input of each layer (the normalized observation, the tanh units) are
+                    rounded to 4 significant bits, each tensor after a scaling that brings its largest magnitude to 448,
+                    the largest number there is; products, sums, biases, tanh and log_std stay float32. The scale of an
+                    input is over all rows at hand.
+    "fp32"          as they are
+
+    Observations are normalized before, in float32. Source of the format: Micikevicius et al. 2022 (arXiv 2209.05433);
+    hardware would multiply in fp8 too, and this is its rounding alone.
+    """
+    if precision == "fp32":
+        return params
+    if precision != "fp8":
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+        return tree_map(lambda x: x.to(dtype), params)
+    if "weight" in params:
+        weight, scale = _to_fp8(params["weight"])
+        return {**params, "weight": weight, "scale": scale}
+    return {name: in_precision(x, precision) if isinstance(x, dict) else x for name, x in params.items()}
+
+
+def _to_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
+    """-> (x / scale in e4m3, 0-dim scale)"""
+    scale = x.abs().amax().clamp(min=1e-30) / torch.finfo(torch.float8_e4m3fn).max
+    return (x / scale).to(torch.float8_e4m3fn), scale
 
 
 def policy_init(seed: Tensor, obs_dim: int, act_dim: int, hidden: tuple[int, ...], log_std: float | Tensor) -> Tree:

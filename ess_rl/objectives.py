@@ -1,6 +1,8 @@
 """Policy objectives: tensors in, (scalar loss to minimize, metrics) out.
 
-All inputs are [n] over the samples of a minibatch (any common shape works). `log_prob` carries the gradient of the
+All inputs are [n] over the samples of a minibatch (any common shape works). Among the metrics of each is `weight` [n],
+w in the gradient -mean(w A grad log pi(a|s)) of the policy loss, which says what every sample adds; the others are
+0-dim, and none has a gradient or waits for the device. `log_prob` carries the gradient of the
 policy being trained, `behavior_log_prob` is the log density of the policy that acted, at the action as it was sampled;
 both are in nats. Nothing here can check that the recorded density is the acting policy's: on fresh data, before the
 first update, `ess` must be 1.
@@ -27,6 +29,7 @@ def p3o(
     cap: Literal["ess", "ess_per_dim"] | float | Tensor = "ess",
     pull: Literal["ess"] | float | Tensor = "ess",
     act_dim: int | None = None,
+    ess: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """P3O, "Trust the Batch": the effective sample size caps the score-function weight and sets the pull to b.
 
@@ -47,37 +50,41 @@ def p3o(
         pull: the weight of the KL: "ess", 1 - e; or a fixed number. With cap=1 and pull=0 this is the policy loss of
             V-trace's actor-critic (Espeholt et al. 2018, arXiv 1802.01561, Eq. 4), whose advantages are `vtrace`'s.
         act_dim: for "ess_per_dim" only.
+        ess: 0-dim e to use in cap and pull in place of this batch's, as of a larger batch that this one is part of. The
+            ESS of few samples is too high, so the smaller the batch, the weaker its cap and its pull.
 
     Returns:
-        The loss and `ess`, `behavior_kl` (mean), `capped_fraction` (rho above the cap by more than 1e-6 of it, so that
-        rounding does not count), `log_ratio_max`; all 0-dim, without host synchronization.
+        The loss and `ess` (of this batch, whatever is used), `behavior_kl` (mean), `capped_fraction` (rho above the cap
+        by more than 1e-6 of it, so that rounding does not count), `log_ratio_max`, `weight`.
 
     Raises:
         ValueError: for another name of a cap or a pull, or "ess_per_dim" without act_dim.
     """
     log_ratio = (log_prob - behavior_log_prob).detach()
-    ess = effective_sample_size(log_ratio)
+    own = effective_sample_size(log_ratio)
+    e = own if ess is None else ess
     if isinstance(cap, str):
         if cap == "ess":
-            limit = ess
+            limit = e
         elif cap == "ess_per_dim" and act_dim is not None:
-            limit = ess ** (1.0 / act_dim)
+            limit = e ** (1.0 / act_dim)
         else:
             raise ValueError(f"cap={cap!r}, act_dim={act_dim}: use 'ess', a number, or 'ess_per_dim' with act_dim")
     else:
-        limit = cap if isinstance(cap, Tensor) else torch.full_like(ess, cap)  # filled where it is: nothing is sent
+        limit = cap if isinstance(cap, Tensor) else torch.full_like(own, cap)  # filled where it is: nothing is sent
     if isinstance(pull, str) and pull != "ess":
         raise ValueError(f"pull={pull!r}: use 'ess' or a number")
-    kl_weight = 1.0 - ess if isinstance(pull, str) else pull
+    kl_weight = 1.0 - e if isinstance(pull, str) else pull
     ratio = torch.exp(log_ratio)
     weight = torch.minimum(ratio, limit)
     mean_kl = behavior_kl.mean()
     loss = -(weight * advantage.detach() * log_prob).mean() + kl_weight * mean_kl
     return loss, {
-        "ess": ess,
+        "ess": own,
         "behavior_kl": mean_kl.detach(),
         "capped_fraction": (ratio > limit * (1.0 + 1e-6)).to(ratio.dtype).mean(),
         "log_ratio_max": largest(log_ratio.max()),
+        "weight": weight,
     }
 
 
@@ -100,6 +107,7 @@ def ppo_clip(
         "ess": effective_sample_size(log_ratio),
         "clipped_fraction": ((ratio - 1.0).abs() > clip).to(ratio.dtype).mean().detach(),
         "log_ratio_max": largest(log_ratio.detach().max()),
+        "weight": torch.where(ratio * advantage <= clipped * advantage, ratio, 0.0).detach(),
     }
 
 
@@ -112,14 +120,13 @@ def ppo_decoupled(
 
     With p = b it is `ppo_clip`. Source: Hilton, Cobbe, Schulman 2022 (arXiv 2110.00641), Eq. 2. Which policy p is, is
     the caller's affair: theirs is an exponential average of the weights, our PPO takes the iteration's first policy.
-    Metrics: `ess` of pi / b, `clipped_fraction` of r, `log_ratio_max` of pi / b; all 0-dim.
+    Metrics: `ess` of pi / b, `clipped_fraction` of r, `log_ratio_max` of pi / b, `weight`.
     """
-    loss, metrics = ppo_clip(
-        log_prob, proximal_log_prob, advantage.detach() * torch.exp(proximal_log_prob - behavior_log_prob).detach(),
-        clip=clip,
-    )  # fmt: skip
-    log_ratio = (log_prob - behavior_log_prob).detach()
-    return loss, metrics | {"ess": effective_sample_size(log_ratio), "log_ratio_max": largest(log_ratio.max())}
+    correction = torch.exp(proximal_log_prob - behavior_log_prob).detach()
+    loss, metrics = ppo_clip(log_prob, proximal_log_prob, advantage.detach() * correction, clip=clip)
+    log_ratio, weight = (log_prob - behavior_log_prob).detach(), correction * metrics["weight"]
+    ess = effective_sample_size(log_ratio)
+    return loss, metrics | {"ess": ess, "log_ratio_max": largest(log_ratio.max()), "weight": weight}
 
 
 def ppo_band(
@@ -140,6 +147,7 @@ def ppo_band(
         "ess": effective_sample_size(log_ratio),
         "clipped_fraction": ((ratio - 1.0).abs() > clip).to(ratio.dtype).mean(),
         "log_ratio_max": largest(log_ratio.max()),
+        "weight": weight,
     }
 
 
@@ -156,16 +164,18 @@ def ppo_kl(
         loss = -mean( rho A ) + kl_coef mean( KL(b || pi) )
 
     Source: Schulman et al. 2017 (arXiv 1707.06347), Eq. 8; the rule that leads `kl_coef` is with the agent. Metrics:
-    `ess`, `kl_coef`, `log_ratio_max`; all 0-dim.
+    `ess`, `kl_coef`, `log_ratio_max`, `weight`.
     """
     log_ratio = log_prob - behavior_log_prob.detach()
     coefficient = kl_coef if isinstance(kl_coef, Tensor) else torch.full_like(log_ratio.detach().sum(), kl_coef)
-    loss = -(torch.exp(log_ratio) * advantage.detach()).mean() + coefficient * behavior_kl.mean()
+    ratio = torch.exp(log_ratio)
+    loss = -(ratio * advantage.detach()).mean() + coefficient * behavior_kl.mean()
     log_ratio = log_ratio.detach()
     return loss, {
         "ess": effective_sample_size(log_ratio),
         "kl_coef": coefficient,
         "log_ratio_max": largest(log_ratio.max()),
+        "weight": ratio.detach(),
     }
 
 

@@ -17,9 +17,11 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ess_rl import diagnostics
 from ess_rl.contract import Agent, Metrics, State
 from ess_rl.errors import UsageError
 from ess_rl.gaussian import Gaussian
+from ess_rl.networks import in_precision
 from ess_rl.transitions import Transitions
 
 
@@ -83,7 +85,8 @@ class Population:
             numbers[name] = list(column)
         self.hyper = {name: torch.tensor(v, dtype=torch.float32, device=self.device) for name, v in numbers.items()}
         # Whether the policy that learns is the one that acts.
-        self.on_policy = config.lag == 0 and set(numbers["behavior_temperature"]) == {1.0}
+        same_time, same_width = config.lag == 0, set(numbers["behavior_temperature"]) == {1.0}
+        self.on_policy = same_time and same_width and config.rollout_precision == "fp32"
         # What vmap broadcasts has stride 0, even where `contiguous()` would let it pass: an axis of size 1. Compiled
         # programs are made for the strides of what comes in, and would be made once more for what updates give back.
         self.state: State = tree_map(
@@ -96,7 +99,8 @@ class Population:
         # One `def` each: torch.compile keeps its programs by code object, and vmap's own wrapper is a single one.
         def act(state: State, obs: Tensor, noise: Tensor) -> tuple[Gaussian, Tensor]:
             def one(state: State, obs: Tensor, noise: Tensor) -> tuple[Gaussian, Tensor]:
-                mean, log_std = agent.act(state, obs)
+                acting = {**state, "params": in_precision(state["params"], config.rollout_precision)}
+                mean, log_std = (x.float() for x in agent.act(acting, obs))
                 behavior = Gaussian(mean, log_std + torch.log(state["hyper"]["behavior_temperature"]))
                 return behavior, behavior.sample(noise)
 
@@ -104,6 +108,12 @@ class Population:
 
         def prepare(state: State, rollout: Transitions) -> dict[str, Tensor]:
             return vmap(agent.prepare, in_dims=(0, 1))(state, rollout)
+
+        def begin_epoch(state: State, data: dict[str, Tensor], index: Tensor) -> State:
+            def one(state: State, data: dict[str, Tensor], index: Tensor) -> State:
+                return agent.begin_epoch(state, {name: x[index] for name, x in data.items()})
+
+            return vmap(one)(state, data, index)
 
         def update(state: State, data: dict[str, Tensor], index: Tensor) -> tuple[State, Metrics]:
             def one(state: State, data: dict[str, Tensor], index: Tensor) -> tuple[State, Metrics]:
@@ -114,8 +124,16 @@ class Population:
         def observe(state: State, rollout: Transitions) -> State:
             return vmap(agent.observe, in_dims=(0, 1))(state, rollout)
 
+        def diagnose(state: State, rollout: Transitions, advantage: Tensor) -> Metrics:
+            def one(state: State, rollout: Transitions, advantage: Tensor) -> Metrics:
+                b = Gaussian(rollout.behavior_mean, rollout.behavior_log_std)
+                return diagnostics.diagnose(agent.act(state, rollout.obs), b, rollout.action, advantage)
+
+            return vmap(one, in_dims=(0, 1, 0))(state, rollout, advantage)
+
         self._act, self._prepare = self._outside(act), self._outside(prepare)
         self._update, self._observe = self._outside(update), self._outside(observe)
+        self._begin_epoch, self._diagnose = self._outside(begin_epoch), self._outside(diagnose)
 
     def _outside(self, function: Callable) -> Callable:
         if not self.compiled:
@@ -128,7 +146,8 @@ class Population:
     def act(self, obs: Tensor, noise: Tensor) -> tuple[Gaussian, Tensor]:
         """Behavior policy and action at obs [P, N, obs_dim], with standard normal noise [P, N, act_dim].
 
-        The behavior is the policy of `lag` iterations ago, its standard deviation times `behavior_temperature`.
+        The behavior is the policy of `lag` iterations ago as its network computes in `rollout_precision`, its standard
+        deviation times `behavior_temperature`.
         """
         with _one_thread():
             return self._act(self.behind[0] if self.behind else self._acting(), obs, noise)
@@ -156,15 +175,20 @@ class Population:
             self.state, metrics = self._update(self.state, data, index)
         return metrics
 
-    def updates(self, data: dict[str, Tensor], indices: Tensor) -> list[Metrics]:
+    def epoch(self, data: dict[str, Tensor], indices: Tensor) -> list[Metrics]:
         """One `update` for each of `indices` [K, P, minibatch], in their order. -> K times the metrics
 
         Only the first asks torch.compile's guards whether the program fits what comes in. The others get tensors of
         the same shapes and strides, since a state keeps its own: not asking again saves a tenth of a small update.
         """
+        self.state = self._begin_epoch(self.state, data, indices.transpose(0, 1).flatten(1))
         first = [self.update(data, index) for index in indices[:1]]
         with torch.compiler.set_stance(skip_guard_eval_unsafe=True) if self.compiled else nullcontext():
             return first + [self.update(data, index) for index in indices[1:]]
+
+    def diagnose(self, rollout: Transitions, advantage: Tensor) -> Metrics:
+        """How far the present policy has left that of transitions [T, P, N]; advantage [P, T * N]. Metrics are [P]."""
+        return self._diagnose(self._acting(), rollout, advantage)
 
     def observe(self, rollout: Transitions) -> None:
         """Take transitions [T, P, N] into the running statistics."""

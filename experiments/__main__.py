@@ -47,6 +47,7 @@ def _train_agent(name: str, arguments: list[str]) -> None:
         device=chosen.device,
         compiled=chosen.compile,
         checkpoints=chosen.checkpoints,
+        save_replay=chosen.save_replay,
     )
     _finish(folder)
 
@@ -235,13 +236,17 @@ def study(arguments: list[str]) -> None:
     ) -> list[str]:
         """
         Args:
-            name: clip-sensitivity or staleness; experiments/studies says what each asks.
+            name: one of those that 'ess-rl study' alone lists; experiments/studies says what each asks.
             out: where its run folders are; default: runs/NAME.
             jobs: run sets at a time; each gets its share of the cores.
             quick: a minute on a small task instead: shows that the study works, and says nothing.
         """
         return module.carry_out(module.find(STUDIES, name), out, jobs, quick)
 
+    if not arguments:
+        width = max(map(len, STUDIES))
+        print(*(f"{name:{width}}  {one.question}" for name, one in STUDIES.items()), sep="\n")
+        return
     _exit_if_failed(tyro.cli(command, args=arguments, prog="ess-rl study", description=study.__doc__))
 
 

@@ -28,13 +28,15 @@ _LATER: dict[str, Callable[[Record], Any]] = {
     "final_learning_rate": lambda config: 0.0,
     "value_learning_rate": lambda config: config["learning_rate"],
     "replay": lambda config: 0,
+    "replay_from": lambda config: "",
     "draw": lambda config: "uniform",
     "correction": lambda config: "none",
     "lag": lambda config: 0,
     "behavior_temperature": lambda config: 1.0,
+    "rollout_precision": lambda config: "fp32",
 }
 LATER_FIELDS: dict[str, dict[str, Callable[[Record], Any]]] = {
-    "p3o": {**_LATER, "keep_ess": lambda config: 0.0, "pull": lambda config: "ess"},
+    "p3o": {**_LATER, "keep_ess": lambda config: 0.0, "pull": lambda config: "ess", "ess": lambda config: "minibatch"},
     "ppo": {**_LATER, "objective": lambda config: "clip", "target_kl": lambda config: 0.01},
 }
 
@@ -242,6 +244,7 @@ def command(config: Record) -> str | None:
         options["compile"] = "on" if config["compiled"] else "off"
         # The smallest number of checkpoints with the recorded distance between them.
         options["checkpoints"] = math.ceil(config["iterations"] / config["reset_every"])
+        options |= {"save_replay": config["save_replay"]} if config.get("save_replay") else {}
     for name, value in (options | full_settings(config) | sweep).items():
         words += _option(name, value)
     return shlex.join(words)
@@ -251,6 +254,8 @@ _UNFINISHED = ("running", "stopped")
 
 
 def _option(name: str, value: Any) -> list[str]:
+    if value == "":  # the name of nothing
+        return []
     flag = name.rstrip("_").replace("_", "-")
     if isinstance(value, bool):
         return [f"--{flag}" if value else f"--no-{flag}"]

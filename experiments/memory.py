@@ -16,19 +16,21 @@ from ess_rl.population import Population
 from ess_rl.transitions import Transitions
 
 
-def needed(agent: Agent, config: Any, obs_dim: int, act_dim: int, members: int) -> int:
+def needed(agent: Agent, config: Any, obs_dim: int, act_dim: int, members: int, kept: int = 0) -> int:
     """Bytes that the tensors of a population hold at the same time, while it learns.
 
     A lower bound: the replay and the rollout that is written into it, input and output of a hidden layer for all
     their steps at once (`prepare` asks for their values), and the state twice, before and after an update. Libraries
     and simulators come on top. Measured: 1,000 members on Pendulum-v1 took 3.9 GiB, of which this counts 2.6.
+    `kept` is how many rollouts the replay holds, if more than are learned from.
     """
     one = Transitions.empty((1,), obs_dim, act_dim, torch.device("meta"))
     of_step = sum(x.nbytes for x in tree_leaves(one))
     of_state = sum(x.nbytes for x in tree_leaves(Population(agent, [0]).state))
     steps = config.rollout * config.num_envs
     of_layer = 4 * max(config.hidden)  # float32
-    return members * (steps * ((2 + config.replay) * of_step + 2 * of_layer) + 2 * of_state)
+    ring = max(1 + config.replay, kept)
+    return members * (steps * ((1 + ring) * of_step + 2 * of_layer) + 2 * of_state)
 
 
 def free(device: str) -> int | None:
@@ -42,14 +44,22 @@ def free(device: str) -> int | None:
     return int(found[1]) * 1024 if found else None
 
 
-def check(agent: Agent, config: Any, obs_dim: int, act_dim: int, members: int, device: str) -> None:
-    """Raises UsageError where a population, and those of the processes beside it, cannot fit into what is free."""
-    need, have = needed(agent, config, obs_dim, act_dim, members), free(device)
+def check(
+    agent: Agent, config: Any, obs_dim: int, act_dim: int, members: int, device: str, kept: int = 0, file: int = 0
+) -> None:
+    """Raises UsageError where a population, and those of the processes beside it, cannot fit into what is free.
+
+    kept: rollouts that its replay holds, if more than it learns from.
+    file: bytes of older data that are read first, on the CPU.
+    """
+    need, have = needed(agent, config, obs_dim, act_dim, members, kept) + file, free(device)
     if device == "cpu":  # of CUDA devices each process has its own
         need *= processes.beside()
     if have is not None and need > have:
+        ring = max(1 + config.replay, kept)
+        replayed = f", the last {ring} rollouts of each kept," if ring > 1 else ""
         raise UsageError(
-            f"{members:,} members of {config.num_envs} environments x {config.rollout} steps need at least "
+            f"{members:,} members of {config.num_envs} environments x {config.rollout} steps{replayed} need at least "
             f"{need / 2**30:,.1f} GiB on {device}, and {have / 2**30:,.1f} GiB are free: "
-            "take fewer seeds or values of a sweep, or a smaller --num-envs or --rollout"
+            f"take fewer seeds or values of a sweep, or a smaller --num-envs or --rollout{' or --replay' * (ring > 1)}"
         )

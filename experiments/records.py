@@ -5,6 +5,7 @@ metrics.jsonl     one line an iteration; every list has one entry a member
 tensorboard/      the same for TensorBoard
 checkpoints/      NNNNNNNNN.safetensors, named by env steps of a member
 curve.png         learning curves
+replay.safetensors, replay-from.safetensors   where asked for: see experiments/old_data.py
 result.json       last, by rename: a folder that has it is a finished run
 lock              held by the process that trains the run
 """
@@ -37,6 +38,8 @@ FILES = (
     "checkpoints",
     "curve.png",
     "result.json",
+    "replay.safetensors",
+    "replay-from.safetensors",
     "seed-*.json",
     "*.part",
 )

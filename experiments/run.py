@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 from torch.utils.tensorboard import SummaryWriter
 
 import envs
@@ -32,7 +31,7 @@ from ess_rl.contract import Tree, VectorEnv
 from ess_rl.errors import UsageError
 from ess_rl.population import Population, members
 from ess_rl.replay import Replay
-from experiments import figures, memory, records
+from experiments import figures, memory, old_data, past, records
 from experiments.display import Display
 from experiments.records import Record
 
@@ -44,7 +43,12 @@ def start(agent: str, env_id: str, *, out: Path, overwrite: bool = False, **argu
         UsageError: anything in it cannot work, or `out` holds something else. Nothing has been written then.
     """
     record = plan(agent, env_id, **arguments)
+    source = record["config"].get("replay_from")
+    if source and Path(source).resolve() == out.resolve():
+        raise UsageError(f"--replay-from {source} is the folder of this run: choose another --out")
     records.prepare_folder(out, overwrite=overwrite)
+    if source:
+        old_data.copy(Path(source), out)
     records.write_json(out / "config.json", record)
     return out
 
@@ -62,6 +66,7 @@ def plan(
     compiled: str = "auto",
     checkpoints: int = 10,
     episodes: int = 20,
+    save_replay: int = 0,
 ) -> Record:
     """Check a configuration. -> what config.json will hold
 
@@ -73,6 +78,7 @@ def plan(
         checkpoints: at most how many, evenly spread. Environments begin anew at each, so they lie at least four
             episodes apart.
         episodes: of the final evaluation, for each member.
+        save_replay: how many of the last rollouts to keep in a file.
 
     Raises:
         UsageError: anything in it cannot work.
@@ -82,14 +88,17 @@ def plan(
     records.check_positive({name: getattr(config, name) for name in ("num_envs", "rollout", "epochs", "minibatch")})
     loop.check_minibatch(config)
     own = _share(config, processes.count())
-    for name, of in (("replay", "older rollouts"), ("lag", "iterations")):
-        if getattr(config, name) < 0:
-            raise UsageError(f"--{name} {getattr(config, name)}: must be 0 or more {of}")
+    counts = {"replay": (config.replay, "older rollouts"), "lag": (config.lag, "iterations")}
+    for name, (count, of) in (counts | {"save-replay": (save_replay, "rollouts")}).items():
+        if count < 0:
+            raise UsageError(f"--{name} {count}: must be 0 or more {of}")
     if any(not 0 <= seed < 2**63 for seed in seeds) or len(set(seeds)) < len(seeds):
         raise UsageError(f"seeds {list(seeds)[:3]} ...: give different numbers from 0 to 2^63 - 1")
     _check_numbers(config, sweep)
     probe = envs.make(env_id, 1, backend=backend)  # refuses what cannot be had, before a folder is made
     resolved_backend, episode, dimensions = probe.backend, probe.max_episode_steps, (probe.obs_dim, probe.act_dim)
+    older = getattr(config, "replay_from", "")
+    file = old_data.check(Path(older), probe, config) if older else 0
     probe.close()
     if episode is None:
         raise UsageError(
@@ -103,7 +112,8 @@ def plan(
         )
     settings_of = members(seeds, sweep)
     where = device_of(device, resolved_backend)
-    memory.check(AGENTS[agent].agent(own, *dimensions), own, *dimensions, len(settings_of), where)
+    own_agent = AGENTS[agent].agent(own, *dimensions)
+    memory.check(own_agent, own, *dimensions, len(settings_of), where, save_replay, file)
     return {
         "format": records.FORMAT,
         "agent": agent,
@@ -117,6 +127,7 @@ def plan(
         # Some episodes must have room between two fresh starts, else none would end.
         "reset_every": max(math.ceil(iterations / checkpoints), math.ceil(4 * episode / config.rollout)),
         "episodes": episodes,
+        "save_replay": save_replay,
         "device": where,
         "compiled": compiled_of(compiled),
         "config": dataclasses.asdict(config),
@@ -154,16 +165,17 @@ def _carry_on(run: Path, config: Record) -> Record:
                 f"that began it (git commit {config.get('git_commit')})"
             )
     iteration = _load_newest(run, config, population)
-    past = _room_for_past(replay, population) if iteration > 0 else {}
-    if past:
-        past, _ = checkpoint.load(records.replay_of(records.checkpoints(run)[-1]), past, population.device)
+    begins_from, raised = past.read(run, config, replay, population, iteration)
     processes.tell({"config": config, "iteration": iteration})
     rows = records.cut_metrics(run, iteration)
     shutil.rmtree(run / "tensorboard", ignore_errors=True)
     trained = rows[-1]["seconds"] if rows else 0.0
     print(describe(config), flush=True)
-    progress, compile_seconds = _train(config, population, env, replay, iteration, past)
-    del past  # a replay may be large
+    if raised is not None:
+        steps = int(begins_from["replay"]["size"])
+        print(old_data.describe(config["config"]["replay_from"], steps, sum(raised)), flush=True)
+    progress, compile_seconds = _train(config, population, env, replay, iteration, begins_from)
+    del begins_from  # a replay may be large
     writer = SummaryWriter(str(run / "tensorboard"))
     for row in rows:
         _tensorboard(writer, row)
@@ -171,6 +183,8 @@ def _carry_on(run: Path, config: Record) -> Record:
         for done in progress:
             trained += sum(done.seconds.values())
             row = _row(done, trained)
+            if done.iteration == 1 and raised is not None:
+                row["behavior_std_raised"] = raised
             rows.append(row)
             records.append_line(log, row)
             _tensorboard(writer, row)
@@ -178,6 +192,8 @@ def _carry_on(run: Path, config: Record) -> Record:
             if _is_checkpoint(config, done):
                 _save(run, config, population, replay, done)
     writer.close()
+    if config.get("save_replay"):
+        old_data.save(run, old_data.last(replay, config), env, config)
     env.close()
 
     figures.learning_curves([run], run / "curve.png")
@@ -211,12 +227,14 @@ def follow() -> None:
         return
     config = task["config"]
     population, env, replay = _parts(config)
-    past = _room_for_past(replay, population) if task["iteration"] > 0 else {}
-    progress, _ = _train(config, population, env, replay, task["iteration"], past)
-    del past
+    room = past.room(config, replay, population, task["iteration"])
+    progress, _ = _train(config, population, env, replay, task["iteration"], room)
+    del room
     for done in progress:
         if _is_checkpoint(config, done):
-            _past(replay, population)  # the first process writes it
+            past.tree(config, replay, population)  # the first process writes it
+    if config.get("save_replay"):
+        old_data.last(replay, config)  # and this
     env.close()
 
 
@@ -226,18 +244,18 @@ def _parts(config: Record) -> tuple[Population, VectorEnv, Replay]:
     env = envs.make(
         config["env"], population.size * agent_config.num_envs, backend=config["backend"], device=config["device"]
     )
-    capacity = (1 + agent_config.replay) * agent_config.rollout
+    capacity = past.rollouts_kept(config) * agent_config.rollout
     replay = Replay(capacity, population.size, agent_config.num_envs, env.obs_dim, env.act_dim, population.device)
     return population, env, replay
 
 
 def _train(
-    config: Record, population: Population, env: VectorEnv, replay: Replay, iteration: int, past: Tree
+    config: Record, population: Population, env: VectorEnv, replay: Replay, iteration: int, begins_from: Tree
 ) -> tuple[Iterator[loop.Progress], float]:
     """Take up what the first process read, and compile. -> (the iterations that are left, seconds of compilation)"""
     if iteration > 0:
         population.state = processes.of_first(population.state)
-        _take_up_past(replay, population, processes.of_first(past))
+    past.take_up(begins_from, replay, population)
     compile_seconds = 0.0
     if population.compiled and iteration < config["iterations"]:
         print("compiling ...", end=" ", flush=True)
@@ -331,38 +349,10 @@ def _fingerprint(config: Record) -> Record:
 
 def _save(run: Path, config: Record, population: Population, replay: Replay, done: loop.Progress) -> None:
     path = run / "checkpoints" / f"{done.env_steps:09d}.safetensors"
-    if past := _past(replay, population):
-        checkpoint.save(records.replay_of(path), past, {"iteration": done.iteration})
+    if beside := past.tree(config, replay, population):
+        checkpoint.save(records.replay_of(path), beside, {"iteration": done.iteration})
     checkpoint.save(path, population.state, {"iteration": done.iteration, "of": _fingerprint(config)})
     records.drop_old_replays(run)
-
-
-def _past(replay: Replay, population: Population, whole: Callable[..., Tensor] = processes.gathered) -> Tree:
-    """What a run goes on from beside its agents: rollouts to learn from again, and policies that are still to act.
-
-    Empty where there is neither: a fresh rollout is not needed again. `whole` makes of a process's part, along the axis
-    of environments, that of all processes.
-    """
-    config = population.agent.config
-    if config.replay == 0 and config.lag == 0:
-        return {}
-    state = replay.state()
-    store = {name: whole(x, 2) for name, x in state["store"].items()}
-    behind = {str(k): state for k, state in enumerate(population.behind)}
-    return {"replay": {**state, "store": store}, "behind": behind}
-
-
-def _room_for_past(replay: Replay, population: Population) -> Tree:
-    """A tree like `_past`'s, to be filled."""
-    room = _past(replay, population, lambda part, dim: torch.cat([part] * processes.count(), dim))
-    return tree_map(lambda x: x.to(population.device), room)
-
-
-def _take_up_past(replay: Replay, population: Population, past: Tree) -> None:
-    if past:
-        store = {name: processes.share(x, 2).contiguous() for name, x in past["replay"]["store"].items()}
-        replay.load({**past["replay"], "store": store})
-        population.behind = list(past.get("behind", {}).values())  # an empty tree has no tensors to save
 
 
 def _load_newest(run: Path, config: Record, population: Population) -> int:

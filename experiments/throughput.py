@@ -239,7 +239,7 @@ def learner_alone(population: Population, rollout: Transitions, seconds: float) 
     state, graphs = population.state, Graphs(device)
 
     def updates() -> None:
-        population.updates(data, index)
+        population.epoch(data, index)
         population.keep(state)
 
     def learn() -> int:

@@ -2,7 +2,28 @@
 
 from __future__ import annotations
 
-from experiments.studies import clip_sensitivity, staleness
+from experiments.studies import (
+    ablations,
+    clip_sensitivity,
+    correction,
+    ess_against_age,
+    precision,
+    sample_efficiency,
+    staleness,
+    temperature,
+)
 from experiments.studies.study import Study
 
-STUDIES: dict[str, Study] = {study.name: study for study in (clip_sensitivity.STUDY, staleness.STUDY)}
+STUDIES: dict[str, Study] = {
+    module.STUDY.name: module.STUDY
+    for module in (
+        clip_sensitivity,
+        staleness,
+        correction,
+        temperature,
+        precision,
+        ablations,
+        ess_against_age,
+        sample_efficiency,
+    )
+}

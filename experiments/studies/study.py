@@ -16,8 +16,14 @@ from ess_rl.errors import UsageError
 from experiments import benchmark, records, statistics
 from experiments.suites import Job
 
-Finals = NDArray[np.float64]  # [seeds] final returns
+Finals = NDArray[np.float64]  # [seeds] final returns, or [seeds, ...] of what else a study measures
 Outcome = Mapping[tuple[str, str], Finals]  # (label of the job, label of the members) -> theirs
+
+
+def final_returns(run: Path, members: Sequence[int]) -> Finals:
+    """[members] from a finished run folder."""
+    final = records.read_json(run / "result.json")["final_return"]
+    return np.array([final[m] for m in members])
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,8 @@ class Study:
     jobs: Callable[[bool], Sequence[Job]]  # of the whole study, or (True) of a quick one that only shows that it works
     judge: Callable[[Outcome], Verdict]
     draw: Callable[[Outcome, Path], None]
+    quantity: str = "final_return"  # what the outcome holds
+    measure: Callable[[Path, Sequence[int]], Finals] = final_returns  # how it is read from a run folder
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,17 @@ def difference(one: Finals, other: Finals) -> Difference:
     return Difference(float(estimator(x, y)), float(low), float(high))
 
 
+def kept(one: Finals, other: Finals) -> Difference:
+    """The quotient of two IQMs, in percent: what is left of `other`. For returns above 0; as `difference` otherwise."""
+
+    def estimator(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(100.0 * statistics.iqm(x) / statistics.iqm(y))
+
+    x, y = one[:, None], other[:, None]
+    low, high = statistics.bootstrap_interval_of_two(x, y, estimator, np.random.default_rng(0))
+    return Difference(float(estimator(x, y)), float(low), float(high))
+
+
 def carry_out(study: Study, out: Path | None = None, jobs: int = 1, quick: bool = False) -> list[str]:
     """Run what is missing of a study, judge it, and write study.json and study.png. -> a line for each failed job
 
@@ -77,10 +96,16 @@ def carry_out(study: Study, out: Path | None = None, jobs: int = 1, quick: bool 
     failed = benchmark.run_jobs(study.name, todo, out, partial(benchmark.Local, jobs=jobs))
     if failed:
         return failed
-    outcome = read(todo, out)
+    outcome = read(todo, out, study.measure)
     verdict = study.judge(outcome)
     study.draw(outcome, out / "study.png")
-    scores = {" | ".join(filter(None, key)): {"final_return": list(x), "iqm": _iqm(x)} for key, x in outcome.items()}
+    scores = {
+        " | ".join(filter(None, key)): {
+            study.quantity: _as_json(x),
+            "iqm": _as_json(statistics.iqm_over_runs(x.reshape(len(x), -1)).squeeze()),
+        }
+        for key, x in outcome.items()
+    }
     record = {
         "study": study.name, "question": study.question, "prediction": study.prediction, "quick": quick,
         "verdict": asdict(verdict), "scores": scores, **records.origin(),
@@ -91,13 +116,14 @@ def carry_out(study: Study, out: Path | None = None, jobs: int = 1, quick: bool 
     return []
 
 
-def read(jobs: Sequence[Job], out: Path) -> Outcome:
-    """Final returns of all members, by job and by what they were swept over."""
+def read(jobs: Sequence[Job], out: Path, measure: Callable[[Path, Sequence[int]], Finals] = final_returns) -> Outcome:
+    """What `measure` says of all members, by job (with its task, if there are several) and by what was swept."""
     outcome: dict[tuple[str, str], Finals] = {}
+    several = len({job.env for job in jobs}) > 1
     for job in jobs:
-        result = records.read_json(out / job.name / "result.json")
-        for label, members in records.groups(result).items():
-            outcome[job.label or job.agent, label] = np.array([result["final_return"][m] for m in members])
+        name = f"{job.env} " * several + (job.label or job.agent)
+        for label, members in records.groups(records.read_config(out / job.name)).items():
+            outcome[name, label] = measure(out / job.name, members)
     return outcome
 
 
@@ -113,10 +139,38 @@ def picture(path: Path) -> Iterator[Any]:
     try:
         yield axis
         axis.grid(alpha=0.25)
-        axis.legend(fontsize=8)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=8)
         figure.savefig(path, dpi=110)
     finally:
         plt.close(figure)
+
+
+def curve(axis: Any, xs: Sequence[str], ys: Sequence[Difference], **style: Any) -> None:
+    """Values over named places, with their intervals as a band."""
+    places = range(len(xs))
+    axis.plot(places, [y.value for y in ys], "o-", **style)
+    axis.fill_between(places, [y.low for y in ys], [y.high for y in ys], alpha=0.15)
+    axis.set_xticks(places, xs)
+
+
+def dots(axis: Any, rows: Mapping[str, Difference]) -> None:
+    """A value with its interval for each row, the first on top."""
+    places = range(len(rows))
+    values = np.array([[d.value, d.value - d.low, d.high - d.value] for d in rows.values()])
+    axis.errorbar(values[:, 0], places, xerr=values[:, 1:].T, fmt="o", capsize=3)
+    axis.set_yticks(places, list(rows))
+    axis.invert_yaxis()
+
+
+def level(finals: Finals) -> Difference:
+    """`interval` as a Difference from 0, to draw."""
+    return Difference(*interval(finals))
+
+
+def _as_json(x: Any) -> Any:
+    """Nested lists; None where nothing was measured."""
+    return [_as_json(y) for y in x] if np.ndim(x) else float(x) if np.isfinite(x) else None
 
 
 def interval(finals: Finals) -> tuple[float, float, float]:

@@ -68,7 +68,8 @@ def learn(population: Population, iterations: int = 2, updates: int = 2, columns
     for iteration in range(1, iterations):
         rollout = collect(population, iteration, columns)
         data = population.prepare(rollout)
-        metrics = [population.update(data, index.expand(population.size, -1)) for index in indices(updates)]
+        order = torch.stack(indices(updates)).unsqueeze(1).expand(-1, population.size, -1)
+        metrics = [one for index in order.split(2) for one in population.epoch(data, index)]
         population.observe(rollout)
         seen.append((data, metrics, population.state))
     return seen
@@ -221,6 +222,25 @@ def test_a_fraction_of_the_policys_learning_rate_is_kept(name: str):
     assert not torch.equal(began["policy"]["log_std"], ends[0]["policy"]["log_std"])
 
 
+def test_ess_of_the_batch_is_that_of_the_epochs_samples_as_it_begins():
+    population = Population(build("p3o", ess="batch", learning_rate=0.05), SEEDS)
+    rollout = collect(population, 0)
+    data = population.prepare(rollout)
+    order = torch.stack(indices(2)).unsqueeze(1).expand(-1, 3, -1).contiguous()  # 12 samples of 24 in each of two
+    pi = population.policy(rollout.obs.transpose(0, 1).flatten(1, 2))
+    for epoch in range(3):
+        b = Gaussian(data["behavior_mean"], data["behavior_log_std"])
+        log_ratio = pi.log_prob(data["action"]) - b.log_prob(data["action"])
+        drawn = order.transpose(0, 1).flatten(1)
+        expected = effective_sample_size(log_ratio.gather(1, drawn), dim=1)
+        for metrics in population.epoch(data, order):
+            assert_close(metrics["ess_batch"], expected)
+            assert epoch == 0 or not torch.equal(metrics["ess"], metrics["ess_batch"])
+        assert (expected == 1.0).all() if epoch == 0 else (expected < 0.99).all()
+        pi = population.policy(rollout.obs.transpose(0, 1).flatten(1, 2))
+    assert "ess_batch" not in Population(build("p3o"), SEEDS).epoch(data, order)[0]
+
+
 def test_on_its_own_fresh_data_decoupled_ppo_is_ppo():
     ends = []
     for objective in ("clip", "decoupled"):
@@ -302,7 +322,14 @@ def test_the_learning_rate_follows_the_ess_by_hand():
 
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
-    "p3o": [{"cap": 0.5}, {"cap": "ess_per_dim"}, {"pull": 0.0}, {"behavior_kl": "k3"}, {"behavior_kl": "reverse"}],
+    "p3o": [
+        {"cap": 0.5},
+        {"ess": "batch"},
+        {"cap": "ess_per_dim"},
+        {"pull": 0.0},
+        {"behavior_kl": "k3"},
+        {"behavior_kl": "reverse"},
+    ],
     "ppo": [{"objective": "decoupled", "clip": 0.1}, {"objective": "band"}, {"objective": "kl"}],
 }
 
@@ -373,14 +400,22 @@ def test_compiled_equals_eager():
     assert_close(learn(compiled), learn(eager), rtol=1e-4, atol=1e-4)
 
 
+@compiles
+def test_acting_in_fp8_compiles():
+    """The same rounding: a tenth of its step would be some 1e-3."""
+    compiled, eager = (Population(build("ppo", rollout_precision="fp8"), SEEDS[:2], compiled=c) for c in (True, False))
+    obs, noise = 3.0 * torch.randn(2, N, OBS), torch.randn(2, N, ACT)
+    assert_close(compiled.act(obs, noise), eager.act(obs, noise), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=compiles)])
-def test_updates_are_one_update_after_the_other(compiled: bool):
+def test_an_epoch_is_one_update_after_the_other(compiled: bool):
     """Also where programs of two populations lie in one cache, and the guards are asked only once for three updates."""
     pairs = [[Population(build("p3o"), SEEDS[:k], compiled=compiled) for _ in range(2)] for k in (1, 2)]
     data = [one.prepare(collect(one, 0)) for one, _ in pairs]
     order = [torch.stack([i.expand(one.size, -1) for i in indices(3)]) for one, _ in pairs]
     for _ in range(2):
         for (one, other), samples, index in zip(pairs, data, order, strict=True):
-            together = one.updates(samples, index)
+            together = one.epoch(samples, index)
             assert_close(together, [other.update(samples, i) for i in index], rtol=0.0, atol=0.0)
             assert_close(one.state, other.state, rtol=0.0, atol=0.0)

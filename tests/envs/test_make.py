@@ -245,3 +245,9 @@ def test_an_id_may_name_the_module_that_registers_it():
     env.close()
     with pytest.raises(UsageError, match="unknown environment"):
         envs.make("no_such_module_at_all:Pendulum-v1", 1)
+
+
+def test_the_range_of_actions_is_the_simulators() -> None:
+    assert envs.make("Pendulum-v1", 1, backend="gymnasium").action_range == [(-2.0, 2.0)]
+    assert envs.make("Pendulum-v1", 1, backend="torch").action_range == [(-1.0, 1.0)]
+    assert list(envs.make("Hopper-v5", 1, backend="gymnasium").action_range) == [(-1.0, 1.0)] * 3

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ess_rl.ess import effective_sample_size
+from ess_rl.ess import advantage_weighted_ess, effective_sample_size
 
 
 def logs(*ratios: float) -> torch.Tensor:
@@ -93,6 +93,21 @@ def test_equals_the_closed_form_of_a_shifted_gaussian(shift: float, act_dim: int
     z = torch.randn(400_000, act_dim, generator=torch.Generator().manual_seed(4))
     log_ratio = (shift * z - 0.5 * shift**2).sum(-1)
     assert float(effective_sample_size(log_ratio)) == pytest.approx(math.exp(-act_dim * shift**2), rel=0.02)
+
+
+def test_weighted_with_the_advantage_by_hand():
+    # rho |A| = 2, 1, 0: (2 + 1)^2 / (3 (4 + 1)) = 0.6; the scale of A changes nothing.
+    log_ratio, advantage = logs(1.0, 1.0, 2.0), torch.tensor([2.0, -1.0, 0.0])
+    assert float(advantage_weighted_ess(log_ratio, advantage)) == pytest.approx(0.6)
+    assert float(advantage_weighted_ess(log_ratio, 1e6 * advantage)) == pytest.approx(0.6)
+    both = advantage_weighted_ess(torch.stack([log_ratio, log_ratio]), torch.stack([advantage, torch.ones(3)]), dim=1)
+    assert both.tolist() == pytest.approx([0.6, 16.0 / 18.0])  # equal advantages: the plain one
+    assert float(advantage_weighted_ess(log_ratio, torch.zeros(3))) == pytest.approx(16.0 / 18.0)
+
+
+def test_weighted_with_normal_advantages_fresh_data_have_two_over_pi():
+    advantage = torch.randn(400_000, generator=torch.Generator().manual_seed(5))
+    assert float(advantage_weighted_ess(torch.zeros(400_000), advantage)) == pytest.approx(2.0 / math.pi, rel=0.01)
 
 
 def test_no_gradient_passes():

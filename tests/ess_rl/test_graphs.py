@@ -66,8 +66,8 @@ def parts(agent: str, env_id: str, device: torch.device, members: int = 2, **set
     [("p3o", env_id, {}) for env_id in TORCH_ENVS]
     + [("ppo", "Pendulum-v1", {"objective": objective}) for objective in ("clip", "decoupled", "band", "kl")]
     + [
-        ("p3o", "Pendulum-v1", {"replay": 2, "draw": "ess", "correction": "vtrace"}),
-        ("p3o", "Pendulum-v1", {"lag": 2, "cap": 0.5, "pull": 0.0, "behavior_kl": "k3"}),
+        ("p3o", "Pendulum-v1", {"replay": 2, "draw": "ess", "correction": "vtrace", "ess": "batch"}),
+        ("p3o", "Pendulum-v1", {"lag": 2, "rollout_precision": "fp8", "cap": 0.5, "pull": 0.0, "behavior_kl": "k3"}),
     ],
 )
 def test_an_iteration_asks_the_host_for_nothing(

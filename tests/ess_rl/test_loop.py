@@ -11,13 +11,14 @@ from torch import Tensor
 
 from agents.p3o import P3O, Config
 from ess_rl import random
-from ess_rl.contract import Draw, Step, VectorEnv
+from ess_rl.contract import Draw, Precision, Step, VectorEnv
 from ess_rl.errors import NonFiniteError, UsageError
 from ess_rl.ess import effective_sample_size
-from ess_rl.gaussian import Gaussian
+from ess_rl.gaussian import Gaussian, kl
 from ess_rl.loop import Progress, collect, env_seeds, evaluate, prepare, train
 from ess_rl.population import Population
 from ess_rl.replay import Replay
+from ess_rl.transitions import Transitions
 
 OBS, ACT, N, T = 3, 2, 4, 6
 CONFIG = Config(hidden=(8,), num_envs=N, rollout=T, epochs=2, minibatch=8, learning_rate=1e-2)
@@ -28,6 +29,7 @@ class RandomWorld:
     """Environment i is a function of its seed, its clock and its actions. A step in five ends an episode."""
 
     env_id, backend, obs_dim, act_dim, device = "RandomWorld-v0", "torch", OBS, ACT, torch.device("cpu")
+    action_range = ((-1.0, 1.0),) * ACT
     max_episode_steps: int | None = None
 
     def __init__(self, num_envs: int):
@@ -207,6 +209,46 @@ def test_replayed_rollouts_are_drawn_from(draw: Draw):
     assert not seen
 
 
+@pytest.mark.parametrize("replay", [0, 2])
+def test_diagnostics_are_of_the_fresh_rollout_after_its_updates(replay: int):
+    population, env, ring = build(replay=replay)
+    observe, policies = population.observe, []
+
+    def spy(rollout: Transitions) -> None:
+        policies.append(Gaussian(*map(torch.stack, zip(*[population.policy(obs) for obs in rollout.obs], strict=True))))
+        observe(rollout)
+
+    population.observe = spy
+    *_, last = run((population, env, ring), iterations=4, reset_every=4)
+    rollout, pi = ring.latest(T), policies[-1]
+    b = Gaussian(rollout.behavior_mean, rollout.behavior_log_std)
+    log_ratio = pi.log_prob(rollout.action) - b.log_prob(rollout.action)  # [T, P, N]
+    torch.testing.assert_close(last.metrics["ess_end"], effective_sample_size(log_ratio, dim=(0, 2)))
+    torch.testing.assert_close(last.metrics["ess_end_per_dim"], last.metrics["ess_end"] ** (1.0 / ACT))
+    torch.testing.assert_close(last.metrics["behavior_kl_end"], kl(pi, b).mean((0, 2)), rtol=1e-4, atol=1e-6)
+    # Of 24 samples: the first (1 % are 0.24), the 12th, and the 24th (99 % are 23.76).
+    in_order = log_ratio.transpose(0, 1).flatten(1).sort(1).values
+    for name, k in (("log_ratio_q01", 0), ("log_ratio_q50", 11), ("log_ratio_q99", 23)):
+        torch.testing.assert_close(last.metrics[name], in_order[:, k], rtol=1e-4, atol=1e-5)
+    assert (last.metrics["ess_end_advantage"] < 1.0).all()
+    assert ("replayed_share" in last.metrics) == (replay > 0)
+
+
+def test_the_share_of_replayed_data_by_hand():
+    """A rate of 0 and no cap: weights are ratios. Rewards of the fresh rollout count ten times those of the other."""
+    population, env, ring = build(replay=1, learning_rate=0.0, cap=1e6, epochs=1, minibatch=T * N)
+    run((population, env, ring), iterations=2, reset_every=2)
+    data, _ = prepare(population, ring.rollouts(T, 2))
+    assert data["age"][:, : T * N].eq(0.0).all() and data["age"][:, T * N :].eq(1.0).all()
+    data["advantage"][:, : T * N : 2], data["advantage"][:, 1 : T * N : 2] = 10.0, -10.0
+    data["advantage"][:, T * N :: 2], data["advantage"][:, T * N + 1 :: 2] = 1.0, -1.0
+    for name in ("behavior_mean", "behavior_log_std", "action", "obs"):
+        data[name][:, 1:] = data[name][:, :1]  # all samples are one, and so are their ratios
+    index = torch.arange(2 * T * N).expand(2, -1)
+    assert population.update(data, index)["replayed_share"].tolist() == pytest.approx([1.0 / 11.0] * 2, rel=1e-4)
+    assert population.update(data, index[:, : T * N])["replayed_share"].tolist() == [0.0, 0.0]
+
+
 def test_samples_of_older_rollouts_are_prepared_under_the_present_policy():
     population, env, replay = build(replay=1)
     run((population, env, replay), iterations=3, reset_every=3)
@@ -222,6 +264,7 @@ def test_samples_of_older_rollouts_are_prepared_under_the_present_policy():
         torch.testing.assert_close(ess[:, age], effective_sample_size(log_ratio, dim=1))
         for name, x in alone.items():
             torch.testing.assert_close(data[name][:, age * T * N : (age + 1) * T * N], x)
+        assert (data["age"][:, age * T * N : (age + 1) * T * N] == age).all()
 
 
 @pytest.mark.parametrize("lag", [1, 3])
@@ -256,6 +299,23 @@ def test_the_behavior_is_wider_by_its_temperature_and_an_evaluation_is_not():
     # e of a policy narrower by T in both of 2 dimensions: per dimension sqrt(2 T^2 - 1) / T^2 = 0.8315.
     progress = run((*build(list(range(40)), behavior_temperature=1.5),), iterations=2, reset_every=2)
     assert progress[-1].metrics["ess_first"].mean() == pytest.approx(0.8315**2, abs=0.05)
+
+
+@pytest.mark.parametrize(("precision", "at_least"), [("fp16", -1.0), ("bf16", 1e-7), ("fp8", 1e-5)])
+def test_a_network_of_low_precision_acts_and_is_recorded(precision: Precision, at_least: float):
+    population, env, _ = parts = build(rollout_precision=precision)
+    assert not population.on_policy
+    progress = run(parts, iterations=4, reset_every=4)
+    lost = 1.0 - progress[-1].metrics["ess_first"]
+    assert (lost > at_least).all() and (lost < 0.1).all()
+    rollout, _ = collect(population, env, env.reset(env_seeds(population.seed, N)), T, 4)
+    pi = population.policy(rollout.obs[2])  # an evaluation's
+    assert rollout.behavior_mean.dtype == torch.float32
+    assert 0.0 < (rollout.behavior_mean[2] - pi.mean).abs().max() < 0.1
+    # The action is a draw from what was recorded: the same noise as that of fp32.
+    z = (rollout.action - rollout.behavior_mean) * torch.exp(-rollout.behavior_log_std)
+    seeds = random.fold_in(random.fold_in(population.seed, 1), 4)
+    torch.testing.assert_close(z, random.normal(seeds, (T, N, ACT)).transpose(0, 1), rtol=1e-4, atol=1e-4)
 
 
 def test_a_behavior_that_was_recorded_wrongly_is_noticed():

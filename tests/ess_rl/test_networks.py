@@ -6,7 +6,8 @@ from torch import nn
 from torch.func import vmap
 from torch.utils import _pytree as pytree
 
-from ess_rl.networks import mlp, mlp_init, orthogonal, policy, policy_init, value, value_init
+from ess_rl.contract import Precision
+from ess_rl.networks import in_precision, mlp, mlp_init, orthogonal, policy, policy_init, value, value_init
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(5, 5), (8, 3), (3, 8), (1, 4), (4, 1)])
@@ -70,3 +71,51 @@ def test_vmap_over_seeds_gives_the_members_alone():
         torch.testing.assert_close(pytree.tree_map(lambda x, p=p: x[p], together), alone)
         torch.testing.assert_close(pi.mean[p], policy(alone, obs[p]).mean)
     assert not torch.allclose(together["mean"]["0"]["weight"][0], together["mean"]["0"]["weight"][1])
+
+
+def one_layer(*weight: float) -> dict:
+    return {"0": {"weight": torch.tensor([weight]), "bias": torch.tensor([0.1] * len(weight))}}
+
+
+def test_fp8_by_hand():
+    # The largest weight is 1, so all are multiplied by 448: 134.4 lies between 128 and 144, the nearest is 128.
+    # The largest input is 0.5, exact as 448; 0.03 becomes 26.88, between 26 and 28: 26.
+    params = in_precision(one_layer(1.0, 0.3), "fp8")
+    assert params["0"]["weight"].dtype == torch.float8_e4m3fn
+    out = mlp(params, torch.tensor([[0.5], [0.03]]))
+    small = 0.5 * 26.0 / 448.0
+    expected = torch.tensor([[0.5, 0.5 * 128.0 / 448.0], [small, small * 128.0 / 448.0]]) + 0.1
+    torch.testing.assert_close(out, expected)
+
+
+def test_bf16_by_hand():
+    # 8 significant bits: between 1 and 2 the steps are 1/128, and 1 + 1/256 goes to the even neighbor, 1.
+    params = in_precision({"0": {"weight": torch.tensor([[1.0 + 1.0 / 256.0]]), "bias": torch.zeros(1)}}, "bf16")
+    out = mlp(params, torch.tensor([[2.0]]))
+    assert out.dtype == torch.bfloat16 and out.item() == 2.0
+
+
+def test_lower_precision_is_further_off():
+    hidden = (16, 16)
+    params = policy_init(torch.tensor(0), 5, 3, hidden, log_std=-0.7)
+    params["mean"]["2"]["weight"] = 100.0 * params["mean"]["2"]["weight"]  # it begins near zero
+    obs = 3.0 * torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
+    exact = policy(params, obs)
+    precisions: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "fp8")
+    off = [(policy(in_precision(params, p), obs).mean.float() - exact.mean).abs().mean().item() for p in precisions]
+    assert off[0] == 0.0
+    assert 0.0 < 4.0 * off[1] < off[2] and 4.0 * off[2] < off[3] < 0.2  # 11, 8 and 4 significant bits
+    assert torch.equal(policy(in_precision(params, "fp8"), obs).log_std, exact.log_std)
+
+
+def test_the_scale_of_fp8_is_a_members_own():
+    params = torch.func.vmap(lambda seed: mlp_init(seed, (4, 6, 2), 1.0))(torch.arange(3))
+    params["0"]["weight"][1] *= 100.0
+
+    def low(params: dict, x: torch.Tensor) -> torch.Tensor:
+        return mlp(in_precision(params, "fp8"), x)
+
+    x = torch.randn(3, 7, 4, generator=torch.Generator().manual_seed(1))
+    together = vmap(low)(params, x)
+    for p in range(3):
+        torch.testing.assert_close(together[p], low(pytree.tree_map(lambda y, p=p: y[p], params), x[p]))

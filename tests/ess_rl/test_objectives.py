@@ -37,7 +37,19 @@ def test_p3o_by_hand():
     assert float(metrics["behavior_kl"]) == pytest.approx(0.2)
     assert float(metrics["capped_fraction"]) == pytest.approx(2.0 / 3.0)
     assert float(metrics["log_ratio_max"]) == pytest.approx(math.log(1.5))
+    assert metrics.pop("weight").tolist() == pytest.approx([0.5, 6.0 / 7.0, 6.0 / 7.0])
     assert all(x.shape == () and not x.requires_grad for x in metrics.values())
+
+
+def test_an_e_that_is_given_replaces_that_of_the_batch():
+    samples = three_samples()
+    loss, metrics = p3o(**samples, ess=torch.tensor(0.75))
+    loss.backward()
+    assert samples["log_prob"].grad is not None and samples["behavior_kl"].grad is not None
+    # Weights min(rho, 3/4) = 1/2, 3/4, 3/4; the KL has weight 1/4, a third of it each.
+    assert samples["log_prob"].grad.tolist() == pytest.approx([-0.5 / 3.0, -1.5 / 3.0, 0.75 / 3.0])
+    assert samples["behavior_kl"].grad.tolist() == pytest.approx([1.0 / 12.0] * 3)
+    assert float(metrics["ess"]) == pytest.approx(6.0 / 7.0)
 
 
 @pytest.mark.parametrize(
@@ -153,6 +165,7 @@ def test_ppo_clip_by_hand():
     assert metrics["clipped_fraction"] == 1.0
     assert float(metrics["ess"]) == pytest.approx(4.0**2 / (4.0 * 5.0))
     assert float(metrics["log_ratio_max"]) == pytest.approx(math.log(1.5))
+    assert metrics.pop("weight").tolist() == pytest.approx([0.0, 1.5, 0.5, 0.0])
     assert all(x.shape == () and not x.requires_grad for x in metrics.values())
 
 
@@ -240,3 +253,25 @@ def test_ppo_kl_by_hand():
     assert log_prob.grad.tolist() == pytest.approx([-0.75, -0.5])
     assert behavior_kl.grad.tolist() == pytest.approx([1.5, 1.5])
     assert metrics["kl_coef"] == 3.0
+
+
+OBJECTIVES: dict[str, Any] = {
+    "p3o": lambda x, b, p, a: p3o(x, b, a, torch.zeros(len(a))),
+    "ppo_clip": lambda x, b, p, a: ppo_clip(x, b, a, clip=0.2),
+    "ppo_decoupled": lambda x, b, p, a: ppo_decoupled(x, p, b, a, clip=0.2),
+    "ppo_band": lambda x, b, p, a: ppo_band(x, b, a, clip=0.2),
+    "ppo_kl": lambda x, b, p, a: ppo_kl(x, b, a, torch.zeros(len(a)), kl_coef=1.0),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_weight_is_what_the_gradient_says(name: str):
+    generator = torch.Generator().manual_seed(6)
+    b, p, x, advantage = torch.randn(4, 200, generator=generator) * torch.tensor([1.0, 0.3, 0.4, 1.0])[:, None]
+    x, p = (x + b).requires_grad_(), p + b
+    loss, metrics = OBJECTIVES[name](x, b, p, advantage)
+    loss.backward()
+    assert x.grad is not None and not metrics["weight"].requires_grad
+    torch.testing.assert_close(metrics["weight"] * advantage, -200.0 * x.grad)
+    silent = (metrics["weight"] == 0.0).float().mean()
+    assert (0.1 < silent < 0.9) if name in ("ppo_clip", "ppo_decoupled") else silent == 0.0

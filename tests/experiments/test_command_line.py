@@ -143,6 +143,8 @@ def test_bad_values_are_refused_before_anything_is_written(tmp_path: Path, monke
     assert "at least 2" in refused_here(*train, "--minibatch", "1")
     assert "CUDA" in refused_here(*train, "--device", "cuda")
     assert "--replay -1: must be 0 or more" in refused_here(*train, "--replay", "-1")
+    assert "--save-replay -1: must be 0 or more" in refused_here(*train, "--save-replay", "-1")
+    assert "no replay.safetensors" in refused_here(*train, "--replay", "1", "--replay-from", "nowhere")
     assert "--lag -2: must be 0 or more" in refused_here(*train, "--lag", "-2")
     assert "--behavior-temperature 0: must be above 0" in refused_here(*train, "--behavior-temperature", "1", "0")
     assert "--keep-ess 1.1: must be from 0 to below 1" in refused_here(*train, "--keep-ess", "1.1")

@@ -6,8 +6,19 @@ import numpy as np
 import pytest
 
 from ess_rl.errors import UsageError
-from experiments import records
-from experiments.studies import STUDIES, clip_sensitivity, staleness, study
+from experiments import __main__, records
+from experiments.studies import (
+    STUDIES,
+    ablations,
+    clip_sensitivity,
+    correction,
+    ess_against_age,
+    precision,
+    sample_efficiency,
+    staleness,
+    study,
+    temperature,
+)
 
 SPREAD = np.array([-30.0, -20.0, -10.0, -5.0, 0.0, 0.0, 5.0, 10.0, 20.0, 30.0])
 
@@ -65,13 +76,142 @@ def test_the_verdict_on_staleness(levels: dict[str, tuple[float, float]], word: 
     assert any(s.startswith("p3o keeps ") for s in verdict.sentences)
 
 
+def test_what_is_kept_by_hand():
+    # IQMs of 45 and 90 (of 10 .. 80 and of 20 .. 160, two of eight left out at either end): a half.
+    one = np.arange(10.0, 81.0, 10.0)
+    found = study.kept(one, 2.0 * one)
+    assert found.value == 50.0
+    assert 10.0 < found.low < 50.0 < found.high < 200.0
+
+
+def corrections(**levels: float) -> study.Outcome:
+    """On two tasks, and none at 1000 on both; the second task has all at 1000."""
+    rows = {label: levels.get(label, 1000.0) for label in ("fresh", *correction.CORRECTIONS)}
+    first = {(f"A-v0 {label}", "p3o"): SPREAD + level for label, level in rows.items()}
+    return first | {(f"B-v0 {label}", "p3o"): SPREAD + 1000.0 for label in rows}
+
+
+@pytest.mark.parametrize(
+    ("levels", "word"),
+    [
+        ({"vtrace": 800.0}, "supported"),
+        ({"vtrace": 998.0}, "undecided"),
+        ({"vtrace": 800.0, "retrace": 1100.0}, "refuted"),
+        ({"ess": 1100.0}, "refuted"),
+    ],
+)
+def test_the_verdict_on_correction(levels: dict[str, float], word: str):
+    assert correction.judge(corrections(**levels)).word == word
+
+
+def temperatures(p3o: dict[float, float]) -> study.Outcome:
+    levels = {t: p3o.get(t, 1000.0) for t in temperature.TEMPERATURES}
+    rows = {("p3o", f"p3o behavior_temperature {t!r}"): SPREAD + level for t, level in levels.items()}
+    ppo = {("ppo", f"ppo behavior_temperature {t!r} clip {clip!r}"): SPREAD + 900.0 + 100.0 * clip
+           for t in levels for clip in temperature.CLIPS}  # fmt: skip
+    return rows | ppo
+
+
+@pytest.mark.parametrize(
+    ("p3o", "word"),
+    [
+        ({0.6: 300.0, 0.8: 900.0}, "supported"),
+        ({0.6: 700.0}, "undecided"),
+        ({0.6: 900.0}, "refuted"),  # it does not fail where it must
+        ({0.6: 300.0, 1.2: 500.0}, "refuted"),
+    ],
+)
+def test_the_verdict_on_temperature(p3o: dict[float, float], word: str):
+    verdict = temperature.judge(temperatures(p3o))
+    assert verdict.word == word
+    assert "T = 1.5: P3O less the best clip (ppo clip 0.4): +60 [" in verdict.sentences[-1]
+
+
+def precisions(fp8: float, clip: float = 800.0) -> study.Outcome:
+    outcome = {}
+    for name in precision.PRECISIONS:
+        outcome[name, "p3o"] = SPREAD + (fp8 if name == "fp8" else 1000.0)
+        outcome[name, "ppo clip 0.1"] = SPREAD + clip
+        outcome[name, "ppo clip 0.2"] = SPREAD + 100.0
+    return outcome
+
+
+@pytest.mark.parametrize(
+    ("fp8", "clip", "word"),
+    [(900.0, 800.0, "supported"), (800.0, 700.0, "undecided"), (500.0, 400.0, "refuted"), (900.0, 1100.0, "refuted")],
+)
+def test_the_verdict_on_precision(fp8: float, clip: float, word: str):
+    assert precision.judge(precisions(fp8, clip)).word == word
+
+
+def parts_of_p3o(**levels: float) -> study.Outcome:
+    found = {label: levels.get(label.replace(" ", "_"), 1000.0) for label in ablations.VARIANTS}
+    return {(label, "p3o"): SPREAD + level for label, level in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("levels", "word"),
+    [
+        ({"cap_alone": 700.0, "KL_k3": 600.0}, "supported"),
+        ({"cap_alone": 700.0}, "undecided"),
+        ({"cap_alone": 700.0, "KL_k3": 600.0, "cap_1": 1200.0}, "refuted"),
+    ],
+)
+def test_the_verdict_on_ablations(levels: dict[str, float], word: str):
+    assert ablations.judge(parts_of_p3o(**levels)).word == word
+
+
+def ages(*levels: float) -> study.Outcome:
+    return {("p3o", "p3o"): 1e-4 * SPREAD[:, None] + np.array(levels)}
+
+
+@pytest.mark.parametrize(
+    ("levels", "word"),
+    [((1.0, 0.8, 0.5), "supported"), ((1.0, 0.8, 0.8), "undecided"), ((1.0, 0.5, 0.8), "refuted")],
+)
+def test_the_verdict_on_ess_against_age(levels: tuple[float, ...], word: str):
+    assert ess_against_age.judge(ages(*levels)).word == word
+
+
+def rising(*at: int) -> study.Outcome:
+    """On task k PPO ends at 100, and P3O passes that at `at[k]` of 10 points; 0: never."""
+    outcome = {}
+    for number, point in enumerate(at):
+        ppo, p3o = np.linspace(10.0, 100.0, 10), np.full(10, 50.0)
+        if point:
+            p3o[point - 1 :] = 150.0
+        outcome[f"{number} p3o", "p3o"] = 0.1 * SPREAD[:, None] + p3o
+        outcome[f"{number} ppo", "ppo"] = 0.1 * SPREAD[:, None] + ppo
+    return outcome
+
+
+@pytest.mark.parametrize(
+    ("at", "word"), [((3, 4, 9, 0), "supported"), ((4, 5, 9, 0), "refuted"), ((0, 0, 0, 0), "refuted")]
+)
+def test_the_verdict_on_sample_efficiency(at: tuple[int, ...], word: str):
+    verdict = sample_efficiency.judge(rising(*at))
+    assert verdict.word == word
+    assert ("3: at inf [inf, inf] % of the steps" in verdict.sentences) == (at[3] == 0)
+
+
+def test_sample_efficiency_where_seeds_disagree_is_undecided():
+    """Six of ten seeds are there from the first point on, the others never."""
+    outcome = rising(3, 4)
+    p3o = np.where(np.arange(10)[:, None] < 6, 150.0, 50.0) * np.ones(10)
+    found = sample_efficiency.reached(p3o, outcome["0 ppo", "ppo"])
+    assert found.low == 10.0 and found.high == np.inf
+    assert sample_efficiency.judge({**outcome, ("1 p3o", "p3o"): p3o}).word == "undecided"
+
+
 @pytest.mark.parametrize("name", STUDIES)
 @pytest.mark.parametrize("quick", [True, False])
 def test_jobs_have_folders_of_their_own(name: str, quick: bool):
     jobs = STUDIES[name].jobs(quick)
     assert len({job.name for job in jobs}) == len(jobs)
     assert all(len(job.seeds) >= 10 for job in jobs) or quick
-    assert len({(job.env, job.steps, tuple(job.seeds)) for job in jobs}) == 1  # equal terms for all
+    assert len({(job.steps, tuple(job.seeds)) for job in jobs}) == 1  # equal terms for all
+    of_task = [sorted(job.label for job in jobs if job.env == env) for env in {job.env for job in jobs}]
+    assert all(labels == of_task[0] for labels in of_task)
 
 
 def test_a_quick_study_goes_through(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -98,6 +238,46 @@ def test_staleness_draws(tmp_path: Path):
     assert (tmp_path / "study.png").stat().st_size > 10_000
 
 
+@pytest.mark.parametrize(
+    ("name", "outcome"),
+    [
+        ("correction", corrections()),
+        ("temperature", temperatures({})),
+        ("precision", precisions(900.0)),
+        ("ablations", parts_of_p3o()),
+        ("ess-against-age", ages(1.0, 0.8, 0.5)),
+        ("sample-efficiency", rising(3, 0)),
+    ],
+)
+def test_the_others_draw(tmp_path: Path, name: str, outcome: study.Outcome):
+    STUDIES[name].draw(outcome, tmp_path / "study.png")
+    assert (tmp_path / "study.png").stat().st_size > 5_000
+
+
+def test_what_is_read_from_runs(tmp_path: Path):
+    """ESS by age over the last half of four iterations, and returns over a tenth of the budget, without gaps."""
+    config = {"format": records.FORMAT, **dict.fromkeys(records.REQUIRED, ""), "seeds": [0, 1], "sweep": {}}
+    records.write_json(tmp_path / "config.json", {**config, "config": {"replay": 1}})
+    with open(tmp_path / "metrics.jsonl", "w") as log:
+        for number in range(1, 21):
+            row = {"env_steps": number, "episodes": [0 if number == 1 else 1, 1], "return_sum": [number, -number]}
+            aged = {"ess_first": [1.0, 1.0], "ess_age_1": [0.5 + 0.01 * number, 0.2]} if number > 1 else {}
+            records.append_line(log, {"iteration": number, **row, **aged})
+    # The mean of 0.61 .. 0.70 is 0.655.
+    np.testing.assert_allclose(ess_against_age.by_age(tmp_path, [1, 0]), [[1.0, 0.2], [1.0, 0.655]])
+    found = sample_efficiency.curves(tmp_path, [0, 1])  # 20 points: a tenth of them are two
+    assert np.isnan(found[:, 0]).all()
+    assert found[:, 1].tolist() == [2.0, -1.5] and found[:, -1].tolist() == [19.5, -19.5]
+    assert study._as_json(found[:, :2]) == [[None, 2.0], [None, -1.5]]
+
+
+def test_studies_are_listed(capsys: pytest.CaptureFixture[str]):
+    __main__.study([])
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed] == list(STUDIES)
+    assert all(line.endswith("?") for line in listed)
+
+
 def test_an_unknown_study_is_refused():
-    with pytest.raises(UsageError, match="unknown study 'clip': choose one of clip-sensitivity, staleness"):
+    with pytest.raises(UsageError, match="unknown study 'clip': choose one of clip-sensitivity, staleness, correction"):
         study.find(STUDIES, "clip")

@@ -1,0 +1,122 @@
+"""What a run leaves to others: its last rollouts as one file, and the replay of a later run filled from that file.
+
+replay.safetensors        in the run that collected them (--save-replay K): tensors in the order of time, and JSON
+replay-from.safetensors   a copy, in the run that learns from them (--replay-from RUN): it needs the other no more
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ess_rl import checkpoint, processes
+from ess_rl.contract import Tree, VectorEnv
+from ess_rl.errors import UsageError
+from ess_rl.replay import Replay
+from ess_rl.transitions import Transitions
+from experiments.records import Record
+
+SAVED, COPIED = "replay.safetensors", "replay-from.safetensors"
+# KL(pi || b) and its gradient grow as 1 / sigma_b^2. In units of [-1, 1]; a policy begins with 0.37.
+SMALLEST_STD = 1e-3
+
+
+def last(replay: Replay, config: Record) -> Tree:
+    """The last rollouts that a run is to leave, or as many as it made: of the environments of all processes."""
+    steps = min(min(config["save_replay"], config["iterations"]) * config["config"]["rollout"], replay.size)
+    kept = replay.latest(steps)
+    return {f.name: processes.gathered(getattr(kept, f.name), 2) for f in fields(kept)}
+
+
+def save(run: Path, kept: Tree, env: VectorEnv, config: Record) -> None:
+    """Write what `last` gave."""
+    info = {
+        "env": config["env"],
+        "observation size": env.obs_dim,
+        "action scale": [list(pair) for pair in env.action_range],
+        "num_envs": config["config"]["num_envs"],
+        "members": len(config["seeds"]),
+        "steps": len(kept["reward"]),
+        "iterations": config["iterations"],
+    }
+    checkpoint.save(run / SAVED, kept, info)
+
+
+def check(source: Path, env: VectorEnv, config: Any) -> int:
+    """Whether the replay of a run can be filled from the run folder `source`. -> bytes of its file
+
+    Args:
+        env: one of the task to be trained on.
+        config: of the agent.
+
+    Raises:
+        UsageError: it has no such file, or its data are of another task, scale or shape; names both.
+    """
+    if config.replay == 0:
+        raise UsageError(f"--replay-from {source}: with --replay 0 nothing is replayed; give --replay 3, say")
+    path = source / SAVED
+    if not path.exists():
+        raise UsageError(
+            f"--replay-from {source}: it has no {SAVED}; a run leaves one at its end if it was given --save-replay K"
+        )
+    said = checkpoint.info(path)
+    here = {
+        "env": env.env_id,
+        "observation size": env.obs_dim,
+        "action scale": [list(pair) for pair in env.action_range],
+        "num_envs": config.num_envs,
+    }
+    for name, value in here.items():
+        if said.get(name) != value:
+            raise UsageError(f"--replay-from {source}: its {name} is {said.get(name)}, that of this run is {value}")
+    if said["steps"] < config.rollout:
+        raise UsageError(
+            f"--replay-from {source}: it holds {said['steps']} steps of each environment, and a rollout of this run is "
+            f"{config.rollout}: train it with a larger --save-replay, or this one with a smaller --rollout"
+        )
+    return path.stat().st_size
+
+
+def copy(source: Path, run: Path) -> None:
+    """Into a new run folder, so that it can be resumed whatever becomes of the other."""
+    part = run / (COPIED + ".part")
+    shutil.copyfile(source / SAVED, part)
+    part.replace(run / COPIED)
+
+
+def fill(run: Path, replay: Replay, config: Any) -> Tensor:
+    """Put the newest rollouts of the copy in `run` into an empty replay. -> [P] behavior standard deviations raised
+
+    As many whole rollouts as it has and `config.replay` asks for. The last iteration of the older run gets the version
+    -1, the one before -2, and so on. Member p takes the data of the older run's member p, counted round where that has
+    fewer. A behavior standard deviation below SMALLEST_STD is raised to it: the density that is then recorded is not
+    quite that of the policy that acted, but no gradient is beyond bounds.
+    """
+    path = run / COPIED
+    said = checkpoint.info(path)
+    _, members, num_envs, obs_dim = replay.store.obs.shape
+    act_dim = replay.store.action.shape[-1]
+    shape = (said["steps"], said["members"], num_envs)
+    like = Transitions.empty(shape, obs_dim, act_dim, torch.device("meta"))
+    tree, _ = checkpoint.load(path, {f.name: getattr(like, f.name) for f in fields(like)})
+    steps = min(said["steps"] // config.rollout, config.replay) * config.rollout
+    mine = torch.arange(members) % said["members"]
+    tree = {name: x[-steps:, mine] for name, x in tree.items()}
+    tree["version"] = tree["version"] - said["iterations"]
+    smallest = math.log(SMALLEST_STD)
+    raised = (tree["behavior_log_std"] < smallest).sum((0, 2, 3))
+    tree["behavior_log_std"] = tree["behavior_log_std"].clamp(min=smallest)
+    replay.add(Transitions(**tree))
+    return raised
+
+
+def describe(source: str, steps: int, raised: int) -> str:
+    """One line: what the replay was filled with."""
+    line = f"replay: {steps} steps of each environment from {source}"
+    return line + f"; {raised:,} behavior standard deviations below {SMALLEST_STD:g} were raised to it" * (raised > 0)

@@ -1,0 +1,81 @@
+"""What a run goes on from beside its agents: rollouts to learn from again, and policies that are still to act.
+
+It is saved beside a checkpoint, and made at the beginning of a run that learns from an older one's data. Of several
+processes each holds its share of the environments; what is saved has all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from ess_rl import checkpoint, processes
+from ess_rl.contract import Tree
+from ess_rl.population import Population
+from ess_rl.replay import Replay
+from experiments import old_data, records
+from experiments.records import Record
+
+
+def rollouts_kept(config: Record) -> int:
+    """How many rollouts the replay of a run holds."""
+    return max(1 + config["config"]["replay"], config.get("save_replay", 0))
+
+
+def tree(
+    config: Record, replay: Replay, population: Population, whole: Callable[..., Tensor] = processes.gathered
+) -> Tree:
+    """All of it, to be saved. Empty where a run needs none: a fresh rollout was learned from, and is not needed again.
+
+    `whole` makes of a process's part, along the axis of environments, that of all processes.
+    """
+    if config["config"]["replay"] == config["config"]["lag"] == config.get("save_replay", 0) == 0:
+        return {}
+    state = replay.state()
+    store = {name: whole(x, 2) for name, x in state["store"].items()}
+    behind = {str(k): state for k, state in enumerate(population.behind)}
+    return {"replay": {**state, "store": store}, "behind": behind}
+
+
+def room(config: Record, replay: Replay, population: Population, iteration: int) -> Tree:
+    """A tree like it, to be filled. Empty where a run has nothing to take up before `iteration`."""
+    if iteration == 0 and not config["config"].get("replay_from"):
+        return {}
+    empty = tree(config, replay, population, lambda part, dim: torch.cat([part] * processes.count(), dim))
+    return tree_map(lambda x: x.to(population.device), empty)
+
+
+def read(
+    run: Path, config: Record, replay: Replay, population: Population, iteration: int
+) -> tuple[Tree, list[int] | None]:
+    """What a run folder has of it. -> (the tree, standard deviations of older data raised: [P], or None without any)"""
+    empty = room(config, replay, population, iteration)
+    if iteration > 0 and empty:
+        saved, _ = checkpoint.load(records.replay_of(records.checkpoints(run)[-1]), empty, population.device)
+        return saved, None
+    if not empty:
+        return {}, None
+    store = replay.store
+    older = Replay(
+        replay.capacity,
+        population.size,
+        config["config"]["num_envs"],
+        store.obs.shape[-1],
+        store.action.shape[-1],
+        population.device,
+    )
+    raised = old_data.fill(run, older, population.agent.config)
+    return {**empty, "replay": older.state()}, raised.tolist()
+
+
+def take_up(past: Tree, replay: Replay, population: Population) -> None:
+    """What the first process read, this one's share of it."""
+    past = processes.of_first(past)
+    if past:
+        store = {name: processes.share(x, 2).contiguous() for name, x in past["replay"]["store"].items()}
+        replay.load({**past["replay"], "store": store})
+        population.behind = list(past.get("behind", {}).values())  # an empty tree has no tensors to save

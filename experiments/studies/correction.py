@@ -1,0 +1,76 @@
+"""How should the returns of replayed data be corrected?
+
+A quarter of what P3O learns from is fresh, the rest from the three rollouts before. Targets are made anew under the
+present policy and value, in one of four ways (`ess_rl.returns.corrected`); fresh data alone stands beside them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from experiments.studies.study import Difference, Outcome, Study, Verdict, difference, dots, kept, picture
+from experiments.suites import SMALL, SMOKE, Job
+
+TASKS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5")
+CORRECTIONS = ("none", "vtrace", "retrace", "ess")
+_QUICK: Any = {**SMOKE, "seeds": range(2)}
+
+
+def jobs(quick: bool) -> tuple[Job, ...]:
+    made = []
+    for env in ("Pendulum-v1", "ess/LQR-v0") if quick else TASKS:
+        how: Any = _QUICK if quick else {"steps": 500_000}
+        base = SMALL if quick else {}
+        made.append(Job("p3o", env, **{**how, "settings": base, "label": "fresh"}))
+        for correction in CORRECTIONS:
+            settings = {**base, "replay": 3, "correction": correction}
+            made.append(Job("p3o", env, **{**how, "settings": settings, "label": correction}))
+    return tuple(made)
+
+
+def _by_task(outcome: Outcome) -> dict[str, dict[str, Any]]:
+    """task -> correction, or fresh -> final returns"""
+    tasks: dict[str, dict[str, Any]] = {}
+    for (job, _), finals in outcome.items():
+        env, label = job.split(" ")
+        tasks.setdefault(env, {})[label] = finals
+    return tasks
+
+
+def judge(outcome: Outcome) -> Verdict:
+    sentences, beaten, vtrace_below = [], [], []
+    for env, of in _by_task(outcome).items():
+        for other in CORRECTIONS[1:]:
+            d = difference(of["none"], of[other])
+            sentences.append(f"{env}: none less {other}: {d}")
+            beaten += [f"{env} ({other})"] if d.high < 0.0 else []
+            vtrace_below += [env] if other == "vtrace" and d.low > 0.0 else []
+        sentences.append(f"{env}: none less fresh data alone: {difference(of['none'], of['fresh'])}")
+    sentences.append(f"V-trace clearly below none: {', '.join(vtrace_below) or 'nowhere'}")
+    if beaten:
+        return Verdict("refuted", (*sentences, f"none is clearly below: {', '.join(beaten)}"))
+    return Verdict("supported" if vtrace_below else "undecided", tuple(sentences))
+
+
+def draw(outcome: Outcome, path: Path) -> None:
+    rows: dict[str, Difference] = {}
+    for env, of in _by_task(outcome).items():
+        rows |= {f"{env} {label}": kept(of[label], of["fresh"]) for label in CORRECTIONS}
+    with picture(path) as axis:
+        dots(axis, rows)
+        axis.axvline(100.0, color="gray", linewidth=0.8)
+        axis.set(xlabel="final return with replay, % of that with fresh data alone (IQM, 95 % interval)")
+
+
+STUDY = Study(
+    name="correction",
+    question="How should the returns of replayed data be corrected?",
+    prediction=(
+        "Left uncorrected, under the present value, they are on no task clearly worse than with V-trace, Retrace or "
+        "traces scaled by the ESS; V-trace, whose bars cut the traces short, is clearly worse on at least one."
+    ),
+    jobs=jobs,
+    judge=judge,
+    draw=draw,
+)

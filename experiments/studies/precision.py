@@ -1,0 +1,72 @@
+"""What is left of a method's return when the network that acts computes in low precision?
+
+The mismatch between trainer and rollout engine: the behavior is recorded as the low-precision network gave it, so the
+ESS is below 1 before the first update. P3O has its usual numbers, PPO three clip ranges.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from experiments.studies.study import Outcome, Study, Verdict, curve, difference, interval, kept, level, picture
+from experiments.suites import SMALL, SMOKE, Job
+
+PRECISIONS = ("fp32", "bf16", "fp16", "fp8")
+CLIPS = (0.1, 0.2, 0.4)
+_QUICK: Any = {**SMOKE, "env": "Pendulum-v1", "seeds": range(2)}
+_WHOLE: Any = {"env": "HalfCheetah-v5", "steps": 500_000}
+
+
+def jobs(quick: bool) -> tuple[Job, ...]:
+    made = []
+    for precision in PRECISIONS:
+        settings = {**(SMALL if quick else {}), "rollout_precision": precision}
+        how = {**(_QUICK if quick else _WHOLE), "settings": settings, "label": precision}
+        made += [Job("p3o", **how), Job("ppo", **how, sweep={"clip": CLIPS[:1] if quick else CLIPS})]
+    return tuple(made)
+
+
+def _curves(outcome: Outcome) -> dict[str, dict[str, Any]]:
+    """method, with its clip -> precision -> final returns"""
+    curves: dict[str, dict[str, Any]] = {}
+    for (precision, label), finals in outcome.items():
+        curves.setdefault(label, {})[precision] = finals
+    return curves
+
+
+def judge(outcome: Outcome) -> Verdict:
+    curves = _curves(outcome)
+    p3o = curves.pop("p3o")
+    sentences, below = [], []
+    for precision in PRECISIONS:
+        best = max(curves, key=lambda name: interval(curves[name][precision])[0])
+        d = difference(p3o[precision], curves[best][precision])
+        sentences.append(f"{precision}: P3O less the best clip ({best}): {d}")
+        below += [precision] if d.high < 0.0 else []
+    left = kept(p3o["fp8"], p3o["fp32"])
+    sentences.append(f"P3O keeps {left} % of its return at fp8")
+    sentences += [f"{name} keeps {kept(of['fp8'], of['fp32'])} % of its return at fp8" for name, of in curves.items()]
+    if below or left.high < 80.0:
+        return Verdict("refuted", tuple(sentences))
+    return Verdict("supported" if left.low >= 80.0 else "undecided", tuple(sentences))
+
+
+def draw(outcome: Outcome, path: Path) -> None:
+    with picture(path) as axis:
+        for name, of in _curves(outcome).items():
+            curve(axis, PRECISIONS, [level(of[precision]) for precision in PRECISIONS], label=name)
+        axis.set(xlabel="precision of the acting network", ylabel="final return (IQM, 95 % interval)")
+
+
+STUDY = Study(
+    name="precision",
+    question="What is left of a method's return when the network that acts computes in low precision?",
+    prediction=(
+        "P3O keeps at least 80 % of its return when fp8 acts, and at no precision is it clearly below the best of "
+        "three clip ranges for that precision."
+    ),
+    jobs=jobs,
+    judge=judge,
+    draw=draw,
+)

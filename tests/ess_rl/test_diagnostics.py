@@ -1,0 +1,48 @@
+import math
+
+import pytest
+import torch
+
+from ess_rl.diagnostics import diagnose, share
+from ess_rl.ess import effective_sample_size
+from ess_rl.gaussian import Gaussian
+
+
+def test_by_hand():
+    """One action dimension, equal widths of 1, means 1 apart: log rho = x - 1/2 at an action x, KL = 1/2.
+
+    Two hundred actions with x - 1/2 = k log 2 / 100 for k = 1 .. 200.
+    """
+    log_ratio = torch.arange(1, 201).flip(0) * math.log(2.0) / 100.0
+    action = (log_ratio + 0.5).view(20, 10, 1)
+    b = Gaussian(torch.zeros_like(action), torch.zeros_like(action))
+    found = diagnose(Gaussian(b.mean + 1.0, b.log_std), b, action, torch.ones(20, 10))
+    assert float(found["ess_end"]) == pytest.approx(float(effective_sample_size(log_ratio)), rel=1e-5)
+    assert found["ess_end_per_dim"] == found["ess_end"]
+    assert float(found["behavior_kl_end"]) == pytest.approx(0.5)
+    # Two of the 200 are 1 %, 100 are 50 %, 198 are 99 %.
+    for name, k in (("log_ratio_q01", 2), ("log_ratio_q50", 100), ("log_ratio_q99", 198)):
+        assert float(found[name]) == pytest.approx(k * math.log(2.0) / 100.0, abs=1e-5)
+    # Equal advantages are 0 when they are centered: then all count alike.
+    assert float(found["ess_end_advantage"]) == pytest.approx(float(found["ess_end"]), rel=1e-5)
+    assert all(x.shape == () for x in found.values())
+
+
+def test_dimensions_and_advantages_by_hand():
+    """Two dimensions, ratios 1, 1, 4, 4 (e = 100 / (4 x 34) = 0.735) and advantages 5, 7, 6, 6: centered -1, 1, 0, 0.
+
+    rho |A| = 1, 1, 0, 0: (1 + 1)^2 / (4 x 2) = 1/2.
+    """
+    action = torch.tensor([[0.5, 0.0], [0.5, 3.0], [0.5 + math.log(4.0), 0.0], [0.5 + math.log(4.0), -2.0]])
+    b = Gaussian(torch.zeros(4, 2), torch.zeros(4, 2))
+    pi = Gaussian(torch.tensor([1.0, 0.0]).expand(4, 2), b.log_std)
+    found = diagnose(pi, b, action, torch.tensor([5.0, 7.0, 6.0, 6.0]))
+    assert float(found["ess_end"]) == pytest.approx(100.0 / 136.0)
+    assert float(found["ess_end_per_dim"]) == pytest.approx(math.sqrt(100.0 / 136.0))
+    assert float(found["ess_end_advantage"]) == pytest.approx(0.5)
+
+
+def test_share_by_hand():
+    mask = torch.tensor([True, False, True])
+    assert float(share(torch.tensor([-1.0, 2.0, 1.0]), mask)) == 0.5
+    assert float(share(torch.zeros(3), mask)) == 0.0
