@@ -23,7 +23,7 @@ def diagnose(pi: Gaussian, b: Gaussian, action: Tensor, advantage: Tensor) -> Me
         ess_end_advantage   ESS of rho |A|, A centered: `ess_rl.ess.advantage_weighted_ess`
         behavior_kl_end     mean KL(pi || b) in nats, in closed form
         log_ratio_q01, log_ratio_q50, log_ratio_q99   quantiles of log rho: the smallest value that the fraction 0.01,
-                            0.5 or 0.99 of the samples does not exceed; several processes give the mean of theirs
+                            0.5 or 0.99 of the samples does not exceed
 
     Args:
         pi: mean [..., act_dim] and log_std at the samples' observations; `b` alike, as it was recorded.
@@ -36,18 +36,19 @@ def diagnose(pi: Gaussian, b: Gaussian, action: Tensor, advantage: Tensor) -> Me
     log_ratio = (pi.log_prob(action) - b.log_prob(action)).flatten()
     advantage = advantage.flatten()
     ess = effective_sample_size(log_ratio)
-    in_order = log_ratio.sort().values
+    in_order = processes.of_all(log_ratio).sort().values
     count = len(in_order)
     return {
         "ess_end": ess,
         "ess_end_per_dim": ess ** (1.0 / action.shape[-1]),
         "ess_end_advantage": advantage_weighted_ess(log_ratio, advantage - processes.mean(advantage)),
         "behavior_kl_end": processes.mean(kl(pi, b)),
-        **{name: processes.mean(in_order[math.ceil(q * count) - 1]) for name, q in QUANTILES.items()},
+        **{name: in_order[math.ceil(q * count) - 1] for name, q in QUANTILES.items()},
     }
 
 
 def share(weight: Tensor, mask: Tensor) -> Tensor:
     """sum |weight| where `mask`, over sum |weight|: 0-dim in [0, 1], and 0 where all weights are."""
     size = weight.detach().abs()
-    return torch.where(mask, size, 0.0).sum() / size.sum().clamp(min=torch.finfo(size.dtype).tiny)
+    part, whole = processes.total(torch.stack([torch.where(mask, size, 0.0).sum(), size.sum()])).unbind(0)
+    return part / whole.clamp(min=torch.finfo(size.dtype).tiny)

@@ -158,7 +158,7 @@ def train(
     if start % reset_every and start < iterations:
         raise ValueError(f"start={start} is not a multiple of reset_every={reset_every}")
     check_minibatch(config)
-    samples = config.rollout * config.num_envs * processes.count()
+    samples = config.rollout * config.num_envs  # of a rollout, in this process
     graphs, stopwatch = Graphs(device), Stopwatch(device)
     # What the stages below read and write keeps its address, so that their recordings stay true.
     state = population.state
@@ -226,7 +226,7 @@ def train(
             _check_recorded(metrics)
         yield Progress(
             iteration=iteration + 1,
-            env_steps=(iteration + 1) * samples,
+            env_steps=(iteration + 1) * samples * processes.count(),
             metrics=metrics,
             episodes=episodes.long(),
             return_sum=return_sum,

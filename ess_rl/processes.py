@@ -50,6 +50,11 @@ def mean(x: Tensor) -> Tensor:
     return averaged(x.mean())
 
 
+def of_all(x: Tensor) -> Tensor:
+    """The samples [n, ...] of every process, one after the other: [K n, ...]. No gradient passes."""
+    return _all_gather(x).flatten(0, 1) if count() > 1 else x
+
+
 def averaged(tree: Tree) -> Tree:
     """Each leaf's mean over the processes, element by element, in one message. Leaves are of one dtype."""
     if count() == 1:
@@ -150,3 +155,20 @@ def _(x: Tensor, how: str) -> Tensor:
 @_all_reduce.register_vmap
 def _(info: Any, in_dims: tuple[int | None, None], x: Tensor, how: str) -> tuple[Tensor, int | None]:
     return _all_reduce(x, how), in_dims[0]  # element by element: an axis more makes no difference
+
+
+@torch.library.custom_op("ess_rl::all_gather", mutates_args=())
+def _all_gather(x: Tensor) -> Tensor:
+    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(count())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.stack(parts)
+
+
+@_all_gather.register_fake
+def _(x: Tensor) -> Tensor:
+    return x.new_empty(count(), *x.shape)
+
+
+@_all_gather.register_vmap
+def _(info: Any, in_dims: tuple[int | None], x: Tensor) -> tuple[Tensor, int | None]:
+    return _all_gather(x), None if in_dims[0] is None else in_dims[0] + 1  # processes come first

@@ -33,7 +33,7 @@ COMMON = dict(num_envs=N, rollout=T, epochs=2, minibatch=16, hidden=(8,), learni
 VARIANTS = {
     "p3o": ("p3o", {}),
     "ppo": ("ppo", {}),
-    "old data": ("p3o", dict(replay=1, lag=1, draw="ess", correction="vtrace", ess_floor=0.9)),
+    "old data": ("p3o", dict(replay=1, lag=1, draw="ess", correction="vtrace", keep_ess=0.81)),
     "ppo kl": ("ppo", dict(objective="kl", correction="ess", replay=1)),
 }
 

@@ -15,6 +15,7 @@ from ess_rl.errors import UsageError
 from ess_rl.replay import Replay
 from ess_rl.transitions import Transitions
 from experiments import memory, old_data, records, run
+from experiments.records import Record
 
 SMALL = {"num_envs": 4, "rollout": 64, "epochs": 1, "minibatch": 64, "hidden": (8,)}
 
@@ -44,8 +45,9 @@ def test_what_was_saved_fills_the_replay(tmp_path: Path):
             new.behavior_log_std[1, 1] = -20.0
         ring.add(new)
     env = envs.make("Pendulum-v1", 1)
-    config = {"env": "Pendulum-v1", "seeds": [0, 1], "iterations": 5, "config": {"rollout": 2, "num_envs": 1}}
-    old_data.save(tmp_path, ring, 4, env, config)
+    config: Record = {"env": "Pendulum-v1", "seeds": [0, 1], "iterations": 5, "save_replay": 4}
+    config["config"] = {"rollout": 2, "num_envs": 1}
+    old_data.save(tmp_path, old_data.last(ring, config), env, config)
     (tmp_path / "run").mkdir()
     young: Any = SimpleNamespace(replay=2, rollout=3, num_envs=1)
     assert old_data.check(tmp_path, env, young) == (tmp_path / "replay.safetensors").stat().st_size
