@@ -78,7 +78,7 @@ def test_an_iteration_asks_the_host_for_nothing(
     def to_host(found: dict[str, Tensor]) -> dict[str, Tensor]:
         assert all(x.device == META and x.shape == (2,) for x in found.values())
         waits.append(len(found))
-        return {name: torch.ones(2, dtype=torch.float64) for name in found}
+        return {name: torch.full((2,), float(name != "broken"), dtype=torch.float64) for name in found}
 
     def sent(data: Any, *_: Any, **__: Any) -> Tensor:
         raise AssertionError(f"{data!r} is sent from the host: torch.full fills it in where it is needed")
