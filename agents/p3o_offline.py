@@ -49,7 +49,7 @@ class Config:
 
 
 class P3OOffline:
-    """Clones the behavior, then caps the ratio at e and pulls back with 1 - e, e the minibatch's effective sample size."""
+    """Clones the behavior; then caps the ratio at e, the batch's effective sample size, and pulls back with 1 - e."""
 
     def __init__(self, config: Config, obs_dim: int, act_dim: int):
         self.config, self.obs_dim, self.act_dim = config, obs_dim, act_dim

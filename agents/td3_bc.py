@@ -1,8 +1,8 @@
 """TD3+BC: TD3 with a behavioral cloning term (Fujimoto and Gu 2021, arXiv 2106.06860).
 
-Written for one agent; `ess_rl.offline` runs P of them as one tensor program. The policy is deterministic, so there is no
-ratio to the behavior and no effective sample size; `act` gives it the width of the noise that smooths its targets. As
-in the released code lambda is taken of Q at the policy's own actions. Deviation: all gradients are taken at the same
+Written for one agent; `ess_rl.offline` runs P of them as one tensor program. The policy is deterministic, so there is
+no ratio to the behavior and no effective sample size; `act` gives it the width of the noise that smooths its targets.
+As in the released code lambda is taken of Q at the policy's own actions. Deviation: all gradients are taken at the same
 parameters (in the released code the policy sees the critics of after their step).
 """
 

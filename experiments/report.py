@@ -30,7 +30,7 @@ def summary(folder: Path, result: Record) -> str:
     lines = [
         member_table(result, scores),
         f"mean final return {np.mean(result['final_return']):.1f} ({result['episodes']} episodes each, mean action); "
-        f"{result['steps_per_second']:,.0f} env steps/s; {result['peak_memory_mib']:,.0f} MiB",
+        f"{result['steps_per_second']:,.0f} {records.unit(result)}/s; {result['peak_memory_mib']:,.0f} MiB",
     ]
     places = {
         "curves: ": folder / "curve.png",
@@ -60,9 +60,10 @@ def comparison(runs: Sequence[Path]) -> str:
         "training",
         "steps/s",
     ]
-    rows = [head]
-    for run in runs:
-        result = records.read_json(run / "result.json")
+    results = [records.read_json(run / "result.json") for run in runs]
+    units = {records.unit(result) for result in results}
+    rows = [[" or ".join(sorted(units)) if name == "env steps" else name for name in head]]
+    for result in results:
         for label, group in records.groups(result).items():
             finals = [result["final_return"][member] for member in group]
             trainings = [result["training_return"][member] for member in group]
@@ -74,7 +75,8 @@ def comparison(runs: Sequence[Path]) -> str:
             known = [x for x in trainings if x is not None]
             training = f"{statistics.iqm(np.array(known)[:, None]):.0f}" if known else "-"
             rows.append([
-                result["env"], label, result["backend"], f"{result['env_steps']:,}", str(len(finals)),
+                " from ".join(filter(None, [result["env"], result.get("dataset")])), label, result["backend"],
+                f"{records.steps_of(result):,}", str(len(finals)),
                 f"{statistics.iqm(scores):.0f}", interval, f"{np.mean(finals):.0f}", f"{min(finals):.0f}",
                 f"{max(finals):.0f}", training, f"{result['steps_per_second']:,.0f}",
             ])  # fmt: skip

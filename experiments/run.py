@@ -20,10 +20,12 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 import envs
-from agents import AGENTS
+from agents import AGENTS, OFFLINE_AGENTS
+from envs import minari_env
 from ess_rl import checkpoint, loop
 from ess_rl.contract import VectorEnv
 from ess_rl.errors import UsageError
+from ess_rl.offline import OfflinePopulation
 from ess_rl.population import Population, members
 from ess_rl.replay import Replay
 from experiments import figures, memory, records
@@ -78,9 +80,8 @@ def plan(
     for name, of in (("replay", "older rollouts"), ("lag", "iterations")):
         if getattr(config, name) < 0:
             raise UsageError(f"--{name} {getattr(config, name)}: must be 0 or more {of}")
-    if any(not 0 <= seed < 2**63 for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise UsageError(f"seeds {list(seeds)[:3]} ...: give different numbers from 0 to 2^63 - 1")
-    _check_numbers(config, sweep)
+    check_seeds(seeds)
+    check_numbers(config, sweep)
     probe = envs.make(env_id, 1, backend=backend)  # refuses what cannot be had, before a folder is made
     resolved_backend, episode, dimensions = probe.backend, probe.max_episode_steps, (probe.obs_dim, probe.act_dim)
     probe.close()
@@ -144,7 +145,7 @@ def _carry_on(run: Path, config: Record) -> Record:
     )
     capacity = (1 + agent_config.replay) * agent_config.rollout
     replay = Replay(capacity, population.size, agent_config.num_envs, env.obs_dim, env.act_dim, population.device)
-    iteration = _load_newest(run, config, population)
+    iteration = load_newest(run, config, population)
     if iteration > 0 and _keeps_the_past(agent_config):
         path = _past_path(records.checkpoints(run)[-1])
         past, _ = checkpoint.load(path, _past(replay, population), population.device)
@@ -171,14 +172,14 @@ def _carry_on(run: Path, config: Record) -> Record:
     )
     writer = SummaryWriter(str(run / "tensorboard"))
     for row in rows:
-        _tensorboard(writer, row)
+        tensorboard(writer, row)
     with open(run / "metrics.jsonl", "a") as log, Display(config, iteration) as display:
         for done in progress:
             trained += sum(done.seconds.values())
             row = _row(done, trained)
             rows.append(row)
             records.append_line(log, row)
-            _tensorboard(writer, row)
+            tensorboard(writer, row)
             display.update(row)
             if done.iteration % config["reset_every"] == 0 or done.iteration == config["iterations"]:
                 _save(run, config, population, replay, done)
@@ -205,19 +206,19 @@ def _carry_on(run: Path, config: Record) -> Record:
     return result
 
 
-def restore_population(config: Record) -> tuple[Population, Any]:
-    """The untrained population that a config.json describes, and its agent's Config."""
-    name = config.get("agent")
-    if name not in AGENTS:
-        raise UsageError(f"config.json: agent {name!r} is not known here; there are {', '.join(AGENTS)}")
-    entry = AGENTS[name]
+def restore_population(config: Record) -> tuple[Any, Any]:
+    """The untrained population that a config.json describes (online or offline), and its agent's Config."""
+    name, known = config.get("agent"), AGENTS | OFFLINE_AGENTS
+    if name not in known:
+        raise UsageError(f"config.json: agent {name!r} is not known here; there are {', '.join(known)}")
+    entry, kind = known[name], OfflinePopulation if name in OFFLINE_AGENTS else Population
     try:
         values = {key: tuple(v) if isinstance(v, list) else v for key, v in config["config"].items()}
         agent_config = entry.config(**values)
-        probe = envs.make(config["env"], 1, backend=config["backend"])
+        probe = envs.make(config["env"], 1, backend=config["backend"], **config.get("env_options", {}))
         agent = entry.agent(agent_config, probe.obs_dim, probe.act_dim)
         probe.close()
-        population = Population(
+        population = kind(
             agent, config["seeds"], config["sweep"], device=device_of(config["device"], ""), compiled=config["compiled"]
         )
     except (KeyError, TypeError) as error:
@@ -225,20 +226,46 @@ def restore_population(config: Record) -> tuple[Population, Any]:
     return population, agent_config
 
 
-def load_run(run: Path) -> tuple[Population, Record, int]:
+def load_run(run: Path, *, trust: bool = False) -> tuple[Any, Record, int]:
     """A trained population from a run folder, for evaluation. -> (population, config, iteration of its checkpoint)"""
-    config = records.read_config(run) | {"compiled": False, "device": "cpu"}  # evaluation is small
-    population, _ = restore_population(config)
-    iteration = _load_newest(run, config, population)
-    if iteration == 0:
-        raise UsageError(f"{run} has no checkpoint yet: 'ess-rl resume {run}' goes on with it")
+    population, config, iteration, _ = load_checkpoint(run, trust=trust)
     return population, config, iteration
 
 
-def evaluate(population: Population, config: Record, episodes: int, seed: int = 0) -> Tensor:
+def load_checkpoint(run: Path, steps: int | None = None, *, trust: bool = False) -> tuple[Any, Record, int, Path]:
+    """As `load_run`, from the checkpoint nearest to `steps`; None: the newest. -> (..., the checkpoint's file)"""
+    config = records.read_config(run) | {"compiled": False, "device": "cpu"}  # evaluation is small
+    trust_spec(config, trust)
+    population, _ = restore_population(config)
+    found = records.checkpoints(run)
+    if not found:
+        raise UsageError(f"{run} has no checkpoint yet: 'ess-rl resume {run}' goes on with it")
+    path = found[-1] if steps is None else min(found, key=lambda path: abs(int(path.stem) - steps))
+    return population, config, _load(path, config, population), path
+
+
+def trust_spec(config: Record, trust: bool) -> None:
+    """Make the task known that a data set's own env spec describes.
+
+    Raises:
+        UsageError: there is such a spec, which names code of whoever wrote the set, and it is not trusted.
+    """
+    if config.get("env_spec"):
+        if not trust:
+            raise UsageError(
+                f"the env spec of {config['dataset']} names code that is not registered: --trust-env-spec imports it"
+            )
+        minari_env.register_trusted(config["env_spec"])
+
+
+def evaluate(population: Population | OfflinePopulation, config: Record, episodes: int, seed: int = 0) -> Tensor:
     """Returns [P, episodes] of the mean action, with frozen statistics, in environments of their own."""
     env: VectorEnv = envs.make(
-        config["env"], population.size * episodes, backend=config["backend"], device=config["device"]
+        config["env"],
+        population.size * episodes,
+        backend=config["backend"],
+        device=config["device"],
+        **config.get("env_options", {}),
     )
     try:
         return loop.evaluate(population, env, seed=seed)
@@ -251,7 +278,7 @@ def training_return(rows: Sequence[Record]) -> list[float | None]:
 
     With exploration noise, and of all the policies of that stretch. None for a member in which none ended.
     """
-    late = [row for row in rows if row["env_steps"] > 0.9 * rows[-1]["env_steps"]]
+    late = [row for row in rows if records.steps_of(row) > 0.9 * records.steps_of(rows[-1])]
     sums = [sum(row["return_sum"][m] for row in late) for m in range(len(late[0]["episodes"]))]
     counts = [sum(row["episodes"][m] for row in late) for m in range(len(sums))]
     return [total / count if count else None for total, count in zip(sums, counts, strict=True)]
@@ -262,15 +289,17 @@ def describe(config: Record) -> str:
     size = len(config["seeds"])
     how = "compiled" if config["compiled"] else "eager"
     apart = config["device"] == "cuda" and config["backend"] in ("envpool", "gymnasium")
+    task = f"{config['dataset']}, evaluated in {config['env']}" if config.get("dataset") else config["env"]
     return (
-        f"{config['agent']} on {config['env']} (backend {config['backend']}): {size} member{'s' * (size > 1)}, "
-        f"{config['steps']:,} env steps each, device {config['device']}{' (physics on the CPU)' * apart}, {how}"
+        f"{config['agent']} on {task} (backend {config['backend']}): {size} member{'s' * (size > 1)}, "
+        f"{config['steps']:,} {records.unit(config)} each, device {config['device']}{' (physics on the CPU)' * apart}, "
+        f"{how}"
     )
 
 
-def _fingerprint(config: Record) -> Record:
+def fingerprint(config: Record) -> Record:
     """What a checkpoint must share with the configuration to be taken for its own."""
-    names = ("agent", "env", "backend", "seeds", "sweep", "iterations", "reset_every", "config")
+    names = ("agent", "env", "backend", "seeds", "sweep", "iterations", "reset_every", "config", "dataset", "source")
     return {name: config.get(name) for name in names}
 
 
@@ -278,7 +307,7 @@ def _save(run: Path, config: Record, population: Population, replay: Replay, don
     path = run / "checkpoints" / f"{done.env_steps:09d}.safetensors"
     if _keeps_the_past(population.agent.config):
         checkpoint.save(_past_path(path), _past(replay, population), {"iteration": done.iteration})
-    checkpoint.save(path, population.state, {"iteration": done.iteration, "of": _fingerprint(config)})
+    checkpoint.save(path, population.state, {"iteration": done.iteration, "of": fingerprint(config)})
     for old in records.checkpoints(run)[:-2]:  # a replay is large; two remain, should the newest be damaged
         _past_path(old).unlink(missing_ok=True)
 
@@ -299,17 +328,18 @@ def _past_path(checkpoint_path: Path) -> Path:
     return checkpoint_path.with_suffix(".replay")
 
 
-def _load_newest(run: Path, config: Record, population: Population) -> int:
+def load_newest(run: Path, config: Record, population: Any) -> int:
     """-> the iteration of the newest checkpoint, 0 if there is none"""
     found = records.checkpoints(run)
-    if not found:
-        return 0
-    state, info = checkpoint.load(found[-1], population.state, population.device)
-    for name, value in _fingerprint(config).items():
+    return _load(found[-1], config, population) if found else 0
+
+
+def _load(path: Path, config: Record, population: Any) -> int:
+    """-> the iteration of this checkpoint"""
+    state, info = checkpoint.load(path, population.state, population.device)
+    for name, value in fingerprint(config).items():
         if info["of"].get(name) != value:
-            raise UsageError(
-                f"{found[-1]} belongs to another run: its {name!r} is {info['of'].get(name)!r}, not {value!r}"
-            )
+            raise UsageError(f"{path} belongs to another run: its {name!r} is {info['of'].get(name)!r}, not {value!r}")
     population.state = state
     return info["iteration"]
 
@@ -326,14 +356,14 @@ def _row(done: loop.Progress, trained: float) -> Record:
     }
 
 
-def _tensorboard(writer: SummaryWriter, row: Record) -> None:
+def tensorboard(writer: SummaryWriter, row: Record) -> None:
     """Each member's return, and the other metrics as means over the members."""
     for member, (total, count) in enumerate(zip(row["return_sum"], row["episodes"], strict=True)):
         if count:
-            writer.add_scalar(f"return/member_{member}", total / count, row["env_steps"])
+            writer.add_scalar(f"return/member_{member}", total / count, records.steps_of(row))
     for name, values in row.items():
         if isinstance(values, list) and name not in ("return_sum", "episodes"):
-            writer.add_scalar(f"train/{name}", sum(values) / len(values), row["env_steps"])
+            writer.add_scalar(f"train/{name}", sum(values) / len(values), records.steps_of(row))
 
 
 # What a number must be, where not every finite one will do.
@@ -341,10 +371,23 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "behavior_temperature": (lambda x: x > 0.0, "above 0"),
     "ess_floor": (lambda x: 0.0 <= x < 1.0, "from 0 to below 1"),
     "target_kl": (lambda x: x > 0.0, "above 0"),
+    "temperature": (lambda x: x > 0.0, "above 0"),
+    "inverse_temperature": (lambda x: x > 0.0, "above 0"),
+    "policy_noise": (lambda x: x > 0.0, "above 0"),
+    "expectile": (lambda x: 0.0 < x < 1.0, "between 0 and 1"),
+    "cloning": (lambda x: 0.0 <= x < 1.0, "from 0 to below 1"),
+    "tau": (lambda x: 0.0 < x <= 1.0, "above 0 and at most 1"),
+    "return_range": (lambda x: x >= 0.0, "0 or more"),
 }
 
 
-def _check_numbers(config: Any, sweep: Mapping[str, Sequence[float]]) -> None:
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Raises UsageError for a seed that is none, or is there twice."""
+    if any(not 0 <= seed < 2**63 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise UsageError(f"seeds {list(seeds)[:3]} ...: give different numbers from 0 to 2^63 - 1")
+
+
+def check_numbers(config: Any, sweep: Mapping[str, Sequence[float]]) -> None:
     """Refuse numbers that no run can use, and values that would make two members the same."""
     for name, (fits, rule) in _RANGES.items():
         for value in [*([getattr(config, name)] if hasattr(config, name) else []), *sweep.get(name, ())]:
