@@ -149,7 +149,7 @@ def _say(text: str) -> None:
 def _data(config: Record, trust: bool) -> DataSet:
     fit = None
     if config["behavior"] != "recorded":
-        fit = behavior.Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in config["behavior"].items()})
+        fit = behavior.Config(**(config["behavior"] | {"hidden": tuple(config["behavior"]["hidden"])}))
     data = minari_data.load(config["dataset"], trust=trust, fit=fit, say=_say)
     if data.source != config["source"]:
         raise UsageError(f"{config['dataset']} has changed since the run began: train anew, with another --out")

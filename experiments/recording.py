@@ -61,17 +61,18 @@ def record(
     if temperature <= 0.0:
         raise UsageError(f"--temperature {temperature:g}: must be above 0")
     minari_write.check_name(dataset_id, overwrite=overwrite)
-    if source is None:
-        if env_id is None:
-            raise UsageError("name what acts: a run folder, or --random ENV")
+    config: records.Record
+    if source is not None:
+        act, config, what = _of_run(source, member, checkpoint)
+    elif env_id is not None:
         act, config, what = (
             _random(env_id),
             {"env": env_id, "backend": "auto"},
             "random: Gaussian, mean 0, log_std -0.55",
         )
     else:
-        act, config, what = _of_run(source, member, checkpoint)
-    env_id = config["env"]
+        raise UsageError("name what acts: a run folder, or --random ENV")
+    env_id = str(config["env"])
     env = envs.make(env_id, num_envs, backend=config["backend"], **config.get("env_options", {}))
     if env.max_episode_steps is None:
         raise UsageError(f"{env_id} has no time limit, so an episode may never end")
