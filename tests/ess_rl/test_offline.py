@@ -125,5 +125,3 @@ def test_a_model_needs_two_transitions():
 def test_one_episode_is_judged_by_its_end():
     held = behavior.held_out_episodes(torch.arange(20) == 19, 0.1)
     assert held.tolist() == [False] * 18 + [True] * 2
-
-
