@@ -27,11 +27,16 @@ def member_table(config: Record, columns: Mapping[str, Sequence[float | None]]) 
 def summary(folder: Path, result: Record) -> str:
     """What to show when a run is done: its scores, its speed, and where everything is."""
     scores = {"final return": result["final_return"], "training return": result["training_return"]}
+    if result.get("dataset"):  # nothing was acted in training
+        del scores["training return"]
     lines = [
         member_table(result, scores),
         f"mean final return {np.mean(result['final_return']):.1f} ({result['episodes']} episodes each, mean action); "
         f"{result['steps_per_second']:,.0f} {records.unit(result)}/s; {result['peak_memory_mib']:,.0f} MiB",
     ]
+    if result.get("normalized_score"):
+        low, high = result["references"]
+        lines.append(f"mean normalized score {np.mean(result['normalized_score']):.3f} (0: {low:g}, 1: {high:g})")
     places = {
         "curves: ": folder / "curve.png",
         "TensorBoard: tensorboard --logdir ": folder / "tensorboard",
