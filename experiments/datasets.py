@@ -19,14 +19,13 @@ Positional = tyro.conf.Positional
 
 def list_sets() -> str:
     """The data sets that are here: ess-rl dataset list"""
-    rows = [["data set", "env", "steps", "episodes", "MB", "behavior", "references"]]
+    rows = [["data set", "env", "steps", "episodes", "MB", "references"]]
     for name, metadata in minari_data.local().items():
         spec = minari_env.spec_text(metadata)
-        behavior = "recorded" if "infos: behavior_mean" in str(metadata.get("description")) else "?"
         low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
         rows.append([
             name, minari_env.id_in(spec) or "-", f"{int(metadata['total_steps']):,}",
-            f"{int(metadata['total_episodes']):,}", f"{metadata.get('dataset_size', 0):.1f}", behavior,
+            f"{int(metadata['total_episodes']):,}", f"{metadata.get('dataset_size', 0):.1f}",
             "-" if low is None or high is None else f"{low:g} to {high:g}",
         ])  # fmt: skip
     if len(rows) == 1:

@@ -80,7 +80,7 @@ def _zero(obs: torch.Tensor) -> Any:
 
 
 def test_record_audit_train_score_report(place: Path):
-    assert SET in works("dataset", "list") and "recorded" in works("dataset", "show", SET)
+    assert SET in works("dataset", "list") and "behavior: recorded" in works("dataset", "show", SET)
     audit = works("dataset", "audit", SET, "--model-updates", "20")
     assert "2,000 steps in 10 episodes of 200 to 200 steps" in audit and "looks wrong: nothing" in audit
     assert "(0, 1 for what acted)" in audit and "| floor" in audit
@@ -150,7 +150,7 @@ def test_a_random_policy_is_recorded_too(place: Path):
     assert "no normalized score" in refused("dataset", "score", "ess/lqr/random-v0", "lqr")
 
 
-def test_what_does_not_fit_is_refused_in_one_line(place: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_does_not_fit_is_refused_in_one_line(place: Path):
     train = ["train", "iql", "--dataset", SET, *QUICK, "--out", "no"]
     assert "iql learns from a data set: give --dataset ID, not --env" in refused("train", "iql", "--env", "Pendulum-v1")
     assert "p3o acts in an environment: give --env ID" in refused("train", "p3o", f"--dataset={SET}")
@@ -164,9 +164,7 @@ def test_what_does_not_fit_is_refused_in_one_line(place: Path, monkeypatch: pyte
     assert "members 0 to 1" in refused("dataset", "record", "source", "--member", "2", "--id", "a-v0")
     assert "not a name" in refused("dataset", "record", "source", "--id", "../a")
     assert "did you mean record" in refused("dataset", "recrod")
-    assert (
-        not (place / "no").exists() and list(minari_data.local()) == [SET]
-    ) or "ess/lqr/random-v0" in minari_data.local()
+    assert not (place / "no").exists() and not (place / "sets" / "a-v0").exists()
     listed = works("agents")
     assert "p3o_offline" in listed and "--dataset ID" in listed and "import-d4rl" in works("dataset")
     assert set(datasets.COMMANDS) == {"list", "show", "audit", "record", "score", "import-d4rl"}
