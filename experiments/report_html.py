@@ -208,6 +208,8 @@ def _curves(report: Report, series: dict[str, int]) -> str:
 
 def _curve(task: Task, name: str, title: str, rows: Sequence[Numbered], series: dict[str, int]) -> str:
     lines = []
+    if task.dataset and name == "return":
+        title = "return of evaluations"  # nothing is acted in training
     for row, _, bands in rows:
         if name in bands:
             band = bands[name]
