@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from agents import p3o, ppo
+from agents import awac, bc, iql, p3o, p3o_offline, ppo, td3_bc
 
 
 class Entry(NamedTuple):
@@ -13,9 +13,23 @@ class Entry(NamedTuple):
     description: str
 
 
+# They act, and learn from what came of it: `ess_rl.contract.Agent`.
 AGENTS: dict[str, Entry] = {
     "p3o": Entry(
         p3o.P3O, p3o.Config, "the batch's effective sample size caps the ratio and sets the pull to the behavior"
     ),
     "ppo": Entry(ppo.PPO, ppo.Config, "clips the ratio at a fixed range: the field's usual on-policy baseline"),
+}
+
+# They learn from a data set alone: `ess_rl.contract.OfflineAgent`.
+OFFLINE_AGENTS: dict[str, Entry] = {
+    "bc": Entry(bc.BC, bc.Config, "clones the actions of a data set"),
+    "awac": Entry(awac.AWAC, awac.Config, "imitates a data set's actions, weighted by exp(advantage)"),
+    "iql": Entry(iql.IQL, iql.Config, "as awac, with a critic that asks of no action outside the data"),
+    "td3_bc": Entry(
+        td3_bc.TD3BC, td3_bc.Config, "a deterministic policy up its critic, with a squared pull to the data"
+    ),
+    "p3o_offline": Entry(
+        p3o_offline.P3OOffline, p3o_offline.Config, "P3O from the behavior on: the batch says how far to leave the data"
+    ),
 }

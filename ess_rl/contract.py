@@ -158,3 +158,40 @@ class Agent(Protocol):
         the one that acted, and the ratio of fresh data would not be 1.
         """
         ...
+
+
+class OfflineConfig(Protocol):
+    """What the offline loop reads of an agent's Config; else as `AgentConfig`."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def minibatch(self) -> int: ...  # samples of one update
+
+
+class OfflineAgent(Protocol):
+    """An agent that learns from a fixed data set: as `Agent`, with three functions.
+
+    `state` holds at least "hyper", "params" and "progress" as there, and "data_stats", which the loop sets: "obs", the
+    statistics of all observations (`ess_rl.normalizer`), and "return_range" (`ess_rl.returns`).
+    """
+
+    act_dim: int
+
+    @property
+    def config(self) -> OfflineConfig: ...
+
+    def init(self, seed: Tensor, hyper: dict[str, Tensor]) -> State:
+        """A new agent from a 0-dim int64 seed and the float fields of its Config as 0-dim tensors."""
+        ...
+
+    def act(self, state: State, obs: Tensor) -> Gaussian:
+        """The policy at raw observations [..., obs_dim]; evaluation takes its mean."""
+        ...
+
+    def update(self, state: State, batch: dict[str, Tensor]) -> tuple[State, Metrics]:
+        """One gradient step on a minibatch [n, ...] of transitions.
+
+        Their fields as in `Transitions`, raw; and "noise" [n, 2, act_dim], standard normal.
+        """
+        ...

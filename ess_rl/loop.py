@@ -25,6 +25,7 @@ from ess_rl.errors import NonFiniteError, UsageError
 from ess_rl.ess import effective_sample_size
 from ess_rl.gaussian import Gaussian
 from ess_rl.graphs import Graphs, Stopwatch
+from ess_rl.offline import OfflinePopulation
 from ess_rl.population import Population
 from ess_rl.replay import Replay
 from ess_rl.returns import reverse_recurrence
@@ -318,7 +319,7 @@ def warm_up(population: Population, env: VectorEnv) -> float:
 
 
 def evaluate(
-    population: Population,
+    population: Population | OfflinePopulation,
     env: VectorEnv,
     *,
     seed: int = 0,
@@ -401,7 +402,9 @@ def _check_recorded(summary: dict[str, Tensor]) -> None:
         )
 
 
-def _check_metrics(env: VectorEnv, population: Population, where: str, metrics: dict[str, Tensor]) -> None:
+def _check_metrics(
+    env: VectorEnv, population: Population | OfflinePopulation, where: str, metrics: dict[str, Tensor]
+) -> None:
     for name, x in metrics.items():
         if not torch.isfinite(x).all():
             member = int((~torch.isfinite(x)).nonzero()[0])

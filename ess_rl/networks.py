@@ -1,6 +1,7 @@
 """Networks as pure functions: parameters are a tree of tensors, made from a seed; inputs have any leading shape."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -9,6 +10,8 @@ from torch.utils._pytree import tree_map
 from ess_rl import random
 from ess_rl.contract import Precision, Tree
 from ess_rl.gaussian import Gaussian
+
+Activation = Callable[[Tensor], Tensor]  # of the hidden layers
 
 
 def orthogonal(seed: Tensor, rows: int, columns: int, gain: float) -> Tensor:
@@ -31,8 +34,11 @@ def mlp_init(seed: Tensor, sizes: tuple[int, ...], last_gain: float) -> Tree:
     }
 
 
-def mlp(params: Tree, x: Tensor) -> Tensor:
-    """tanh layers, the last one linear: [..., in] -> [..., out], in the precision of their weights (`in_precision`)."""
+def mlp(params: Tree, x: Tensor, activation: Activation = torch.tanh) -> Tensor:
+    """Layers with an activation, the last one linear: [..., in] -> [..., out].
+
+    They compute in the precision of their weights (`in_precision`).
+    """
     for i in range(len(params)):
         layer = params[str(i)]
         weight = layer["weight"]
@@ -42,7 +48,7 @@ def mlp(params: Tree, x: Tensor) -> Tensor:
         else:
             x = x.to(weight.dtype) @ weight + layer["bias"]
         if i < len(params) - 1:
-            x = torch.tanh(x)
+            x = activation(x)
     return x
 
 
@@ -85,9 +91,9 @@ def policy_init(seed: Tensor, obs_dim: int, act_dim: int, hidden: tuple[int, ...
     }
 
 
-def policy(params: Tree, obs: Tensor) -> Gaussian:
+def policy(params: Tree, obs: Tensor, activation: Activation = torch.tanh) -> Gaussian:
     """The policy at normalized observations [..., obs_dim]; mean and log_std are [..., act_dim]."""
-    mean = mlp(params["mean"], obs)
+    mean = mlp(params["mean"], obs, activation)
     return Gaussian(mean, params["log_std"].expand_as(mean))
 
 
@@ -96,6 +102,32 @@ def value_init(seed: Tensor, obs_dim: int, hidden: tuple[int, ...]) -> Tree:
     return mlp_init(seed, (obs_dim, *hidden, 1), 1.0)
 
 
-def value(params: Tree, obs: Tensor) -> Tensor:
+def value(params: Tree, obs: Tensor, activation: Activation = torch.tanh) -> Tensor:
     """V at normalized observations: [..., obs_dim] -> [...]."""
-    return mlp(params, obs).squeeze(-1)
+    return mlp(params, obs, activation).squeeze(-1)
+
+
+def gaussian_init(seed: Tensor, obs_dim: int, act_dim: int, hidden: tuple[int, ...]) -> Tree:
+    """A Gaussian whose mean and log_std both depend on the observation: one mlp to both (last gain 0.01)."""
+    return mlp_init(seed, (obs_dim, *hidden, 2 * act_dim), 0.01)
+
+
+def gaussian(params: Tree, obs: Tensor, floor: float | Tensor) -> Gaussian:
+    """That Gaussian at normalized observations [..., obs_dim], of relu layers; log_std lies in [floor, 2].
+
+    A log_std at the floor gets no gradient, the mean does.
+    """
+    mean, log_std = mlp(params, obs, torch.relu).chunk(2, dim=-1)
+    return Gaussian(mean, torch.maximum(log_std.clamp(max=2.0), torch.as_tensor(floor, device=obs.device)))
+
+
+def twin_q_init(seed: Tensor, obs_dim: int, act_dim: int, hidden: tuple[int, ...]) -> Tree:
+    """Two action values of equal shape and other weights (last gain 1)."""
+    sizes = (obs_dim + act_dim, *hidden, 1)
+    return {str(i): mlp_init(random.fold_in(seed, i), sizes, 1.0) for i in (1, 2)}
+
+
+def twin_q(params: Tree, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+    """Q_1 and Q_2, relu layers: normalized observations [..., obs_dim], actions [..., act_dim] -> two of [...]."""
+    x = torch.cat([obs, action], dim=-1)
+    return mlp(params["1"], x, torch.relu).squeeze(-1), mlp(params["2"], x, torch.relu).squeeze(-1)

@@ -11,6 +11,7 @@ Where several processes share a minibatch (torch.distributed), `ess` and `log_ra
 loss and the other metrics are means over a process's own samples, to be averaged as `ess_rl.optim.gradient` does.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -191,3 +192,40 @@ def k3(log_prob: Tensor, behavior_log_prob: Tensor, *, clamp: float = 10.0) -> T
     """
     log_ratio = log_prob - behavior_log_prob
     return log_ratio + torch.exp(torch.clamp(-log_ratio, -clamp, clamp)) - 1.0
+
+
+def advantage_weights(
+    advantage: Tensor, temperature: float | Tensor, form: Literal["exponential", "softmax"], *, cap: float = 100.0
+) -> Tensor:
+    """How much each action of the data counts in an advantage-weighted regression, [n], without gradient.
+
+        exponential    w_i = min(exp(A_i / temperature), cap)
+        softmax        w_i = n exp(A_i / temperature) / sum_j exp(A_j / temperature)
+
+    Source: Nair et al. 2020 (AWAC, arXiv 2006.09359): Eq. 8 and the appendix have the exponential, with the normalizer
+    Z(s) left out; their code takes the softmax over the minibatch, whose mean weight is 1 whatever the scale of A. The
+    cap of 100 is that of Kostrikov et al. 2021 (IQL, arXiv 2110.06169, Appendix B) and of later implementations.
+    IQL's inverse temperature beta is 1 / temperature.
+    """
+    scaled = advantage.detach() / temperature
+    if form == "exponential":
+        return torch.exp(scaled.clamp(max=math.log(cap)))
+    return torch.softmax(scaled, dim=0) * scaled.shape[0]
+
+
+def expectile_loss(error: Tensor, expectile: float | Tensor) -> Tensor:
+    """mean( |expectile - 1(u < 0)| u^2 ) of errors u = target - prediction.
+
+    The prediction that minimizes it is the expectile of the targets: 0.5 their mean, towards 1 their largest.
+
+    Source: Kostrikov, Nair, Levine 2021 (IQL, arXiv 2110.06169), Eq. 5.
+    """
+    return (torch.abs(expectile - (error < 0.0).to(error.dtype)) * error.square()).mean()
+
+
+def td3_bc_weight(q: Tensor, alpha: float | Tensor) -> Tensor:
+    """lambda = alpha / mean(|Q|): what the policy's Q counts beside its squared distance to the data; 0-dim, detached.
+
+    Source: Fujimoto and Gu 2021 (TD3+BC, arXiv 2106.06860), Eq. 5.
+    """
+    return alpha / q.detach().abs().mean().clamp(min=1e-8)

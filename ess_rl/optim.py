@@ -62,3 +62,8 @@ def clip_by_global_norm(grads: Tree, max_norm: float | Tensor) -> tuple[Tree, Te
     norm = torch.sqrt(sum((leaf.square().sum() for leaf in leaves), start=torch.zeros_like(leaves[0].sum())))
     factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
     return pytree.tree_map(lambda g: g * factor, grads), norm
+
+
+def polyak(target: Tree, params: Tree, share: float | Tensor) -> Tree:
+    """(1 - share) target + share params: a target network that follows slowly (Polyak and Juditsky 1992)."""
+    return pytree.tree_map(lambda old, new: old + share * (new - old), target, params)

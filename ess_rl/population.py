@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from torch.func import vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ess_rl import diagnostics
-from ess_rl.contract import Agent, Metrics, State
+from ess_rl.contract import Agent, Metrics, OfflineAgent, State
 from ess_rl.errors import UsageError
 from ess_rl.gaussian import Gaussian
 from ess_rl.networks import in_precision
@@ -32,7 +33,7 @@ def members(seeds: Sequence[int], sweep: Mapping[str, Sequence[float]]) -> list[
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Keep torch's other CPU threads asleep, for work too little to share.
 
     A thread that has helped spins for a while in wait of more: on the very CPU that the simulators' threads need next.
@@ -48,6 +49,40 @@ def _one_thread() -> Iterator[None]:
 # Samples times parameters of an update, all members together, up to which a second thread saves nothing. On two cores,
 # with 11,000 parameters and minibatches of 64: one member 0.31 ms with one thread as with two, two members 0.46, 0.42.
 _SMALL_UPDATE = 1_000_000
+
+
+def is_small(work: int) -> bool:
+    """Whether an update of `work` samples times parameters is over sooner on one thread."""
+    return work <= _SMALL_UPDATE
+
+
+def values_of(config: Any, hyper: Mapping[str, Sequence[float]], size: int) -> dict[str, list[float]]:
+    """The float fields of a Config, one value for each of `size` members: from `hyper` where they differ."""
+    numbers = {f.name: [getattr(config, f.name)] * size for f in fields(config) if f.type in ("float", float)}
+    for name, column in hyper.items():
+        if name not in numbers:
+            raise UsageError(f"members cannot differ in {name!r}; they can in {', '.join(numbers)}")
+        if len(column) != size:
+            raise UsageError(f"{name!r} has {len(column)} values for {size} members: give one for each")
+        numbers[name] = list(column)
+    return numbers
+
+
+def initial_state(agent: Agent | OfflineAgent, seed: Tensor, hyper: dict[str, Tensor]) -> State:
+    """States of members with the seeds [P] and hyperparameters of [P] values, as one tree.
+
+    What vmap broadcasts has stride 0, even where `contiguous()` would let it pass: an axis of size 1. Compiled programs
+    are made for the strides of what comes in, and would be made once more for what updates give back.
+    """
+    return tree_map(lambda x: x.clone(memory_format=torch.contiguous_format), vmap(agent.init)(seed, hyper))
+
+
+def compiled_outside(function: Callable) -> Callable:
+    """`function` as a program of torch.compile, for fixed shapes."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)  # one per population
+    # What the asserts would check at every call (the strides of some 60 tensors, 6 % of a small update) the guards
+    # of torch.compile have checked already.
+    return torch.compile(function, dynamic=False, fullgraph=True, options={"size_asserts": False})
 
 
 class Population:
@@ -76,22 +111,12 @@ class Population:
         self.size = len(self.seeds)
         self.seed = torch.tensor(self.seeds, dtype=torch.int64, device=self.device)  # [P]
         config = agent.config
-        numbers = {f.name: [getattr(config, f.name)] * self.size for f in fields(config) if f.type in ("float", float)}
-        for name, column in (hyper or {}).items():
-            if name not in numbers:
-                raise UsageError(f"members cannot differ in {name!r}; they can in {', '.join(numbers)}")
-            if len(column) != self.size:
-                raise UsageError(f"{name!r} has {len(column)} values for {self.size} members: give one for each")
-            numbers[name] = list(column)
+        numbers = values_of(config, hyper or {}, self.size)
         self.hyper = {name: torch.tensor(v, dtype=torch.float32, device=self.device) for name, v in numbers.items()}
         # Whether the policy that learns is the one that acts.
         same_time, same_width = config.lag == 0, set(numbers["behavior_temperature"]) == {1.0}
         self.on_policy = same_time and same_width and config.rollout_precision == "fp32"
-        # What vmap broadcasts has stride 0, even where `contiguous()` would let it pass: an axis of size 1. Compiled
-        # programs are made for the strides of what comes in, and would be made once more for what updates give back.
-        self.state: State = tree_map(
-            lambda x: x.clone(memory_format=torch.contiguous_format), vmap(agent.init)(self.seed, self.hyper)
-        )
+        self.state: State = initial_state(agent, self.seed, self.hyper)
         # Older states to act with, the oldest first: [lag] trees of what acting reads, at fixed places.
         self.behind: list[State] = [tree_map(torch.clone, self._acting()) for _ in range(agent.config.lag)]
         self._parameters = sum(x[0].numel() for x in tree_leaves(self._acting()))  # of one member, to the order
@@ -136,12 +161,7 @@ class Population:
         self._begin_epoch, self._diagnose = self._outside(begin_epoch), self._outside(diagnose)
 
     def _outside(self, function: Callable) -> Callable:
-        if not self.compiled:
-            return function
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)  # one per population
-        # What the asserts would check at every call (the strides of some 60 tensors, 6 % of a small update) the guards
-        # of torch.compile have checked already.
-        return torch.compile(function, dynamic=False, fullgraph=True, options={"size_asserts": False})
+        return compiled_outside(function) if self.compiled else function
 
     def act(self, obs: Tensor, noise: Tensor) -> tuple[Gaussian, Tensor]:
         """Behavior policy and action at obs [P, N, obs_dim], with standard normal noise [P, N, act_dim].
@@ -149,7 +169,7 @@ class Population:
         The behavior is the policy of `lag` iterations ago as its network computes in `rollout_precision`, its standard
         deviation times `behavior_temperature`.
         """
-        with _one_thread():
+        with one_thread():
             return self._act(self.behind[0] if self.behind else self._acting(), obs, noise)
 
     def age(self) -> None:
@@ -171,7 +191,7 @@ class Population:
 
     def update(self, data: dict[str, Tensor], index: Tensor) -> Metrics:
         """One gradient step of every member, on its samples `index` [P, minibatch]. Metrics are [P]."""
-        with _one_thread() if index.numel() * self._parameters <= _SMALL_UPDATE else nullcontext():
+        with one_thread() if is_small(index.numel() * self._parameters) else nullcontext():
             self.state, metrics = self._update(self.state, data, index)
         return metrics
 

@@ -17,18 +17,25 @@ from ess_rl.errors import NonFiniteError, UsageError
 
 
 def train(arguments: list[str]) -> None:
-    """Train an agent, or a peer of another library: ess-rl train AGENT --env ID [--seeds K ...]"""
-    from agents import AGENTS
+    """Train an agent, or a peer of another library: ess-rl train AGENT --env ID | --dataset ID [--seeds K ...]"""
+    from agents import AGENTS, OFFLINE_AGENTS
     from experiments.peers import PEERS
 
-    known = [*AGENTS, *PEERS]
+    known = [*AGENTS, *OFFLINE_AGENTS, *PEERS]
     if not arguments or arguments[0].startswith("-"):
         if "-h" not in arguments and "--help" not in arguments:
-            raise UsageError(f"name an agent: ess-rl train {{{','.join(known)}}} --env ID")
+            raise UsageError(f"name an agent: ess-rl train {{{','.join(known)}}} --env ID (or --dataset ID)")
         print(f"usage: ess-rl train {{{','.join(known)}}} --env ID [options]; 'ess-rl train p3o --help' shows them")
+        print(f"{', '.join(OFFLINE_AGENTS)} take --dataset ID in place of --env ID")
         return
     name = _one_of("agent", arguments[0], known)
-    (_train_agent if name in AGENTS else _train_peer)(name, arguments[1:])
+    offline = name in OFFLINE_AGENTS
+    given, other = ("--env", "--dataset") if offline else ("--dataset", "--env")
+    if any(word.split("=")[0] == given for word in arguments):
+        learns = "learns from a data set" if offline else "acts in an environment"
+        hint = f"{', '.join(OFFLINE_AGENTS)} learn from data" if not offline else f"{', '.join(AGENTS)} learn by acting"
+        raise UsageError(f"{name} {learns}: give {other} ID, not {given}; {hint}")
+    (_train_offline if offline else _train_agent if name in AGENTS else _train_peer)(name, arguments[1:])
 
 
 def _train_agent(name: str, arguments: list[str]) -> None:
@@ -50,6 +57,34 @@ def _train_agent(name: str, arguments: list[str]) -> None:
         save_replay=chosen.save_replay,
     )
     _finish(folder)
+
+
+def _train_offline(name: str, arguments: list[str]) -> None:
+    from agents import OFFLINE_AGENTS
+    from experiments import offline_run, options, records
+
+    config = OFFLINE_AGENTS[name].config
+    chosen = tyro.cli(options.of_offline(config), args=arguments, prog=f"ess-rl train {name}")
+    settings, sweep = options.split(config, chosen)
+    folder = offline_run.start(
+        name,
+        chosen.dataset,
+        settings=settings,
+        sweep=sweep,
+        seeds=range(chosen.seed0, chosen.seed0 + chosen.seeds),
+        steps=chosen.steps,
+        episodes=chosen.episodes,
+        out=chosen.out or records.default_folder(name, chosen.dataset),
+        overwrite=chosen.overwrite,
+        eval_env=chosen.eval_env,
+        trust=chosen.trust_env_spec,
+        download=chosen.download,
+        backend=chosen.backend,
+        device=chosen.device,
+        compiled=chosen.compile,
+        checkpoints=chosen.checkpoints,
+    )
+    _finish(folder, trust=chosen.trust_env_spec)
 
 
 def _train_peer(name: str, arguments: list[str]) -> None:
@@ -77,37 +112,45 @@ def _common(name: str, chosen: Any) -> dict[str, Any]:
 def resume(arguments: list[str]) -> None:
     """Go on with a run that was stopped, bit for bit as if it had not been: ess-rl resume RUN"""
 
-    def command(run: tyro.conf.Positional[Path], jobs: int | None = None) -> tuple[Path, int | None]:
+    def command(
+        run: tyro.conf.Positional[Path], jobs: int | None = None, trust_env_spec: bool = False
+    ) -> tuple[Path, int | None, bool]:
         """
         Args:
             run: the run folder.
             jobs: of a peer, seeds at a time; default: one a core.
+            trust_env_spec: import the code that the env spec of the run's data set names.
         """
-        return run, jobs
+        return run, jobs, trust_env_spec
 
-    folder, jobs = tyro.cli(command, args=arguments, prog="ess-rl resume", description=resume.__doc__)
+    folder, jobs, trust = tyro.cli(command, args=arguments, prog="ess-rl resume", description=resume.__doc__)
     if (folder / "result.json").exists():
         print(f"{folder} is finished; its result:")
-    _finish(folder, jobs)
+    _finish(folder, jobs, trust)
 
 
 def evaluate(arguments: list[str]) -> None:
     """Score the newest checkpoint of a run with its mean action: ess-rl evaluate RUN [--episodes N --seed S]"""
     from experiments import report, run
 
-    def command(run: tyro.conf.Positional[Path], episodes: int = 20, seed: int = 0) -> tuple[Path, int, int]:
+    def command(
+        run: tyro.conf.Positional[Path], episodes: int = 20, seed: int = 0, trust_env_spec: bool = False
+    ) -> tuple[Path, int, int, bool]:
         """
         Args:
             run: the run folder.
             episodes: of each member.
             seed: of the environments; 0 are those of the run's own final evaluation.
+            trust_env_spec: import the code that the env spec of the run's data set names.
         """
-        return run, episodes, seed
+        return run, episodes, seed, trust_env_spec
 
-    folder, episodes, seed = tyro.cli(command, args=arguments, prog="ess-rl evaluate", description=evaluate.__doc__)
+    folder, episodes, seed, trust = tyro.cli(
+        command, args=arguments, prog="ess-rl evaluate", description=evaluate.__doc__
+    )
     if episodes < 1:
         raise UsageError(f"--episodes {episodes}: must be at least 1")
-    population, config, iteration = run.load_run(folder)
+    population, config, iteration = run.load_run(folder, trust=trust)
     returns = run.evaluate(population, config, episodes, seed)
     print(f"{run.describe(config)}; checkpoint of iteration {iteration} of {config['iterations']}")
     print(
@@ -120,7 +163,12 @@ def play(arguments: list[str]) -> None:
     from experiments import video
 
     def command(
-        run: tyro.conf.Positional[Path], member: int = 0, out: Path | None = None, steps: int = 1000, seed: int = 0
+        run: tyro.conf.Positional[Path],
+        member: int = 0,
+        out: Path | None = None,
+        steps: int = 1000,
+        seed: int = 0,
+        trust_env_spec: bool = False,
     ) -> dict:
         """
         Args:
@@ -129,8 +177,10 @@ def play(arguments: list[str]) -> None:
             out: the file to write, .mp4 or .gif; default: policy.gif in the run folder.
             steps: film no longer than this.
             seed: of the environment.
+            trust_env_spec: import the code that the env spec of the run's data set names.
         """
-        return {"run": run, "member": member, "out": out or run / "policy.gif", "steps": steps, "seed": seed}
+        what = {"run": run, "member": member, "out": out or run / "policy.gif", "steps": steps, "seed": seed}
+        return what | {"trust_env_spec": trust_env_spec}
 
     video.film(**tyro.cli(command, args=arguments, prog="ess-rl play", description=play.__doc__))
 
@@ -283,11 +333,27 @@ def list_envs(arguments: list[str]) -> None:
 
 def list_agents(arguments: list[str]) -> None:
     """The agents, and their peers of other libraries: ess-rl agents"""
-    from agents import AGENTS
+    from agents import AGENTS, OFFLINE_AGENTS
     from experiments.peers import PEERS
 
     for name, entry in [*AGENTS.items(), *PEERS.items()]:
-        print(f"{name:8} {entry.description}")
+        print(f"{name:11} {entry.description}")
+    print("\nfrom a data set, ess-rl train AGENT --dataset ID:")
+    for name, entry in OFFLINE_AGENTS.items():
+        print(f"{name:11} {entry.description}")
+
+
+def dataset(arguments: list[str]) -> None:
+    """Data sets of Minari: ess-rl dataset {list,show,audit,record,score,import-d4rl} ..."""
+    from experiments import datasets
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        for name, function in datasets.COMMANDS.items():
+            print(f"  {name:11} {(function.__doc__ or '').splitlines()[0]}")
+        return
+    name = _one_of("dataset command", arguments[0], datasets.COMMANDS)
+    function = datasets.COMMANDS[name]
+    print(tyro.cli(function, args=arguments[1:], prog=f"ess-rl dataset {name}"))
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
@@ -296,6 +362,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "resume": resume,
     "evaluate": evaluate,
     "play": play,
+    "dataset": dataset,
     "benchmark": benchmark,
     "study": study,
     "compare": compare,
@@ -363,14 +430,19 @@ def _together(arguments: list[str]) -> None:
         processes.leave()
 
 
-def _finish(folder: Path, jobs: int | None = None) -> None:
+def _finish(folder: Path, jobs: int | None = None, trust: bool = False) -> None:
     """Train what is left of a run of ours or of a peer, and print its result."""
     from experiments import peers, records, report
 
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such run folder")
-    if records.read_config(folder)["agent"] in peers.PEERS:
+    config = records.read_config(folder)
+    if config["agent"] in peers.PEERS:
         result = peers.carry_on(folder, jobs)
+    elif config.get("dataset"):
+        from experiments import offline_run
+
+        result = offline_run.carry_on(folder, trust=trust)
     else:
         from experiments import run
 

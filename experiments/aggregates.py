@@ -31,6 +31,7 @@ class Group:
     """Methods on the tasks that all of them have."""
 
     steps: int
+    unit: str  # of the steps
     tasks: tuple[Task, ...]  # sorted
     scored: tuple[Task, ...]  # those of them that have a reference return
     raw: dict[str, Scores]  # label -> final returns [seeds, tasks]
@@ -42,10 +43,10 @@ def groups(found: Collection) -> list[Group]:
     """All groups of a collection, largest first. What falls out of them is added to `found.problems`."""
     _name_unreferenced(found)
     made = []
-    for steps in sorted({row.task.steps for row in found.rows}, reverse=True):
-        usable = _same_seeds([row for row in found.rows if row.task.steps == steps and not row.repeated], found)
-        for part in _one_backend_each(usable):
-            made += _split(steps, part, found)
+    for budget in sorted({(row.task.steps, row.task.unit) for row in found.rows}, reverse=True):
+        rows = [row for row in found.rows if (row.task.steps, row.task.unit) == budget and not row.repeated]
+        for part in _one_backend_each(_same_seeds(rows, found)):
+            made += _split(budget, part, found)
     return made
 
 
@@ -111,14 +112,14 @@ def profiles(group: Group, points: int = 61) -> tuple[Array, dict[str, tuple[Arr
 def missing(found: Collection) -> list[str]:
     """What a method did not run, though others did under the same budget."""
     lines = []
-    for steps in sorted({row.task.steps for row in found.rows}, reverse=True):
+    for steps, unit in sorted({(row.task.steps, row.task.unit) for row in found.rows}, reverse=True):
         envs: dict[str, set[str]] = defaultdict(set)
         for row in found.rows:
-            if row.task.steps == steps:
-                envs[row.label].add(row.task.env)
+            if (row.task.steps, row.task.unit) == (steps, unit):
+                envs[row.label].add(row.task.name)
         everything = set().union(*envs.values())
         lines += [
-            f"{label}, {steps:,} env steps: no finished run on {', '.join(sorted(everything - has))}"
+            f"{label}, {steps:,} {unit}: no finished run on {', '.join(sorted(everything - has))}"
             for label, has in sorted(envs.items())
             if everything - has
         ]
@@ -126,7 +127,7 @@ def missing(found: Collection) -> list[str]:
 
 
 def _name_unreferenced(found: Collection) -> None:
-    envs = [env for env in sorted({row.task.env for row in found.rows}) if references.normalized(env, 0.0) is None]
+    envs = sorted({row.task.name for row in found.rows if row.task.normalized(0.0) is None})
     if envs:
         found.problems.append(
             f"no reference return (table version {references.VERSION}) for {', '.join(envs)}: no normalized score, and "
@@ -154,7 +155,7 @@ def _same_seeds(rows: Sequence[Row], found: Collection) -> dict[Method, dict[Tas
 
 def _one_backend_each(usable: dict[Method, dict[Task, Row]]) -> list[dict[Method, dict[Task, Row]]]:
     """Apart by backend where some method ran an env on two: an aggregate must not count the env twice."""
-    if all(len({task.env for task in tasks}) == len(tasks) for tasks in usable.values()):
+    if all(len({task.name for task in tasks}) == len(tasks) for tasks in usable.values()):
         return [usable]
     backends = sorted({task.backend for tasks in usable.values() for task in tasks})
     return [
@@ -166,7 +167,7 @@ def _one_backend_each(usable: dict[Method, dict[Task, Row]]) -> list[dict[Method
     ]
 
 
-def _split(steps: int, usable: dict[Method, dict[Task, Row]], found: Collection) -> list[Group]:
+def _split(budget: tuple[int, str], usable: dict[Method, dict[Task, Row]], found: Collection) -> list[Group]:
     """Groups of methods that share tasks; each method goes into one."""
     made = []
     left = {method: tasks for method, tasks in usable.items() if tasks}
@@ -175,7 +176,7 @@ def _split(steps: int, usable: dict[Method, dict[Task, Row]], found: Collection)
         inside = {method: tasks for method, tasks in left.items() if chosen <= tasks.keys()}
         if len(inside) < 2 and len(chosen) < 2:
             break
-        made.append(_group(steps, chosen, inside, found))
+        made.append(_group(budget, chosen, inside, found))
         left = {method: tasks for method, tasks in left.items() if method not in inside}
     for method, tasks in left.items():
         names = ", ".join(map(str, sorted(tasks)))
@@ -195,17 +196,17 @@ def _choose(having: Mapping[Method, Mapping[Task, Row]]) -> frozenset[Task]:
 
 
 def _group(
-    steps: int, chosen: frozenset[Task], inside: Mapping[Method, Mapping[Task, Row]], found: Collection
+    budget: tuple[int, str], chosen: frozenset[Task], inside: Mapping[Method, Mapping[Task, Row]], found: Collection
 ) -> Group:
     tasks = tuple(sorted(chosen))
-    scored = tuple(task for task in tasks if references.normalized(task.env, 0.0) is not None)
-    group = Group(steps, tasks, scored, {}, {})
+    scored = tuple(task for task in tasks if task.normalized(0.0) is not None)
+    group = Group(*budget, tasks, scored, {}, {})
     for method in sorted(inside, key=lambda method: found.labels[method]):
         label, rows = found.labels[method], inside[method]
         raw = statistics.score_matrix([list(run) for run in zip(*(rows[task].finals for task in tasks), strict=True)])
         group.raw[label] = raw
         if scored:
-            columns = [[references.normalized(task.env, x) for x in rows[task].finals] for task in scored]
+            columns = [[task.normalized(x) for x in rows[task].finals] for task in scored]
             group.normalized[label] = statistics.score_matrix(list(zip(*columns, strict=True)))
         if extra := sorted(rows.keys() - chosen):
             group.left_out.append(f"{label} on {', '.join(map(str, extra))}: not run by every agent of this group")

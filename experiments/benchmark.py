@@ -93,7 +93,7 @@ def _is_done(job: Job, out: Path, failed: dict[str, str]) -> bool:
 def _prepare(job: Job, folder: Path) -> None:
     """Write config.json, or see that the one that stands there is this job's."""
     from agents import AGENTS
-    from experiments import peers, run
+    from experiments import peers, plan, run
 
     common: Any = {"settings": job.settings, "seeds": job.seeds, "steps": job.steps, **job.options}
     if job.agent not in AGENTS:
@@ -103,7 +103,7 @@ def _prepare(job: Job, folder: Path) -> None:
     if not (folder / "config.json").exists():
         run.start(job.agent, job.env, sweep=job.sweep, out=folder, **common)
         return
-    before, now = records.read_config(folder), run.plan(job.agent, job.env, sweep=job.sweep, **common)
+    before, now = records.read_config(folder), plan.make(job.agent, job.env, sweep=job.sweep, **common)
     for name in ("agent", "env", "backend", "seeds", "sweep", "steps", "episodes", "config"):
         if before[name] != _as_json(now[name]):
             raise UsageError(f"{folder} holds another run: its {name!r} is {before[name]}: remove it, or choose --out")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ess_rl.errors import UsageError
-from experiments import records
+from experiments import records, references
 from experiments.records import Record
 
 RUNNING_MINUTES = 15  # a run without a result that wrote something within this time counts as running
@@ -44,12 +44,31 @@ LATER_FIELDS: dict[str, dict[str, Callable[[Record], Any]]] = {
 class Task(NamedTuple):
     """What a score can be compared within: backends and budgets are kept apart."""
 
-    steps: int  # env steps asked for, of each seed
+    steps: int  # env steps asked for, of each seed; updates on a data set
     env: str
     backend: str
+    dataset: str = ""  # what was learned from in place of the env
+    references: tuple[float, ...] = ()  # the data set's own returns of the scores 0 and 1
 
     def __str__(self) -> str:
-        return f"{self.env} ({self.backend}, {self.steps:,} env steps)"
+        return f"{self.name} ({self.backend}, {self.steps:,} {self.unit})"
+
+    @property
+    def name(self) -> str:
+        return f"{self.env} from {self.dataset}" if self.dataset else self.env
+
+    @property
+    def unit(self) -> str:
+        return records.unit({"dataset": self.dataset})
+
+    def normalized(self, value: float) -> float | None:
+        """A return between the data set's own references, or those of the suite's table; None where there are none."""
+        if not self.dataset:
+            return references.normalized(self.env, value)
+        if not self.references:
+            return None
+        low, high = self.references
+        return (value - low) / (high - low)
 
 
 class Method(NamedTuple):
@@ -129,12 +148,12 @@ def collect(root: Path) -> Collection:
     found: dict[tuple[Task, Method], list[tuple[Run, int]]] = {}
     for run in runs:
         if run.state == "finished":
-            task = Task(run.config["steps"], run.config["env"], run.config["backend"])
+            task = _task(run.config)
             for member in range(len(run.config["seeds"])):
                 found.setdefault((task, method_of(run.config, member)), []).append((run, member))
     labels, differing = name_methods({method for _, method in found})
     rows = [_row(task, method, labels[method], members, problems) for (task, method), members in found.items()]
-    rows.sort(key=lambda row: (row.task.env, row.task.backend, row.task.steps, row.label))
+    rows.sort(key=lambda row: (row.task.env, row.task.dataset, row.task.backend, row.task.steps, row.label))
     return Collection(runs, rows, labels, differing, problems)
 
 
@@ -237,9 +256,15 @@ def command(config: Record) -> str | None:
     words = ["ess-rl"]
     if (several := config.get("processes", 1)) > 1:
         words = ["torchrun", "--nproc-per-node", str(several), "-m", "experiments"]
-    words += ["train", config["agent"], "--env", config["env"]]
+    where = ["--dataset", config["dataset"]] if config.get("dataset") else ["--env", config["env"]]
+    words += ["train", config["agent"], *where]
     options: Record = {"seeds": len(seeds), "seed0": seeds[0], "steps": config["steps"], "episodes": config["episodes"]}
-    if "iterations" in config:  # a run of ours, not of a peer
+    if config.get("dataset"):
+        options |= {"backend": config["backend"], "device": config["device"]}
+        options |= {"compile": "on" if config["compiled"] else "off", "checkpoints": config["checkpoints"]}
+        options |= {"eval_env": config["eval_env"]} if config.get("eval_env") else {}
+        options |= {"trust_env_spec": True} if config.get("env_spec") else {}
+    elif "iterations" in config:  # a run of ours, not of a peer
         options |= {"backend": config["backend"], "device": config["device"]}
         options["compile"] = "on" if config["compiled"] else "off"
         # The smallest number of checkpoints with the recorded distance between them.
@@ -251,6 +276,11 @@ def command(config: Record) -> str | None:
 
 
 _UNFINISHED = ("running", "stopped")
+
+
+def _task(config: Record) -> Task:
+    own = tuple(config.get("references") or ())
+    return Task(config["steps"], config["env"], config["backend"], config.get("dataset") or "", own)
 
 
 def _option(name: str, value: Any) -> list[str]:
@@ -303,8 +333,8 @@ def _check_result(config: Record, result: Any) -> None:
     """Raises UsageError where a result.json is not a whole one of this config.json."""
     if not isinstance(result, dict):
         raise UsageError("result.json: not the result of a run")
-    for name in ("agent", "env", "backend", "seeds", "sweep"):
-        if result.get(name) != config[name]:
+    for name in ("agent", "env", "backend", "seeds", "sweep", "dataset"):
+        if result.get(name) != config.get(name):
             raise UsageError(f"result.json: its {name!r} is not that of config.json: files of two runs were mixed")
     finals = result.get("final_return")
     if not isinstance(finals, list) or len(finals) != len(config["seeds"]):
@@ -312,8 +342,8 @@ def _check_result(config: Record, result: Any) -> None:
     for seed, score in zip(config["seeds"], finals, strict=True):
         if not isinstance(score, int | float) or not math.isfinite(score):
             raise UsageError(f"result.json: the final return of seed {seed} is {score!r}, no finite number")
-    if not isinstance(result.get("env_steps"), int):
-        raise UsageError("result.json: 'env_steps' is missing")
+    if not isinstance(records.steps_of(result), int):
+        raise UsageError(f"result.json: {records.unit(config).replace(' ', '_')!r} is missing")
 
 
 def _progress(path: Path, config: Record) -> tuple[str, str]:
@@ -321,7 +351,9 @@ def _progress(path: Path, config: Record) -> tuple[str, str]:
     written = max(file.stat().st_mtime for file in path.iterdir() if file.is_file())
     minutes = (time.time() - written) / 60.0
     rows = records.read_metrics(path)
-    reached = f"{rows[-1]['env_steps']:,} of {config['steps']:,} env steps" if rows else "no metrics yet"
+    reached = (
+        f"{records.steps_of(rows[-1]):,} of {config['steps']:,} {records.unit(config)}" if rows else "no metrics yet"
+    )
     if done := len(list(path.glob("seed-*.json"))):
         reached = f"{done} of {len(config['seeds'])} seeds"
     ago = f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.0f} h" if minutes < 2880 else _days(minutes)

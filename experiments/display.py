@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from experiments import records
+
 _PLAIN_LINES = 10  # over the whole, and one at its beginning
 
 
@@ -54,7 +56,8 @@ class Display:
     """Shows steps, steps/s, return, ESS and the time left of a run. `update` takes the rows of metrics.jsonl."""
 
     def __init__(self, config: dict[str, Any], iteration: int = 0):
-        self.label = f"{config['agent']} {config['env']}"
+        self.label = f"{config['agent']} {config.get('dataset') or config['env']}"
+        self.unit = records.unit(config).split()[-1]  # steps or updates
         self.iterations, self.members = config["iterations"], len(config["seeds"])
         self.first, self.began = iteration, time.monotonic()
         self.returns: deque[tuple[float, int]] = deque(maxlen=20)
@@ -76,15 +79,14 @@ class Display:
     def _text(self, row: dict[str, Any]) -> str:
         elapsed = time.monotonic() - self.began
         here = row["iteration"] - self.first
-        rate = row["env_steps"] / row["iteration"] * here * self.members / elapsed
+        steps = records.steps_of(row)
+        rate = steps / row["iteration"] * here * self.members / elapsed
         left = elapsed / here * (self.iterations - row["iteration"])
         total, episodes = (sum(column) for column in zip(*self.returns, strict=True))
         score = f"{total / episodes:9.1f}" if episodes else "        -"
         ess = f"{sum(row['ess']) / self.members:.3f}" if "ess" in row else "  -  "
-        return (
-            f"{self.label}  {100 * row['iteration'] / self.iterations:3.0f} %  {row['env_steps']:>9,} steps  "
-            f"{rate:>7,.0f} steps/s  return {score}  ESS {ess}  {clock(left)} left"
-        )
+        done = f"{100 * row['iteration'] / self.iterations:3.0f} %  {steps:>9,} {self.unit}"
+        return f"{self.label}  {done}  {rate:>7,.0f} {self.unit}/s  return {score}  ESS {ess}  {clock(left)} left"
 
 
 def clock(seconds: float) -> str:

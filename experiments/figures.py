@@ -51,7 +51,7 @@ def read_curves(run: Path) -> Curves:
     steps, values = [], {name: [] for name, _ in CURVES}
     for part in np.array_split(np.arange(len(rows)), min(BINS, len(rows))):
         stretch = [rows[i] for i in part]
-        steps.append(stretch[-1]["env_steps"])
+        steps.append(records.steps_of(stretch[-1]))
         episodes = np.sum([row["episodes"] for row in stretch], axis=0)
         total = np.sum([row["return_sum"] for row in stretch], axis=0)
         values["return"].append(np.divide(total, episodes, out=np.full(members, np.nan), where=episodes > 0))
@@ -79,6 +79,9 @@ def learning_curves(runs: Sequence[Path], out: Path) -> None:
     tasks = sorted({one.config["env"] for one in curves})
     if len(tasks) > 1:
         raise UsageError(f"one picture shows one env, not {' and '.join(tasks)}: name runs of one of them")
+    sets = sorted({one.config.get("dataset") or "" for one in curves})
+    if len(sets) > 1:
+        raise UsageError(f"one picture shows one data set, not {' and '.join(x or 'an env' for x in sets)}")
     figure, axes = plt.subplots(1, len(PANELS), figsize=(4.6 * len(PANELS), 3.6), layout="constrained")
     colors = iter(plt.rcParams["axes.prop_cycle"].by_key()["color"] * 10)
     for one in curves:
@@ -91,11 +94,13 @@ def learning_curves(runs: Sequence[Path], out: Path) -> None:
                 mean = values[whole].mean(1)
                 axis.plot(one.env_steps[whole], mean, color=color, linewidth=2.0, label=f"{label} ({seeds})")
     for axis, (_, title) in zip(axes, PANELS, strict=True):
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel("env steps of one seed")
+        axis.set_title("return of evaluations" if sets[0] and axis is axes[0] else title, fontsize=10)
+        axis.set_xlabel(f"{records.unit(curves[0].config)} of one seed")
         axis.grid(alpha=0.25)
     axes[0].legend(fontsize=8)
-    figure.suptitle(f"{tasks[0]}  (backend {curves[0].config['backend']})", fontsize=11)
+    figure.suptitle(
+        f"{tasks[0]}{', learned from ' * bool(sets[0])}{sets[0]}  (backend {curves[0].config['backend']})", fontsize=11
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name("part-" + out.name)
     figure.savefig(part, dpi=110)
@@ -117,13 +122,17 @@ def publish(run: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with open(out / "curves.csv", "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["env_steps", "member", *curves.values])
+        writer.writerow([_steps_column(curves.config), "member", *curves.values])
         for k, steps in enumerate(curves.env_steps):
             for member in range(len(curves.config["seeds"])):
                 row = [value[k, member] for value in curves.values.values()]
                 writer.writerow([steps, member, *("" if np.isnan(x) else f"{x:.6g}" for x in row)])
     records.write_json(out / "config.json", curves.config)
     records.write_json(out / "result.json", result)
+
+
+def _steps_column(config: Record) -> str:
+    return records.unit(config).replace(" ", "_")
 
 
 def _from_csv(config: Record, path: Path) -> Curves:
@@ -134,6 +143,6 @@ def _from_csv(config: Record, path: Path) -> Curves:
         values = {
             name: np.array([float(row.get(name) or "nan") for row in rows]).reshape(-1, members) for name, _ in CURVES
         }
-        return Curves(config, np.array([int(row["env_steps"]) for row in rows[::members]]), values)
+        return Curves(config, np.array([int(row[_steps_column(config)]) for row in rows[::members]]), values)
     except (KeyError, TypeError, ValueError):
         raise UsageError(f"{path}: not the curves of {members} members; the file is damaged") from None

@@ -40,9 +40,9 @@ def measure(
         seconds: how long each rate is measured.
         only: names of parts; default: all.
     """
-    from experiments import run
+    from experiments import plan
 
-    run.device_of(device, "")
+    plan.device_of(device, "")
     if not seconds > 0:
         raise UsageError(f"--seconds {seconds:g}: must be above 0")
     parts = _parts(device, seconds)

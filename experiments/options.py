@@ -57,6 +57,41 @@ class RunOptions(Options):
     """keep the last so many rollouts in a file, for --replay-from of another run"""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OfflineOptions:
+    """What a run on a data set is asked: all seeds and settings are one program."""
+
+    dataset: str
+    """the Minari data set, e.g. mujoco/hopper/medium-v0; 'ess-rl dataset list' shows those that are here"""
+    seeds: int = 1
+    """how many seeds"""
+    seed0: int = 0
+    """the first of them"""
+    steps: int = 100_000
+    """gradient updates of each seed"""
+    episodes: int = 20
+    """of the final evaluation, for each member; those on the way take at most 5"""
+    out: Path | None = None
+    """the run folder; default: runs/AGENT-DATASET"""
+    overwrite: bool = False
+    """replace the run that --out holds"""
+    eval_env: str | None = None
+    """evaluate in this task; default: the data set's own"""
+    trust_env_spec: bool = False
+    """import whatever code the data set's env spec names; by default only what Gymnasium, Gymnasium-Robotics or this
+    suite has registered"""
+    download: bool = False
+    """get the data set from Minari's server if it is not here"""
+    backend: Literal["auto", "torch", "envpool", "gymnasium", "warp"] = "auto"
+    """what simulates evaluations; auto: the first of these that has the task and is installed, never warp"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """where the agents live; auto: cuda if there is one"""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile; auto: on where a C++ compiler is found"""
+    checkpoints: int = 10
+    """how many, evenly spread; at each the agents are evaluated"""
+
+
 def of_peer(config: type) -> type:
     """A dataclass of all options of a peer."""
     return _with_fields(config, PeerOptions, sweeps=False)
@@ -65,6 +100,11 @@ def of_peer(config: type) -> type:
 def of_agent(config: type) -> type:
     """A dataclass of all options of an agent. Float fields take several values: each more is a branch of a sweep."""
     return _with_fields(config, RunOptions, sweeps=True)
+
+
+def of_offline(config: type) -> type:
+    """A dataclass of all options of an offline agent; float fields as there."""
+    return _with_fields(config, OfflineOptions, sweeps=True)
 
 
 def _with_fields(config: type, base: type, *, sweeps: bool) -> type:

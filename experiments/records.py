@@ -3,7 +3,7 @@
 config.json       first: everything the run is a function of, and where and with what it ran
 metrics.jsonl     one line an iteration; every list has one entry a member
 tensorboard/      the same for TensorBoard
-checkpoints/      NNNNNNNNN.safetensors, named by env steps of a member
+checkpoints/      NNNNNNNNN.safetensors, named by env steps of a member, or its updates on a data set
 curve.png         learning curves
 replay.safetensors, replay-from.safetensors   where asked for: see experiments/old_data.py
 result.json       last, by rename: a folder that has it is a finished run
@@ -122,6 +122,16 @@ def last_metrics(run: Path) -> Record | None:
     return None
 
 
+def unit(config: Record) -> str:
+    """What a run's budget counts: env steps, or where a data set replaces the environment, updates."""
+    return "updates" if config.get("dataset") else "env steps"
+
+
+def steps_of(record: Record) -> Any:
+    """That count in a line of metrics.jsonl or in a result.json; None where there is none."""
+    return record.get("updates", record.get("env_steps"))
+
+
 def append_line(file: TextIO, row: Record) -> None:
     """One line more, at once on its way to the disk."""
     file.write(json.dumps(row, allow_nan=False) + "\n")
@@ -138,7 +148,7 @@ def cut_metrics(run: Path, iteration: int) -> list[Record]:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """Oldest first; files of other names than env steps are not ours."""
+    """Oldest first; files of other names than a number of steps are not ours."""
     found = [path for path in (run / "checkpoints").glob("*.safetensors") if path.stem.isdigit()]
     return sorted(found, key=lambda path: int(path.stem))
 

@@ -27,11 +27,16 @@ def member_table(config: Record, columns: Mapping[str, Sequence[float | None]]) 
 def summary(folder: Path, result: Record) -> str:
     """What to show when a run is done: its scores, its speed, and where everything is."""
     scores = {"final return": result["final_return"], "training return": result["training_return"]}
+    if result.get("dataset"):  # nothing was acted in training
+        del scores["training return"]
     lines = [
         member_table(result, scores),
         f"mean final return {np.mean(result['final_return']):.1f} ({result['episodes']} episodes each, mean action); "
-        f"{result['steps_per_second']:,.0f} env steps/s; {result['peak_memory_mib']:,.0f} MiB",
+        f"{result['steps_per_second']:,.0f} {records.unit(result)}/s; {result['peak_memory_mib']:,.0f} MiB",
     ]
+    if result.get("normalized_score"):
+        low, high = result["references"]
+        lines.append(f"mean normalized score {np.mean(result['normalized_score']):.3f} (0: {low:g}, 1: {high:g})")
     places = {
         "curves: ": folder / "curve.png",
         "TensorBoard: tensorboard --logdir ": folder / "tensorboard",
@@ -60,9 +65,10 @@ def comparison(runs: Sequence[Path]) -> str:
         "training",
         "steps/s",
     ]
-    rows = [head]
-    for run in runs:
-        result = records.read_json(run / "result.json")
+    results = [records.read_json(run / "result.json") for run in runs]
+    units = {records.unit(result) for result in results}
+    rows = [[" or ".join(sorted(units)) if name == "env steps" else name for name in head]]
+    for result in results:
         for label, group in records.groups(result).items():
             finals = [result["final_return"][member] for member in group]
             trainings = [result["training_return"][member] for member in group]
@@ -74,7 +80,8 @@ def comparison(runs: Sequence[Path]) -> str:
             known = [x for x in trainings if x is not None]
             training = f"{statistics.iqm(np.array(known)[:, None]):.0f}" if known else "-"
             rows.append([
-                result["env"], label, result["backend"], f"{result['env_steps']:,}", str(len(finals)),
+                " from ".join(filter(None, [result["env"], result.get("dataset")])), label, result["backend"],
+                f"{records.steps_of(result):,}", str(len(finals)),
                 f"{statistics.iqm(scores):.0f}", interval, f"{np.mean(finals):.0f}", f"{min(finals):.0f}",
                 f"{max(finals):.0f}", training, f"{result['steps_per_second']:,.0f}",
             ])  # fmt: skip

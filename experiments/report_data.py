@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ess_rl.errors import UsageError
-from experiments import aggregates, collection, figures, references, statistics
+from experiments import aggregates, collection, figures, statistics
 from experiments.aggregates import Estimate, Group
 from experiments.collection import Collection, Row
 from experiments.figures import CURVES, Curves
@@ -98,7 +98,7 @@ def summarize(row: Row) -> Summary:
         float(scores.mean()),
         float(scores.min()),
         float(scores.max()),
-        references.normalized(row.task.env, iqm),
+        row.task.normalized(iqm),
     )
 
 
@@ -122,7 +122,7 @@ def _curves(row: Row, read: Mapping[str, Curves | None], problems: list[str]) ->
     if first is None or any(one is None for one in curves):
         return {}
     if any(one is not None and not np.array_equal(one.env_steps, first.env_steps) for one in curves):
-        problems.append(f"{row.label} on {row.task}: its folders logged at different env steps: no curves drawn")
+        problems.append(f"{row.label} on {row.task}: its folders logged at different {row.task.unit}: no curves drawn")
         return {}
     bands = {}
     for name, _ in CURVES:

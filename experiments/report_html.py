@@ -73,7 +73,18 @@ def _problems(report: Report) -> str:
 
 
 def _scores(report: Report, series: dict[str, int]) -> str:
-    head = ["agent", "seeds", "IQM", "95 % interval", "each seed", "mean", "min", "max", "normalized", "env steps"]
+    head = [
+        "agent",
+        "seeds",
+        "IQM",
+        "95 % interval",
+        "each seed",
+        "mean",
+        "min",
+        "max",
+        "normalized",
+        report_text.steps_title(report),
+    ]
     scales: dict[str, tuple[float, float]] = {}  # one an env: its backends and budgets can be compared by eye
     for row, summary in zip(report.found.rows, report.summaries, strict=True):
         low, high = scales.get(row.task.env, (summary.low, summary.high))
@@ -109,7 +120,7 @@ def _score_line(row: Row, summary: Summary, scale: tuple[float, float], series: 
 
 
 def _group(one: GroupReport, number: int, series: dict[str, int]) -> str:
-    tasks = ", ".join(f"{task.env} ({task.backend})" for task in one.group.tasks)
+    tasks = ", ".join(f"{task.name} ({task.backend})" for task in one.group.tasks)
     parts = [f'<p class="note">{escape(tasks)}; {report_text.seeds_of(one)}.</p>']
     if one.aggregates:
         title = escape(report_text.scores_title(one))
@@ -197,6 +208,8 @@ def _curves(report: Report, series: dict[str, int]) -> str:
 
 def _curve(task: Task, name: str, title: str, rows: Sequence[Numbered], series: dict[str, int]) -> str:
     lines = []
+    if task.dataset and name == "return":
+        title = "return of evaluations"  # nothing is acted in training
     for row, _, bands in rows:
         if name in bands:
             band = bands[name]
@@ -205,10 +218,10 @@ def _curve(task: Task, name: str, title: str, rows: Sequence[Numbered], series: 
     if not lines:
         return ""
     ends = "; ".join(f"{line.label} from {line.y[0]:.3g} to {line.y[-1]:.3g}" for line in lines)
-    key = re.sub(r"[^A-Za-z0-9]+", "-", f"{task.env}-{task.backend}-{task.steps}-{name}")
+    key = re.sub(r"[^A-Za-z0-9]+", "-", f"{task.name}-{task.backend}-{task.steps}-{name}")
     plot = report_plots.panel(
-        key, lines, x_label="env steps", unit=name in ("ess", "capped_fraction"),
-        description=f"{title} on {task.env} over env steps: {ends}",
+        key, lines, x_label=task.unit, unit=name in ("ess", "capped_fraction"),
+        description=f"{title} on {task.name} over {task.unit}: {ends}",
     )  # fmt: skip
     return f"<figure><figcaption>{escape(title[0].upper() + title[1:])}</figcaption>{plot}</figure>"
 
@@ -236,7 +249,7 @@ def _commands(report: Report) -> str:
 
 def _definitions(report: Report) -> str:
     terms = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in DEFINITIONS.items())
-    cells = report_text.references_table({row.task.env for row in report.found.rows})
+    cells = report_text.references_table(report.found)
     return (
         f'<dl>{terms}</dl><p class="note">After Agarwal et al. 2021, '
         '<a href="https://arxiv.org/abs/2108.13264">arXiv 2108.13264</a>.</p>'
@@ -277,11 +290,23 @@ def _task_head(task: Task, columns: int) -> str:
 
 
 def _task(task: Task) -> str:
-    return f"{escape(task.env)} <small>{escape(task.backend)}, {task.steps:,} env steps</small>"
+    return f"{escape(task.name)} <small>{escape(task.backend)}, {task.steps:,} {task.unit}</small>"
 
 
 def _head(names: Sequence[str], *, raw: bool = False) -> str:
-    words = ("IQM", "95 % interval", "mean", "min", "max", "normalized", "env steps", "seeds", "wall time")
+    words = (
+        "IQM",
+        "95 % interval",
+        "mean",
+        "min",
+        "max",
+        "normalized",
+        "env steps",
+        "updates",
+        "env steps or updates",
+        "seeds",
+        "wall time",
+    )
     numeric = words if "each seed" in names else ()
     cells = "".join(
         f'<th scope="col"{" class=number" if name in numeric else ""}>{name if raw else escape(name)}</th>'

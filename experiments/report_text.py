@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from experiments import aggregates, collection, references
+from experiments import aggregates, collection, records, references
 from experiments.aggregates import Estimate
 from experiments.collection import Collection, Row, Run
 from experiments.report_data import GroupReport, Report, Summary
@@ -30,7 +30,7 @@ def overview(report: Report) -> str:
     parts = [
         count(states.count("finished"), "finished run"),
         count(len({row.method for row in rows}), "agent"),
-        count(len({row.task.env for row in rows}), "env"),
+        count(len({row.task.name for row in rows}), "env"),
         count(sum(len(row.members) for row in rows), "seed") + " trained",
         count(len(report.found.problems), "problem"),
     ]
@@ -43,9 +43,21 @@ def markdown(report: Report) -> str:
     """The report without its plots."""
     parts = [f"# {report.title}", f"{overview(report)}. Made {report.made} by `ess-rl report`.", "## Problems"]
     parts.append("\n".join(f"- {problem}" for problem in report.found.problems) or "None found.")
-    head = ["env", "backend", "env steps", "agent", "seeds", "IQM", "95 % interval", "mean", "min", "max", "normalized"]
+    head = [
+        "env",
+        "backend",
+        steps_title(report),
+        "agent",
+        "seeds",
+        "IQM",
+        "95 % interval",
+        "mean",
+        "min",
+        "max",
+        "normalized",
+    ]
     body = [
-        [row.task.env, row.task.backend, f"{env_steps(row)}", row.label, collection.span(row.seeds), *numbers(summary)]
+        [row.task.name, row.task.backend, f"{env_steps(row)}", row.label, collection.span(row.seeds), *numbers(summary)]
         for row, summary in zip(report.found.rows, report.summaries, strict=True)
     ]
     parts += ["## Scores", table([[*head, "wall time"], *(
@@ -61,7 +73,7 @@ def markdown(report: Report) -> str:
     parts += ["Made with:", table(origins(report.found.runs))]
     parts += ["## Commands", "```bash\n" + "\n".join(line for _, line in commands(report.found.runs)) + "\n```"]
     parts += ["## Reference returns", f"Table version {references.VERSION}. Random: {references.RANDOM_SOURCE}."]
-    parts.append(table(references_table({row.task.env for row in report.found.rows})))
+    parts.append(table(references_table(report.found)))
     return "\n\n".join(parts) + "\n"
 
 
@@ -74,10 +86,13 @@ def runs_table(report: Report) -> list[list[str]]:
     return [["folder", "state", "wall time"], *body]
 
 
-def references_table(env_ids: Iterable[str]) -> list[list[str]]:
-    """Rows of a table: what the scores of these tasks are normalized with."""
+def references_table(found: Collection) -> list[list[str]]:
+    """Rows of a table: what the scores of its tasks are normalized with."""
     body = []
-    for env_id in sorted(env_ids):
+    for name, own in sorted({(row.task.name, row.task.references) for row in found.rows if row.task.dataset}):
+        ends = [f"{x:g}" for x in own] or ["-", "-"]
+        body.append([name, *ends, "the data set's ref_min_score and ref_max_score" if own else "the set has none"])
+    for env_id in sorted({row.task.env for row in found.rows if not row.task.dataset}):
         known = references.REFERENCES.get(env_id)
         if known is None:
             body.append([env_id, "-", "-", "not in the table"])
@@ -92,17 +107,17 @@ def scores_csv(report: Report) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     head = ["env", "backend", "steps", "env_steps", "agent", "label", "seed", "final_return", "training_return"]
-    writer.writerow([*head, "normalized_score", "in_aggregate", "folder"])
+    writer.writerow([*head, "normalized_score", "in_aggregate", "folder", "dataset"])
     inside = {(label, task) for one in report.groups for label in one.group.normalized for task in one.group.scored}
     for row in report.found.rows:
         for (run, member), seed, final in zip(row.members, row.seeds, row.finals, strict=True):
             training = (run.result.get("training_return") or {member: None})[member]
-            normalized = references.normalized(row.task.env, final)
+            normalized = row.task.normalized(final)
             used = "yes" if (row.label, row.task) in inside else "no"
             writer.writerow([
-                row.task.env, row.task.backend, row.task.steps, run.result["env_steps"], row.method.agent, row.label,
-                seed, final, "" if training is None else training, "" if normalized is None else f"{normalized:.6g}",
-                used, run.name,
+                row.task.env, row.task.backend, row.task.steps, records.steps_of(run.result), row.method.agent,
+                row.label, seed, final, "" if training is None else training,
+                "" if normalized is None else f"{normalized:.6g}", used, run.name, row.task.dataset,
             ])  # fmt: skip
     return text.getvalue()
 
@@ -132,9 +147,14 @@ def estimate(value: Estimate, digits: int = 2) -> str:
     return f"{value.value:.{digits}f} ({value.interval[0]:.{digits}f} to {value.interval[1]:.{digits}f})"
 
 
+def steps_title(report: Report) -> str:
+    """What the steps of its rows are: env steps, updates, or both."""
+    return " or ".join(sorted({row.task.unit for row in report.found.rows})) or "env steps"
+
+
 def env_steps(row: Row) -> str:
-    """Of a seed, as it was trained: whole iterations, so a little more than asked for."""
-    return " / ".join(f"{steps:,}" for steps in sorted({run.result["env_steps"] for run in row.runs}))
+    """Of a seed, as it was trained: whole iterations, so a little more than asked for; on a data set updates."""
+    return " / ".join(f"{steps:,}" for steps in sorted({records.steps_of(run.result) for run in row.runs}))
 
 
 def wall_time(row: Row) -> str:
@@ -191,15 +211,15 @@ def aggregate_table(one: GroupReport) -> list[list[str]]:
 
 
 def group_title(one: GroupReport) -> str:
-    """Over 3 tasks, 1,000,000 env steps"""
-    return f"Over {count(len(one.group.tasks), 'task')}, {one.group.steps:,} env steps"
+    """Over 3 tasks, 1,000,000 env steps (or updates)"""
+    return f"Over {count(len(one.group.tasks), 'task')}, {one.group.steps:,} {one.group.unit}"
 
 
 def scores_title(one: GroupReport) -> str:
     """Normalized scores, and over which of the tasks where not all of them have a reference"""
     if one.group.scored == one.group.tasks:
         return "Normalized scores"
-    return f"Normalized scores over {', '.join(task.env for task in one.group.scored)}"
+    return f"Normalized scores over {', '.join(task.name for task in one.group.scored)}"
 
 
 def seeds_of(one: GroupReport) -> str:
@@ -209,7 +229,7 @@ def seeds_of(one: GroupReport) -> str:
 
 
 def _markdown_group(one: GroupReport) -> list[str]:
-    tasks = ", ".join(f"{task.env} ({task.backend})" for task in one.group.tasks)
+    tasks = ", ".join(f"{task.name} ({task.backend})" for task in one.group.tasks)
     parts = [f"## {group_title(one)}", f"{tasks}; {seeds_of(one)}."]
     if one.aggregates:
         parts += [f"{scores_title(one)}, reference table version {references.VERSION}:", table(aggregate_table(one))]

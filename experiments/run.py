@@ -12,37 +12,35 @@ begin anew. Of the replay it has all parts.
 from __future__ import annotations
 
 import dataclasses
-import math
 import shutil
-import struct
-import sysconfig
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 import envs
-from agents import AGENTS
+from agents import AGENTS, OFFLINE_AGENTS
+from envs import minari_env
 from ess_rl import checkpoint, loop, processes
 from ess_rl.contract import Tree, VectorEnv
 from ess_rl.errors import UsageError
-from ess_rl.population import Population, members
+from ess_rl.offline import OfflinePopulation
+from ess_rl.population import Population
 from ess_rl.replay import Replay
-from experiments import figures, memory, old_data, past, records
+from experiments import figures, old_data, past, plan, records
 from experiments.display import Display
 from experiments.records import Record
 
 
 def start(agent: str, env_id: str, *, out: Path, overwrite: bool = False, **arguments: Any) -> Path:
-    """Check a configuration (see `plan`), make its folder and write config.json. -> the folder
+    """Check a configuration (see `experiments.plan`), make its folder and write config.json. -> the folder
 
     Raises:
         UsageError: anything in it cannot work, or `out` holds something else. Nothing has been written then.
     """
-    record = plan(agent, env_id, **arguments)
+    record = plan.make(agent, env_id, **arguments)
     source = record["config"].get("replay_from")
     if source and Path(source).resolve() == out.resolve():
         raise UsageError(f"--replay-from {source} is the folder of this run: choose another --out")
@@ -51,88 +49,6 @@ def start(agent: str, env_id: str, *, out: Path, overwrite: bool = False, **argu
         old_data.copy(Path(source), out)
     records.write_json(out / "config.json", record)
     return out
-
-
-def plan(
-    agent: str,
-    env_id: str,
-    *,
-    settings: Mapping[str, Any],
-    sweep: Mapping[str, Sequence[float]],
-    seeds: Sequence[int],
-    steps: int,
-    backend: str = "auto",
-    device: str = "auto",
-    compiled: str = "auto",
-    checkpoints: int = 10,
-    episodes: int = 20,
-    save_replay: int = 0,
-) -> Record:
-    """Check a configuration. -> what config.json will hold
-
-    Args:
-        settings: fields of the agent's Config that are not at their defaults.
-        sweep: float fields with several values; members are all their combinations times the seeds.
-        steps: env steps of each member; rounded up to whole iterations.
-        compiled: "on", "off", or "auto": on where a C++ compiler and Python's headers are found.
-        checkpoints: at most how many, evenly spread. Environments begin anew at each, so they lie at least four
-            episodes apart.
-        episodes: of the final evaluation, for each member.
-        save_replay: how many of the last rollouts to keep in a file.
-
-    Raises:
-        UsageError: anything in it cannot work.
-    """
-    config = AGENTS[agent].config(**settings)
-    records.check_positive({"steps": steps, "checkpoints": checkpoints, "episodes": episodes, "seeds": len(seeds)})
-    records.check_positive({name: getattr(config, name) for name in ("num_envs", "rollout", "epochs", "minibatch")})
-    loop.check_minibatch(config)
-    own = _share(config, processes.count())
-    counts = {"replay": (config.replay, "older rollouts"), "lag": (config.lag, "iterations")}
-    for name, (count, of) in (counts | {"save-replay": (save_replay, "rollouts")}).items():
-        if count < 0:
-            raise UsageError(f"--{name} {count}: must be 0 or more {of}")
-    if any(not 0 <= seed < 2**63 for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise UsageError(f"seeds {list(seeds)[:3]} ...: give different numbers from 0 to 2^63 - 1")
-    _check_numbers(config, sweep)
-    probe = envs.make(env_id, 1, backend=backend)  # refuses what cannot be had, before a folder is made
-    resolved_backend, episode, dimensions = probe.backend, probe.max_episode_steps, (probe.obs_dim, probe.act_dim)
-    older = getattr(config, "replay_from", "")
-    file = old_data.check(Path(older), probe, config) if older else 0
-    probe.close()
-    if episode is None:
-        raise UsageError(
-            f"{env_id} has no time limit, so an evaluation may never end: register it with max_episode_steps"
-        )
-    iterations = math.ceil(steps / (config.num_envs * config.rollout))
-    if iterations < 2:
-        raise UsageError(
-            f"--steps {steps} is less than two iterations of {config.num_envs * config.rollout} env steps "
-            f"(num_envs {config.num_envs} x rollout {config.rollout}); the first only measures: raise --steps"
-        )
-    settings_of = members(seeds, sweep)
-    where = device_of(device, resolved_backend)
-    own_agent = AGENTS[agent].agent(own, *dimensions)
-    memory.check(own_agent, own, *dimensions, len(settings_of), where, save_replay, file)
-    return {
-        "format": records.FORMAT,
-        "agent": agent,
-        "env": env_id,
-        "backend": resolved_backend,
-        "seeds": [member["seed"] for member in settings_of],
-        "sweep": {name: [member[name] for member in settings_of] for name in sweep},
-        "steps": steps,
-        "iterations": iterations,
-        "processes": processes.count(),
-        # Some episodes must have room between two fresh starts, else none would end.
-        "reset_every": max(math.ceil(iterations / checkpoints), math.ceil(4 * episode / config.rollout)),
-        "episodes": episodes,
-        "save_replay": save_replay,
-        "device": where,
-        "compiled": compiled_of(compiled),
-        "config": dataclasses.asdict(config),
-        **records.origin(),
-    }
 
 
 def carry_on(run: Path) -> Record:
@@ -164,7 +80,7 @@ def _carry_on(run: Path, config: Record) -> Record:
                 f"{run / 'config.json'} has no {name!r}, which {config['agent']} has by now: go on with the version "
                 f"that began it (git commit {config.get('git_commit')})"
             )
-    iteration = _load_newest(run, config, population)
+    iteration = load_newest(run, config, population)
     begins_from, raised = past.read(run, config, replay, population, iteration)
     processes.tell({"config": config, "iteration": iteration})
     rows = records.cut_metrics(run, iteration)
@@ -178,7 +94,7 @@ def _carry_on(run: Path, config: Record) -> Record:
     del begins_from  # a replay may be large
     writer = SummaryWriter(str(run / "tensorboard"))
     for row in rows:
-        _tensorboard(writer, row)
+        tensorboard(writer, row)
     with open(run / "metrics.jsonl", "a") as log, Display(config, iteration) as display:
         for done in progress:
             trained += sum(done.seconds.values())
@@ -187,7 +103,7 @@ def _carry_on(run: Path, config: Record) -> Record:
                 row["behavior_std_raised"] = raised
             rows.append(row)
             records.append_line(log, row)
-            _tensorboard(writer, row)
+            tensorboard(writer, row)
             display.update(row)
             if _is_checkpoint(config, done):
                 _save(run, config, population, replay, done)
@@ -276,40 +192,73 @@ def _is_checkpoint(config: Record, done: loop.Progress) -> bool:
     return done.iteration % config["reset_every"] == 0 or done.iteration == config["iterations"]
 
 
-def restore_population(config: Record) -> tuple[Population, Any]:
-    """The untrained population that a config.json describes, and its agent's Config: of one of its processes."""
-    name = config.get("agent")
-    if name not in AGENTS:
-        raise UsageError(f"config.json: agent {name!r} is not known here; there are {', '.join(AGENTS)}")
-    entry = AGENTS[name]
+def restore_population(config: Record) -> tuple[Any, Any]:
+    """The untrained population that a config.json describes (online or offline), and its agent's Config.
+
+    Of several processes: this one's share.
+    """
+    name, known = config.get("agent"), AGENTS | OFFLINE_AGENTS
+    if name not in known:
+        raise UsageError(f"config.json: agent {name!r} is not known here; there are {', '.join(known)}")
+    entry, kind = known[name], OfflinePopulation if name in OFFLINE_AGENTS else Population
     try:
         values = {key: tuple(v) if isinstance(v, list) else v for key, v in config["config"].items()}
-        agent_config = _share(entry.config(**values), config.get("processes", 1))
-        probe = envs.make(config["env"], 1, backend=config["backend"])
+        agent_config = plan.share(entry.config(**values), config.get("processes", 1))
+        probe = envs.make(config["env"], 1, backend=config["backend"], **config.get("env_options", {}))
         agent = entry.agent(agent_config, probe.obs_dim, probe.act_dim)
         probe.close()
-        population = Population(
-            agent, config["seeds"], config["sweep"], device=device_of(config["device"], ""), compiled=config["compiled"]
+        population = kind(
+            agent,
+            config["seeds"],
+            config["sweep"],
+            device=plan.device_of(config["device"], ""),
+            compiled=config["compiled"],
         )
     except (KeyError, TypeError) as error:
         raise UsageError(f"config.json does not fit this version of {name}: {error}") from None
     return population, agent_config
 
 
-def load_run(run: Path) -> tuple[Population, Record, int]:
+def load_run(run: Path, *, trust: bool = False) -> tuple[Any, Record, int]:
     """A trained population from a run folder, for evaluation. -> (population, config, iteration of its checkpoint)"""
-    config = records.read_config(run) | {"compiled": False, "device": "cpu"}  # evaluation is small
-    population, _ = restore_population(config)
-    iteration = _load_newest(run, config, population)
-    if iteration == 0:
-        raise UsageError(f"{run} has no checkpoint yet: 'ess-rl resume {run}' goes on with it")
+    population, config, iteration, _ = load_checkpoint(run, trust=trust)
     return population, config, iteration
 
 
-def evaluate(population: Population, config: Record, episodes: int, seed: int = 0) -> Tensor:
+def load_checkpoint(run: Path, steps: int | None = None, *, trust: bool = False) -> tuple[Any, Record, int, Path]:
+    """As `load_run`, from the checkpoint nearest to `steps`; None: the newest. -> (..., the checkpoint's file)"""
+    config = records.read_config(run) | {"compiled": False, "device": "cpu"}  # evaluation is small
+    trust_spec(config, trust)
+    population, _ = restore_population(config)
+    found = records.checkpoints(run)
+    if not found:
+        raise UsageError(f"{run} has no checkpoint yet: 'ess-rl resume {run}' goes on with it")
+    path = found[-1] if steps is None else min(found, key=lambda path: abs(int(path.stem) - steps))
+    return population, config, _load(path, config, population), path
+
+
+def trust_spec(config: Record, trust: bool) -> None:
+    """Make the task known that a data set's own env spec describes.
+
+    Raises:
+        UsageError: there is such a spec, which names code of whoever wrote the set, and it is not trusted.
+    """
+    if config.get("env_spec"):
+        if not trust:
+            raise UsageError(
+                f"the env spec of {config['dataset']} names code that is not registered: --trust-env-spec imports it"
+            )
+        minari_env.register_trusted(config["env_spec"])
+
+
+def evaluate(population: Population | OfflinePopulation, config: Record, episodes: int, seed: int = 0) -> Tensor:
     """Returns [P, episodes] of the mean action, with frozen statistics, in environments of their own."""
     env: VectorEnv = envs.make(
-        config["env"], population.size * episodes, backend=config["backend"], device=config["device"]
+        config["env"],
+        population.size * episodes,
+        backend=config["backend"],
+        device=config["device"],
+        **config.get("env_options", {}),
     )
     try:
         return loop.evaluate(population, env, seed=seed)
@@ -322,7 +271,7 @@ def training_return(rows: Sequence[Record]) -> list[float | None]:
 
     With exploration noise, and of all the policies of that stretch. None for a member in which none ended.
     """
-    late = [row for row in rows if row["env_steps"] > 0.9 * rows[-1]["env_steps"]]
+    late = [row for row in rows if records.steps_of(row) > 0.9 * records.steps_of(rows[-1])]
     sums = [sum(row["return_sum"][m] for row in late) for m in range(len(late[0]["episodes"]))]
     counts = [sum(row["episodes"][m] for row in late) for m in range(len(sums))]
     return [total / count if count else None for total, count in zip(sums, counts, strict=True)]
@@ -334,38 +283,40 @@ def describe(config: Record) -> str:
     how = "compiled" if config["compiled"] else "eager"
     several = config.get("processes", 1)
     apart = config["device"] == "cuda" and config["backend"] in ("envpool", "gymnasium")
+    task = f"{config['dataset']}, evaluated in {config['env']}" if config.get("dataset") else config["env"]
     return (
-        f"{config['agent']} on {config['env']} (backend {config['backend']}): {size} member{'s' * (size > 1)}, "
-        f"{config['steps']:,} env steps each, device {config['device']}{' (physics on the CPU)' * apart}, {how}"
-        + (f", {several} processes" if several > 1 else "")
+        f"{config['agent']} on {task} (backend {config['backend']}): {size} member{'s' * (size > 1)}, "
+        f"{config['steps']:,} {records.unit(config)} each, device {config['device']}{' (physics on the CPU)' * apart}, "
+        f"{how}" + (f", {several} processes" if several > 1 else "")
     )
 
 
-def _fingerprint(config: Record) -> Record:
+def fingerprint(config: Record) -> Record:
     """What a checkpoint must share with the configuration to be taken for its own."""
     names = ("agent", "env", "backend", "seeds", "sweep", "iterations", "reset_every", "processes", "config")
-    return {name: config.get(name) for name in names}
+    return {name: config.get(name) for name in (*names, "dataset", "source")}
 
 
 def _save(run: Path, config: Record, population: Population, replay: Replay, done: loop.Progress) -> None:
     path = run / "checkpoints" / f"{done.env_steps:09d}.safetensors"
     if beside := past.tree(config, replay, population):
         checkpoint.save(records.replay_of(path), beside, {"iteration": done.iteration})
-    checkpoint.save(path, population.state, {"iteration": done.iteration, "of": _fingerprint(config)})
+    checkpoint.save(path, population.state, {"iteration": done.iteration, "of": fingerprint(config)})
     records.drop_old_replays(run)
 
 
-def _load_newest(run: Path, config: Record, population: Population) -> int:
+def load_newest(run: Path, config: Record, population: Any) -> int:
     """-> the iteration of the newest checkpoint, 0 if there is none"""
     found = records.checkpoints(run)
-    if not found:
-        return 0
-    state, info = checkpoint.load(found[-1], population.state, population.device)
-    for name, value in _fingerprint(config).items():
+    return _load(found[-1], config, population) if found else 0
+
+
+def _load(path: Path, config: Record, population: Any) -> int:
+    """-> the iteration of this checkpoint"""
+    state, info = checkpoint.load(path, population.state, population.device)
+    for name, value in fingerprint(config).items():
         if info["of"].get(name) != value:
-            raise UsageError(
-                f"{found[-1]} belongs to another run: its {name!r} is {info['of'].get(name)!r}, not {value!r}"
-            )
+            raise UsageError(f"{path} belongs to another run: its {name!r} is {info['of'].get(name)!r}, not {value!r}")
     population.state = state
     return info["iteration"]
 
@@ -382,82 +333,11 @@ def _row(done: loop.Progress, trained: float) -> Record:
     }
 
 
-def _tensorboard(writer: SummaryWriter, row: Record) -> None:
+def tensorboard(writer: SummaryWriter, row: Record) -> None:
     """Each member's return, and the other metrics as means over the members."""
     for member, (total, count) in enumerate(zip(row["return_sum"], row["episodes"], strict=True)):
         if count:
-            writer.add_scalar(f"return/member_{member}", total / count, row["env_steps"])
+            writer.add_scalar(f"return/member_{member}", total / count, records.steps_of(row))
     for name, values in row.items():
         if isinstance(values, list) and name not in ("return_sum", "episodes"):
-            writer.add_scalar(f"train/{name}", sum(values) / len(values), row["env_steps"])
-
-
-def _share(config: Any, count: int) -> Any:
-    """The Config of one of `count` processes that share a run."""
-    for name in ("num_envs", "minibatch"):
-        if getattr(config, name) % count:
-            raise UsageError(
-                f"--{name.replace('_', '-')} {getattr(config, name)} over {count} processes: must be a multiple of "
-                f"{count}, for each has an equal share"
-            )
-    if count == 1:
-        return config
-    return dataclasses.replace(config, num_envs=config.num_envs // count, minibatch=config.minibatch // count)
-
-
-# What a number must be, where not every finite one will do.
-_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
-    "behavior_temperature": (lambda x: x > 0.0, "above 0"),
-    "keep_ess": (lambda x: 0.0 <= x < 1.0, "from 0 to below 1"),
-    "target_kl": (lambda x: x > 0.0, "above 0"),
-}
-
-
-def _check_numbers(config: Any, sweep: Mapping[str, Sequence[float]]) -> None:
-    """Refuse numbers that no run can use, and values that would make two members the same."""
-    for name, (fits, rule) in _RANGES.items():
-        for value in [*([getattr(config, name)] if hasattr(config, name) else []), *sweep.get(name, ())]:
-            if math.isfinite(value) and not fits(value):
-                raise UsageError(f"--{name.replace('_', '-')} {value:g}: must be {rule}")
-    for field in dataclasses.fields(config):
-        value: Any = getattr(config, field.name)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UsageError(f"--{field.name.rstrip('_')} {value}: must be a finite number")
-    if not config.hidden or min(config.hidden) < 1:
-        raise UsageError(f"--hidden {config.hidden}: name at least one layer, of at least 1 unit each")
-    for name, values in sweep.items():
-        if not all(math.isfinite(value) for value in values):
-            raise UsageError(f"--{name.rstrip('_')} {values}: must be finite numbers")
-        if len({struct.pack("f", value) for value in values}) < len(values):
-            raise UsageError(f"--{name.rstrip('_')} {values}: equal values would train the same member twice")
-
-
-def device_of(asked: str, backend: str) -> str:
-    """auto: cuda where there is one and the environments run on it too, else the CPU."""
-    if asked == "auto":
-        asked = "cuda" if torch.cuda.is_available() and backend in ("torch", "warp") else "cpu"
-    if asked == "cuda" and not torch.cuda.is_available():
-        raise UsageError(
-            "--device cuda: this torch sees no CUDA device; use --device cpu, or install a CUDA build of torch"
-        )
-    if asked == "cuda" and processes.beside() > torch.cuda.device_count():
-        raise UsageError(
-            f"{processes.beside()} processes for {torch.cuda.device_count()} CUDA devices of this machine: "
-            "give torchrun no more processes than devices, or use --device cpu"
-        )
-    return asked
-
-
-def compiled_of(asked: str) -> bool:
-    """auto: where torch.compile finds what it needs on the CPU, a C++ compiler and Python's headers."""
-    compiler = any(shutil.which(name) for name in ("g++", "clang++", "cl"))
-    headers = Path(sysconfig.get_path("include"), "Python.h").exists()
-    found = compiler and headers
-    if asked == "on" and not found:
-        missing = (
-            "Python's headers were not found; install python3-dev"
-            if compiler
-            else "no C++ compiler was found; install g++"
-        )
-        raise UsageError(f"--compile on: {missing}, or use --compile off")
-    return asked == "on" or (asked == "auto" and found)
+            writer.add_scalar(f"train/{name}", sum(values) / len(values), records.steps_of(row))

@@ -19,7 +19,7 @@ class Job:
     seeds: Sequence[int] = range(10)
     settings: Mapping[str, Any] = field(default_factory=dict)  # fields of the agent's Config that differ
     sweep: Mapping[str, Sequence[float]] = field(default_factory=dict)  # fields with several values
-    options: Mapping[str, Any] = field(default_factory=dict)  # of `run.plan`: episodes, compiled, backend ...
+    options: Mapping[str, Any] = field(default_factory=dict)  # of `plan.make`: episodes, compiled, backend ...
     label: str = ""  # what tells it from another job of the same agent on the same task
 
     @property

@@ -64,7 +64,7 @@ def measure(
     """
     shape = {"num_envs": num_envs, "rollout": rollout, "epochs": epochs, "minibatch": minibatch}
     from agents import AGENTS
-    from experiments import run
+    from experiments import plan
 
     if agent not in AGENTS:
         raise UsageError(f"unknown agent {agent!r}: choose one of {', '.join(AGENTS)}")
@@ -72,7 +72,7 @@ def measure(
     if not seconds > 0:
         raise UsageError(f"--seconds {seconds:g}: must be above 0")
     probe = envs.make(env, 1, backend=backend)
-    where, compiled = run.device_of(device, probe.backend), run.compiled_of(compile)
+    where, compiled = plan.device_of(device, probe.backend), plan.compiled_of(compile)
     probe.close()
     found: dict[str, Record] = {}
     if peers:

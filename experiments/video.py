@@ -14,7 +14,7 @@ from ess_rl.errors import UsageError
 from experiments import run as runs
 
 
-def film(run: Path, member: int, out: Path, steps: int, seed: int) -> None:
+def film(run: Path, member: int, out: Path, steps: int, seed: int, trust_env_spec: bool = False) -> None:
     """One episode of a member's mean action, rendered by Gymnasium, as .mp4 or .gif; prints its return.
 
     Raises:
@@ -22,10 +22,10 @@ def film(run: Path, member: int, out: Path, steps: int, seed: int) -> None:
     """
     if out.suffix not in (".mp4", ".gif"):
         raise UsageError(f"--out {out}: the name must end in .mp4 or .gif")
-    population, config, _ = runs.load_run(run)
+    population, config, _ = runs.load_run(run, trust=trust_env_spec)
     if not 0 <= member < population.size:
         raise UsageError(f"--member {member}: the run has members 0 to {population.size - 1}")
-    env = envs.render_env(config["env"])
+    env = envs.render_env(config["env"], **config.get("env_options", {}))
     obs = env.reset(random.fold_in(torch.tensor([seed]), 0))
     frames, total = [env.render()], 0.0
     for _ in range(steps):

@@ -14,7 +14,7 @@ import pytest
 import envs
 from agents import AGENTS
 from ess_rl.errors import UsageError
-from experiments import benchmark, records, run, suites
+from experiments import benchmark, plan, records, run, suites
 from experiments.peers import PEERS
 from experiments.suites import SUITES, Job
 
@@ -42,7 +42,7 @@ def suite(monkeypatch: pytest.MonkeyPatch) -> str:
 def test_every_job_of_a_suite_can_be_planned(name: str):
     for job in SUITES[name]:
         if job.agent in AGENTS:
-            made = run.plan(
+            made = plan.make(
                 job.agent, job.env, settings=job.settings, sweep=job.sweep,
                 seeds=job.seeds, steps=job.steps, **job.options,
             )  # fmt: skip
@@ -70,7 +70,7 @@ def test_a_suite_runs_what_is_missing_and_names_what_failed(
 def test_a_run_that_dies_does_not_stop_the_others(suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     out = tmp_path / "out"
     (out / "p3o-Pendulum-v1").mkdir(parents=True)
-    record = run.plan("p3o", "Pendulum-v1", sweep={}, **{k: v for k, v in TINY.items() if k != "options"},
+    record = plan.make("p3o", "Pendulum-v1", sweep={}, **{k: v for k, v in TINY.items() if k != "options"},
                       **TINY["options"])  # fmt: skip
     records.write_json(out / "p3o-Pendulum-v1" / "config.json", record)
     (out / "p3o-Pendulum-v1" / "checkpoints").mkdir()

@@ -12,7 +12,7 @@ import torch
 from agents import AGENTS
 from ess_rl import processes
 from ess_rl.errors import UsageError
-from experiments import collection, records, run
+from experiments import collection, plan, records, run
 
 RUN = (
     "train p3o --env Pendulum-v1 --seeds 2 --steps 4096 --num-envs 4 --rollout 64 --epochs 1 --minibatch 64 --hidden 8 "
@@ -73,4 +73,4 @@ def test_shares_that_are_not_equal_are_refused(tmp_path: Path, monkeypatch: pyte
             "ppo", "Pendulum-v1", out=tmp_path / "run", settings={"num_envs": 3}, sweep={}, seeds=[0], steps=10_000
         )
     assert not (tmp_path / "run").exists()
-    assert run._share(AGENTS["ppo"].config(num_envs=6, minibatch=12), 3).minibatch == 4
+    assert plan.share(AGENTS["ppo"].config(num_envs=6, minibatch=12), 3).minibatch == 4

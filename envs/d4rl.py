@@ -1,0 +1,90 @@
+"""D4RL's HDF5 files: flat arrays with an end here and there, as Minari data sets of episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs import minari_write
+from envs.minari_write import Episode
+from ess_rl.errors import UsageError
+
+_NEEDED = ("observations", "actions", "rewards", "terminals")
+
+
+def import_file(file: Path, dataset_id: str, env_id: str, metadata: Mapping[str, Any], *, overwrite: bool) -> str:
+    """Read a file and write the set. -> what to print
+
+    D4RL has one observation a step. Where the file has no next_observations, what an episode's last step reached is
+    not known: unless it terminated, that step is left out, and the one before it is the last, truncated.
+
+    Raises:
+        UsageError: the file is none, or lacks a column, or its columns have unequal lengths.
+    """
+    columns = _read(file)
+    minari_write.check_name(dataset_id, overwrite=overwrite)
+    _, space = minari_write.spaces_of(env_id)
+    half_range, center = 0.5 * (space.high - space.low), 0.5 * (space.high + space.low)
+    columns["actions"] = (columns["actions"] - center) / half_range
+    episodes = list(_episodes(columns))
+    if not episodes:
+        raise UsageError(f"{file} has no whole episode")
+    about = {"algorithm_name": "unknown (D4RL)", "description": f"imported by ess-rl from {file.name}, format of D4RL"}
+    minari_write.write(dataset_id, env_id, episodes, about | dict(metadata), overwrite=overwrite)
+    steps = sum(len(episode.reward) for episode in episodes)
+    left = len(columns["rewards"]) - steps
+    return (
+        f"{dataset_id}: {steps:,} steps in {len(episodes):,} episodes ({left:,} steps with an unknown outcome left out)"
+    )
+
+
+def _read(file: Path) -> dict[str, NDArray[Any]]:
+    import h5py
+
+    try:
+        with h5py.File(file, "r") as opened:
+            names = [name for name in (*_NEEDED, "timeouts", "next_observations") if name in opened]
+            columns = {name: np.asarray(opened[name]) for name in names}
+    except FileNotFoundError:
+        raise UsageError(f"{file}: no such file") from None
+    except OSError as error:
+        raise UsageError(f"{file}: not an HDF5 file ({' '.join(str(error).split())})") from None
+    for name in _NEEDED:
+        if name not in columns:
+            raise UsageError(f"{file} has no {name!r}: not a file of D4RL's format")
+        if len(columns[name]) != len(columns["rewards"]):
+            raise UsageError(f"{file}: {name!r} has {len(columns[name])} rows, 'rewards' {len(columns['rewards'])}")
+    return columns
+
+
+def _episodes(columns: dict[str, NDArray[Any]]) -> Iterator[Episode]:
+    terminal = columns["terminals"].astype(bool).ravel()
+    cut = columns["timeouts"].astype(bool).ravel() if "timeouts" in columns else np.zeros_like(terminal)
+    reached = columns.get("next_observations")
+    ends = np.flatnonzero(terminal | cut) + 1
+    if len(ends) == 0 or ends[-1] < len(terminal):
+        ends = np.append(ends, len(terminal))
+    for begin, end in zip([0, *ends[:-1]], ends, strict=True):
+        obs, stop = columns["observations"][begin:end], end
+        ended = bool(terminal[end - 1])
+        if reached is not None:
+            obs = np.concatenate([obs, reached[end - 1 : end]])
+        elif ended:
+            obs = np.concatenate([obs, obs[-1:]])  # of a step that terminated: its value is zero, whatever it is
+        else:
+            stop = end - 1  # obs[stop] is what the step before it reached
+        if stop == begin:
+            continue
+        length = stop - begin
+        last = np.arange(length) == length - 1
+        yield Episode(
+            obs[: length + 1],
+            columns["actions"][begin:stop],
+            columns["rewards"][begin:stop].ravel(),
+            last & ended,
+            last & (not ended),
+        )

@@ -1,0 +1,332 @@
+"""Minari data sets as `Transitions`: flattened once to memory-mapped files, checked on the way.
+
+data = minari_data.load("mujoco/hopper/medium-v0")
+data.transitions.obs  # [N, obs_dim], in the order of the episodes
+
+The cache lies hidden among Minari's own data sets (MINARI_DATASETS_PATH). Its name holds a hash of the set's files, so
+a set that changed is flattened again. Three entries of `infos`, which `minari_write` records, say what acted, in units
+of [-1, 1]: "behavior_mean", "behavior_log_std" and "sampled_action", the action before it was clipped. Where they are
+missing, a fitted model (`ess_rl.behavior`) fills the first two in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from envs import minari_env
+from ess_rl import behavior
+from ess_rl.errors import UsageError
+from ess_rl.transitions import Transitions
+
+CACHE = ".ess-rl"  # beside the namespaces; Minari does not look into hidden folders
+_VERSION = 1  # of the files in the cache
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set in memory-mapped tensors."""
+
+    id: str
+    metadata: dict[str, Any]  # as Minari keeps it, spaces and specs as JSON
+    source: str  # hash of what it was flattened from
+    transitions: Transitions  # [N, ...]; version is -1
+    starts: torch.Tensor  # [episodes] int64, of the episodes as they were recorded
+    obs_names: tuple[str, ...]  # of the obs_dim numbers of an observation
+    recorded_behavior: bool  # else the behavior is that of a fitted model
+    behavior_nll: float | None  # of a fitted model on held-out episodes, nats
+    behavior_floored: float | None  # share of states in which its log_std is held up by its floor
+    cut: int  # episodes whose last step had no flag; it counts as truncated
+
+    @property
+    def references(self) -> tuple[float, float] | None:
+        """ref_min_score and ref_max_score, where the set has both."""
+        low, high = self.metadata.get("ref_min_score"), self.metadata.get("ref_max_score")
+        return None if low is None or high is None or low == high else (float(low), float(high))
+
+
+def root() -> Path:
+    """Where Minari keeps data sets: MINARI_DATASETS_PATH, or its own place in the home folder."""
+    from minari.storage.datasets_root_dir import get_dataset_path
+
+    return get_dataset_path()
+
+
+def local() -> dict[str, dict[str, Any]]:
+    """Metadata of the data sets that are here."""
+    import minari
+
+    return minari.list_local_datasets()
+
+
+def folder_of(dataset_id: str) -> Path:
+    """The folder of a data set's files.
+
+    Raises:
+        UsageError: the name is none, or no such set is here.
+    """
+    from minari.dataset.minari_dataset import parse_dataset_id
+
+    try:
+        parse_dataset_id(dataset_id)
+    except (ValueError, TypeError):
+        raise UsageError(f"{dataset_id!r} is no name of a data set: NAMESPACE/NAME-v0") from None
+    folder = root() / dataset_id / "data"
+    if not (folder / "metadata.json").exists():
+        having = ", ".join(local()) or "none"
+        raise UsageError(
+            f"no data set {dataset_id!r} in {root()}; there: {having}. Those of Minari's server: --download"
+        )
+    return folder
+
+
+def download(dataset_id: str) -> None:
+    """Minari's own download, if the set is not here yet.
+
+    Raises:
+        UsageError: no internet, no such set, or a package that the download needs is missing.
+    """
+    import minari
+
+    if (root() / dataset_id / "data" / "metadata.json").exists():
+        return
+    try:
+        minari.download_dataset(dataset_id)
+    except Exception as error:  # each kind of server and of failing network has errors of its own
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"{dataset_id} cannot be downloaded, is there internet? ({type(error).__name__}: {reason})"
+        ) from None
+
+
+def load(
+    dataset_id: str,
+    *,
+    trust: bool = False,
+    fit: behavior.Config | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> DataSet:
+    """A local data set as tensors on the CPU; from its second time on within seconds.
+
+    Args:
+        trust: let Minari make the environment of a set that did not record its spaces, whatever code that imports.
+        fit: how a behavior model is fitted where the set did not record the behavior.
+        say: told what takes long.
+
+    Raises:
+        UsageError: the set is not here, its actions are no bounded Box, its observations cannot be flattened, an
+            episode is empty, or a number is none (with its place).
+    """
+    folder = folder_of(dataset_id)
+    metadata = json.loads((folder / "metadata.json").read_text())
+    source = _hash(folder)
+    place = root() / CACHE / f"{dataset_id.replace('/', '-')}-{source}"
+    if not (place / "info.json").exists():
+        say(f"flattening {dataset_id} ...")
+        recorded_spaces = "observation_space" in metadata and "action_space" in metadata
+        if not (recorded_spaces or trust or minari_env.is_safe(metadata)):  # Minari would make the environment
+            raise UsageError(
+                f"{dataset_id} recorded no spaces, and its env spec names code that is not registered: "
+                "--trust-env-spec has it imported"
+            )
+        _write(place, *_flatten(dataset_id, folder))
+    info = json.loads((place / "info.json").read_text())
+    columns = {name: _map(place / f"{name}.npy") for name in info["columns"]}
+    nll = floored = None
+    if not info["recorded_behavior"]:
+        model = _fitted(place, columns, fit or behavior.Config(), say)
+        columns |= {name: _map(model / f"{name}.npy") for name in ("behavior_mean", "behavior_log_std")}
+        found = json.loads((model / "info.json").read_text())
+        nll, floored = found["nll"], found["floored"]
+    starts = columns.pop("starts")
+    version = torch.full((1,), -1, dtype=torch.int64).expand(len(columns["reward"]))
+    return DataSet(
+        id=dataset_id, metadata=metadata, source=source, transitions=Transitions(**columns, version=version),
+        starts=starts, obs_names=tuple(info["obs_names"]), recorded_behavior=info["recorded_behavior"],
+        behavior_nll=nll, behavior_floored=floored, cut=info["cut"],
+    )  # fmt: skip
+
+
+def _hash(folder: Path) -> str:
+    found = hashlib.blake2b(f"{_VERSION}".encode(), digest_size=8)
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with open(path, "rb") as file:
+            found.update(path.name.encode() + hashlib.file_digest(file, "sha1").digest())  # a gigabyte a second
+    return found.hexdigest()
+
+
+def _map(path: Path) -> torch.Tensor:
+    return torch.from_numpy(
+        np.load(path, mmap_mode="c")
+    )  # "c": torch wants to be able to write, the file never changes
+
+
+def _write(place: Path, columns: dict[str, NDArray[Any]], info: dict[str, Any]) -> None:
+    """By rename of the whole folder, so that it is whole or not there."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=".part-", dir=place.parent))
+    try:
+        for name, column in columns.items():
+            np.save(part / f"{name}.npy", column)
+        (part / "info.json").write_text(json.dumps(info))
+        try:
+            part.rename(place)
+        except OSError:  # another process was faster
+            if not (place / "info.json").exists():
+                raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _fitted(place: Path, columns: dict[str, torch.Tensor], config: behavior.Config, say: Callable[[str], None]) -> Path:
+    """The folder with the behavior that a model of these settings gives; fitted if it is not there."""
+    settings = json.dumps(dataclasses.asdict(config), sort_keys=True).encode()
+    folder = place / f"behavior-{hashlib.blake2b(settings, digest_size=8).hexdigest()}"
+    if not (folder / "info.json").exists():
+        say("the set does not say what acted: fitting a behavior model ...")
+        obs, action = columns["obs"].clone(), columns["action"].clone()
+        model = behavior.fit(obs, action, columns["terminated"] | columns["truncated"], config=config)
+        b = [model(part) for part in obs.split(100_000)]
+        arrays = {
+            "behavior_mean": torch.cat([x.mean for x in b]).numpy(),
+            "behavior_log_std": torch.cat([x.log_std for x in b]).numpy(),
+        }
+        floored = np.average([behavior.floored(model, x) for x in obs.split(100_000)], weights=[
+            len(x) for x in obs.split(100_000)
+        ])  # fmt: skip
+        _write(folder, arrays, {"nll": model.held_out_nll[0].item(), "floored": float(floored)})
+    return folder
+
+
+def _flatten(dataset_id: str, folder: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Read every episode. -> (columns of [N, ...], what else the cache says)"""
+    import minari
+
+    try:
+        data = minari.MinariDataset(folder)
+        episodes = data.iterate_episodes()
+        obs_space, action_space = data.observation_space, data.action_space
+    except Exception as error:  # a damaged file, or one of another version of Minari or Gymnasium
+        raise UsageError(f"{dataset_id} cannot be read ({type(error).__name__}: {_one_line(error)})") from None
+    low, high = _bounds(dataset_id, action_space)
+    names = tuple(_names(dataset_id, obs_space, ""))
+    half_range, center = 0.5 * (high - low), 0.5 * (high + low)
+    parts: dict[str, list[NDArray[Any]]] = {}
+    starts, cut, recorded = [0], 0, True
+    try:
+        for number, episode in enumerate(episodes):
+            steps = len(episode.rewards)
+            if steps == 0:
+                raise UsageError(f"{dataset_id}: episode {number} has no step: remove it from the set")
+            obs = _flat(obs_space, episode.observations)
+            if len(obs) != steps + 1:
+                raise UsageError(f"{dataset_id}: episode {number} has {steps} steps and {len(obs)} observations")
+            action = (np.asarray(episode.actions, np.float32).reshape(steps, -1) - center) / half_range
+            found: dict[str, NDArray[Any]] = {
+                "obs": obs[:-1], "action": action, "reward": np.asarray(episode.rewards, np.float32),
+                "terminated": np.asarray(episode.terminations, bool), "next_obs": obs[1:],
+            }  # fmt: skip
+            ended = np.array(episode.truncations, bool)
+            if not (ended[-1] or found["terminated"][-1]):
+                ended[-1], cut = True, cut + 1
+            found["truncated"] = ended
+            acted = _behavior(episode.infos or {}, steps, action.shape[1])
+            recorded = recorded and acted is not None
+            _check_finite(dataset_id, number, found | (acted or {}))
+            for name, x in (found | (acted or {})).items():
+                parts.setdefault(name, []).append(x)
+            starts.append(starts[-1] + steps)
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"{dataset_id} cannot be read ({type(error).__name__}: {_one_line(error)})") from None
+    if len(starts) == 1:
+        raise UsageError(f"{dataset_id} has no episodes")
+    if not recorded:
+        for name in ("behavior_mean", "behavior_log_std"):
+            parts.pop(name, None)
+    columns = {name: np.concatenate(x) for name, x in parts.items()} | {"starts": np.array(starts[:-1])}
+    info = {"columns": list(columns), "obs_names": names, "recorded_behavior": recorded, "cut": cut}
+    return columns, info
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _bounds(dataset_id: str, space: spaces.Space) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    if not isinstance(space, spaces.Box) or not np.issubdtype(space.dtype, np.floating):
+        raise UsageError(
+            f"{dataset_id} has the action space {space}; the policies of this suite are Gaussian over real-valued Box "
+            "actions: choose a set with continuous actions"
+        )
+    low, high = space.low.astype(np.float32).ravel(), space.high.astype(np.float32).ravel()
+    if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
+        raise UsageError(f"{dataset_id} has the action space {space}, whose bounds do not give a scale of [-1, 1]")
+    return low, high
+
+
+def _names(dataset_id: str, space: spaces.Space, prefix: str) -> list[str]:
+    """The name of each number of a flattened observation, in Gymnasium's own order."""
+    if isinstance(space, spaces.Dict):
+        return [name for key, part in space.spaces.items() for name in _names(dataset_id, part, f"{prefix}{key}/")]
+    if isinstance(space, spaces.Tuple):
+        return [name for i, part in enumerate(space.spaces) for name in _names(dataset_id, part, f"{prefix}{i}/")]
+    if isinstance(space, spaces.Discrete):
+        return [f"{prefix}is {space.start + i}" for i in range(int(space.n))]
+    if isinstance(space, spaces.Box | spaces.MultiBinary) and not (space.dtype == np.uint8 and len(space.shape) > 1):
+        return [f"{prefix}{i}" for i in range(int(np.prod(space.shape)))]
+    raise UsageError(
+        f"{dataset_id} has observations of {space}: numbers, and dictionaries or tuples of them, can be flattened; "
+        "pictures and texts cannot"
+    )
+
+
+def _flat(space: spaces.Space, value: Any) -> NDArray[np.float32]:
+    """Observations of an episode as [rows, obs_dim], in the order of `_names`."""
+    if isinstance(space, spaces.Dict):
+        return np.concatenate([_flat(part, value[key]) for key, part in space.spaces.items()], axis=1)
+    if isinstance(space, spaces.Tuple):
+        return np.concatenate([_flat(part, x) for part, x in zip(space.spaces, value, strict=True)], axis=1)
+    x = np.asarray(value)
+    if isinstance(space, spaces.Discrete):
+        return (x.reshape(-1, 1) == space.start + np.arange(space.n)).astype(np.float32)
+    return x.reshape(len(x), -1).astype(np.float32)
+
+
+def _behavior(infos: dict[str, Any], steps: int, act_dim: int) -> dict[str, NDArray[np.float32]] | None:
+    """What acted, and the action as it was sampled, where an episode recorded them."""
+    if not {"behavior_mean", "behavior_log_std"} <= infos.keys():
+        return None
+    names = {"behavior_mean": "behavior_mean", "behavior_log_std": "behavior_log_std", "sampled_action": "action"}
+    found = {}
+    for name, column in names.items():
+        if name in infos:
+            x = np.asarray(infos[name], np.float32)
+            x = x.reshape(len(x), -1)[-steps:]  # Minari's DataCollector has one more, of the reset, before the others
+            if x.shape != (steps, act_dim):
+                return None
+            found[column] = x
+    return found
+
+
+def _check_finite(dataset_id: str, episode: int, columns: dict[str, NDArray[Any]]) -> None:
+    for name, x in columns.items():
+        if not np.isfinite(x).all():
+            step = int(np.argwhere(~np.isfinite(x))[0][0])
+            raise UsageError(
+                f"{dataset_id}: {name} is not a finite number in episode {episode}, step {step}: "
+                "remove that episode from the set"
+            )

@@ -1,0 +1,108 @@
+"""The task that a Minari data set was recorded in, and whether its env spec may be trusted.
+
+An env spec is text in the data set, and names the Python entry point that makes the environment: whoever wrote the set
+chooses what is imported. So a spec only says which registered task is meant, unless the user trusts it.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import importlib.util
+import json
+import re
+from typing import Any, NamedTuple
+
+from ess_rl.errors import UsageError
+
+# Packages whose registered environments may be imported unasked.
+_KNOWN = ("gymnasium.", "gymnasium_robotics.", "envs.")
+_TRUSTED = "trusted"  # the namespace of specs that the user trusts
+
+
+class Task(NamedTuple):
+    """What `envs.make` needs."""
+
+    env_id: str
+    options: dict[str, Any]  # where the spec differs from what is registered under its id
+    spec: str | None = None  # the text of a spec that is not registered, and was trusted
+
+
+def task_of(metadata: dict[str, Any], *, trust: bool = False) -> Task | None:
+    """The task to evaluate in, from a data set's metadata; None where it names none.
+
+    Raises:
+        UsageError: its spec names code that is not registered by Gymnasium, Gymnasium-Robotics or this project.
+    """
+    name, text = metadata.get("dataset_id", "the data set"), spec_text(metadata)
+    if text is None:
+        return None
+    try:
+        spec = json.loads(text)
+        env_id, entry_point, kwargs = spec["id"], spec["entry_point"], dict(spec["kwargs"])
+        wrappers = list(spec["additional_wrappers"])
+    except (ValueError, KeyError, TypeError):
+        raise UsageError(f"{name}: its env spec cannot be read: name a task with --eval-env") from None
+    known = _registered(env_id)
+    if known is None or wrappers:
+        what = f"the wrapper {wrappers[0]['entry_point']!r}" if wrappers else f"the entry point {entry_point!r}"
+        if not trust:
+            raise UsageError(
+                f"{name}: its env spec {env_id!r} names {what}, which neither Gymnasium, Gymnasium-Robotics nor this "
+                "project registers: name a task with --eval-env, or have that code imported with --trust-env-spec"
+            )
+        return Task(register_trusted(text), {}, text)
+    options = {key: value for key, value in kwargs.items() if key not in known.kwargs or known.kwargs[key] != value}
+    if spec.get("max_episode_steps") != known.max_episode_steps:
+        options["max_episode_steps"] = spec.get("max_episode_steps")
+    return Task(env_id, options)
+
+
+def spec_text(metadata: dict[str, Any]) -> str | None:
+    """The env spec as JSON: that of evaluation before that of collection."""
+    return metadata.get("eval_env_spec") or metadata.get("env_spec")
+
+
+def register_trusted(text: str) -> str:
+    """Make a spec known to Gymnasium; its code is imported when it is made. -> its id here"""
+    from gymnasium import registry
+    from gymnasium.envs.registration import EnvSpec
+
+    spec = copy.deepcopy(EnvSpec.from_json(text))
+    spec.id = f"{_TRUSTED}/{re.sub(r'[^A-Za-z0-9_-]', '-', spec.id)}"
+    registry[spec.id] = spec
+    return spec.id
+
+
+def is_safe(metadata: dict[str, Any]) -> bool:
+    """Whether making the env spec, as Minari does for a set without recorded spaces, runs registered code alone."""
+    for text in (metadata.get("env_spec"), metadata.get("eval_env_spec")):
+        if text is None:
+            continue
+        spec = json.loads(text)
+        known = _registered(spec["id"])
+        if known is None or known.entry_point != spec["entry_point"] or spec["additional_wrappers"]:
+            return False
+    return True
+
+
+def _registered(env_id: str) -> Any:
+    """The spec registered under this id by a package that is known; None if there is none."""
+    import gymnasium
+
+    if ":" in env_id:  # Gymnasium would import what stands before it
+        return None
+    if env_id.startswith("ess/"):
+        importlib.import_module("envs.gymnasium_export")
+    if env_id not in gymnasium.registry and importlib.util.find_spec("gymnasium_robotics") is not None:
+        gymnasium.register_envs(importlib.import_module("gymnasium_robotics"))
+    spec = gymnasium.registry.get(env_id)
+    return spec if spec is not None and str(spec.entry_point).startswith(_KNOWN) else None
+
+
+def id_in(text: str | None) -> str | None:
+    """The id that an env spec gives itself."""
+    try:
+        return json.loads(text)["id"] if text else None
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,165 @@
+"""Episodes into a Minari data set, with what acted in their infos; whole, or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+import envs
+from envs import minari_data
+from ess_rl.errors import UsageError
+
+_PART = ".recording-"  # of a folder that is being written, then the process that writes it
+_AT_ONCE = 100  # episodes that are handed to Minari together
+
+
+class Episode(NamedTuple):
+    """One episode of T steps. Actions, means and standard deviations are in units of [-1, 1]."""
+
+    obs: NDArray[Any]  # [T + 1, obs_dim], the last one is what the last step reached
+    action: NDArray[Any]  # [T, act_dim] as sampled
+    reward: NDArray[Any]  # [T]
+    terminated: NDArray[np.bool_]  # [T]
+    truncated: NDArray[np.bool_]  # [T]
+    behavior_mean: NDArray[Any] | None = None  # [T, act_dim]; None: nobody knows
+    behavior_log_std: NDArray[Any] | None = None
+
+
+def spaces_of(env_id: str) -> tuple[spaces.Box, spaces.Box]:
+    """Flat observation space and action space of a task.
+
+    Raises:
+        UsageError: Gymnasium does not have it.
+    """
+    if "gymnasium" not in envs.backends_of(env_id):
+        raise UsageError(f"Gymnasium does not know {env_id}, and data sets name their task as Gymnasium does")
+    env = gymnasium.make(env_id)
+    try:
+        flat = spaces.flatten_space(env.observation_space)
+        assert isinstance(flat, spaces.Box) and isinstance(env.action_space, spaces.Box)
+        return flat, env.action_space
+    finally:
+        env.close()
+
+
+def check_name(dataset_id: str, *, overwrite: bool) -> None:
+    """Raises UsageError where no set of this name can be written."""
+    from minari.dataset.minari_dataset import parse_dataset_id
+
+    try:
+        parse_dataset_id(dataset_id)
+    except (ValueError, TypeError):
+        raise UsageError(f"--id {dataset_id}: not a name of a data set: NAMESPACE/NAME-v0") from None
+    if (minari_data.root() / dataset_id).exists() and not overwrite:
+        raise UsageError(f"--id {dataset_id} exists already: choose another name or version, or --overwrite it")
+
+
+def write(
+    dataset_id: str, env_id: str, episodes: Iterable[Episode], metadata: Mapping[str, Any], *, overwrite: bool = False
+) -> Path:
+    """A new data set in Minari's own HDF5 format. -> its folder
+
+    It is written beside the others under a hidden name and renamed at the end. What a killed process left is removed.
+
+    Args:
+        env_id: of the task, whose env spec the set will carry.
+        metadata: author, description, ref_min_score ... as Minari names them.
+
+    Raises:
+        UsageError: a set of that name exists, or the name is none.
+    """
+    check_name(dataset_id, overwrite=overwrite)
+    folder = minari_data.root() / dataset_id
+    _remove_leftovers()
+    part = minari_data.root() / f"{_PART}{os.getpid()}"
+    part.mkdir()
+    try:
+        _fill(part / "data", dataset_id, env_id, episodes, metadata)
+        _create_namespace(dataset_id)
+        if folder.exists():
+            shutil.move(folder, part / "old")
+        (part / "data").rename(_made(folder) / "data")
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _fill(folder: Path, dataset_id: str, env_id: str, episodes: Iterable[Episode], metadata: Mapping[str, Any]) -> None:
+    import minari
+    from minari.data_collector.episode_buffer import EpisodeBuffer
+    from minari.dataset.minari_storage import MinariStorage
+
+    obs_space, action_space = spaces_of(env_id)
+    half_range, center = 0.5 * (action_space.high - action_space.low), 0.5 * (action_space.high + action_space.low)
+
+    def buffer(episode: Episode) -> EpisodeBuffer:
+        clipped = np.clip(episode.action, -1.0, 1.0).reshape(-1, *action_space.shape)
+        infos = {}
+        if episode.behavior_mean is not None and episode.behavior_log_std is not None:
+            infos = {
+                "behavior_mean": episode.behavior_mean,
+                "behavior_log_std": episode.behavior_log_std,
+                "sampled_action": episode.action,
+            }
+        return EpisodeBuffer(
+            observations=episode.obs.astype(obs_space.dtype),  # type: ignore[arg-type] (an array is as good as a list)
+            actions=(center + half_range * clipped).astype(action_space.dtype),  # type: ignore[arg-type]
+            rewards=episode.reward,  # type: ignore[arg-type]
+            terminations=episode.terminated,  # type: ignore[arg-type]
+            truncations=episode.truncated,  # type: ignore[arg-type]
+            infos=infos or None,
+        )
+
+    folder.mkdir()
+    storage = MinariStorage.new(folder, obs_space, action_space, gymnasium.spec(env_id))
+    waiting = []
+    for episode in episodes:
+        waiting.append(buffer(episode))
+        if len(waiting) == _AT_ONCE:
+            storage.update_episodes(waiting)
+            waiting = []
+    if waiting:
+        storage.update_episodes(waiting)
+    storage.update_metadata({"dataset_id": dataset_id, "minari_version": minari.__version__, **metadata})
+
+
+def _create_namespace(dataset_id: str) -> None:
+    from minari.namespace import create_namespace, list_local_namespaces
+
+    namespace = dataset_id.rpartition("/")[0]
+    if namespace and namespace not in list_local_namespaces():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            create_namespace(namespace)
+
+
+def _remove_leftovers() -> None:
+    """Folders of processes that are gone."""
+    for path in minari_data.root().glob(f"{_PART}*"):
+        number = path.name.removeprefix(_PART)
+        if number.isdigit() and not _is_alive(int(number)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return process != os.getpid()  # an older process had our number

@@ -1,0 +1,159 @@
+"""Learning from a data set that somebody else collected: no environment, one set of transitions for all members.
+
+Every minibatch and every noise is a function of (member's seed, number of the update); see `ess_rl.random`. So a state
+and the number of its next update are all that a run needs to go on bit for bit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.utils._pytree import tree_leaves, tree_map
+
+from ess_rl import normalizer, random
+from ess_rl.contract import Metrics, OfflineAgent, State, Tree
+from ess_rl.errors import NonFiniteError
+from ess_rl.gaussian import Gaussian
+from ess_rl.population import compiled_outside, initial_state, is_small, one_thread, values_of
+from ess_rl.returns import return_range
+from ess_rl.transitions import Transitions
+
+_MINIBATCH, _NOISE = 4, 5  # purposes of random numbers, after those of `ess_rl.loop`
+_DRAWN_AT_ONCE = 32  # updates whose random numbers are made together: one by one they would cost as much as an update
+
+
+@dataclass(frozen=True)
+class OfflineProgress:
+    """What one stretch of updates did. Tensors are [P], on the CPU."""
+
+    block: int  # stretches done, this one included
+    updates: int  # of each member, from the start of the run
+    metrics: dict[str, Tensor]  # of the agent's updates, mean over the stretch
+    seconds: float
+
+
+class OfflinePopulation:
+    """P members of one offline agent, their state held as one tree with a leading axis P; see `Population`."""
+
+    def __init__(
+        self,
+        agent: OfflineAgent,
+        seeds: Sequence[int],
+        hyper: Mapping[str, Sequence[float]] | None = None,
+        *,
+        device: torch.device | str = "cpu",
+        compiled: bool = False,
+    ):
+        self.agent, self.seeds, self.compiled = agent, list(seeds), compiled
+        self.device, self.size = torch.device(device), len(seeds)
+        self.seed = torch.tensor(self.seeds, dtype=torch.int64, device=self.device)  # [P]
+        numbers = values_of(agent.config, hyper or {}, self.size)
+        self.hyper = {name: torch.tensor(v, dtype=torch.float32, device=self.device) for name, v in numbers.items()}
+        self.state: State = initial_state(agent, self.seed, self.hyper)
+        self._parameters = sum(x[0].numel() for x in tree_leaves(self.state["params"]))
+
+        def update(state: State, data: dict[str, Tensor], index: Tensor, noise: Tensor) -> tuple[State, Metrics]:
+            def one(state: State, index: Tensor, noise: Tensor) -> tuple[State, Metrics]:
+                return agent.update(state, {**{name: x[index] for name, x in data.items()}, "noise": noise})
+
+            return vmap(one)(state, index, noise)
+
+        self._update = compiled_outside(update) if compiled else update
+
+    def describe(self, data: Transitions) -> None:
+        """Take the statistics of a data set [N, ...] into every member's state."""
+        stats = data_stats(data, self.device)
+        repeated = tree_map(lambda x: x.expand(self.size, *x.shape).clone(memory_format=torch.contiguous_format), stats)
+        self.state = {**self.state, "data_stats": repeated}
+
+    def policy(self, obs: Tensor) -> Gaussian:
+        """The policy at obs [P, N, obs_dim], never compiled: for evaluation."""
+        return vmap(self.agent.act)(self.state, obs)
+
+    def updates(self, data: dict[str, Tensor], first: int, count: int, total: int) -> Metrics:
+        """Updates number `first` to `first` + `count` - 1 of `total`, from 0. -> the mean of their metrics, [P]"""
+        sums: Metrics = {}
+        config, length = self.agent.config, data["reward"].shape[0]
+        thread = one_thread() if is_small(self.size * config.minibatch * self._parameters) else nullcontext()
+        with thread:
+            for begin in range(first, first + count, _DRAWN_AT_ONCE):
+                numbers = torch.arange(begin, min(begin + _DRAWN_AT_ONCE, first + count), device=self.device)
+                index = minibatch_index(self.seed, numbers, length, config.minibatch)
+                noise = update_noise(self.seed, numbers, config.minibatch, self.agent.act_dim)
+                for k, number in enumerate(range(begin, begin + len(numbers))):
+                    self.state["progress"] = torch.full((self.size,), number / total, device=self.device)
+                    self.state, metrics = self._update(self.state, data, index[k], noise[k])
+                    sums = {name: sums[name] + x for name, x in metrics.items()} if sums else metrics
+        return {name: x / count for name, x in sums.items()}
+
+
+def minibatch_index(seed: Tensor, numbers: Tensor, samples: int, minibatch: int) -> Tensor:
+    """Which samples the updates `numbers` [K] see: uniform with replacement, [K, P, minibatch] of 0 .. samples - 1."""
+    seeds = random.fold_in(random.fold_in(seed, _MINIBATCH), numbers[:, None])
+    return (random.uniform(seeds, (minibatch,), torch.float64) * samples).long()
+
+
+def update_noise(seed: Tensor, numbers: Tensor, minibatch: int, act_dim: int) -> Tensor:
+    """Standard normal numbers for the actions that the updates `numbers` [K] draw: [K, P, minibatch, 2, act_dim]."""
+    return random.normal(random.fold_in(random.fold_in(seed, _NOISE), numbers[:, None]), (minibatch, 2, act_dim))
+
+
+def data_stats(data: Transitions, device: torch.device) -> Tree:
+    """What agents know of a data set as a whole: statistics of its observations, and the range of its returns."""
+    return {
+        "obs": normalizer.update(normalizer.init(data.obs.shape[1:], device), data.obs.to(device)),
+        "return_range": return_range(data.reward, data.last).to(device, torch.float32),
+    }
+
+
+def no_stats(obs_dim: int, device: torch.device) -> Tree:
+    """The statistics of no data yet, for `init`."""
+    return {"obs": normalizer.init((obs_dim,), device), "return_range": torch.ones((), device=device)}
+
+
+def samples(data: Transitions, device: torch.device | str) -> dict[str, Tensor]:
+    """The columns of transitions [N, ...] that updates read, on the learners' device."""
+    names = ("obs", "action", "reward", "terminated", "next_obs", "behavior_mean", "behavior_log_std")
+    return {name: getattr(data, name).to(device) for name in names}
+
+
+def train(
+    population: OfflinePopulation, data: Transitions, *, updates: int, blocks: int, start: int = 0
+) -> Iterator[OfflineProgress]:
+    """`updates` gradient steps of every member, in `blocks` stretches, from stretch `start` on.
+
+    The caller evaluates and saves between two stretches.
+
+    Raises:
+        NonFiniteError: a metric is not a finite number.
+    """
+    if start == 0:
+        population.describe(data)
+    columns = samples(data, population.device)
+    for block in range(start, blocks):
+        began, first = time.perf_counter(), updates * block // blocks
+        done = updates * (block + 1) // blocks
+        found = population.updates(columns, first, done - first, updates)
+        metrics = {name: x.float().cpu() for name, x in found.items()}
+        for name, x in metrics.items():
+            if not torch.isfinite(x).all():
+                member = int((~torch.isfinite(x)).nonzero()[0])
+                raise NonFiniteError(
+                    f"non-finite {name} in member {member} (seed {population.seeds[member]}) in updates {first + 1:,} "
+                    f"to {done:,}; training stopped, older checkpoints are kept"
+                )
+        yield OfflineProgress(block + 1, done, metrics, time.perf_counter() - began)
+
+
+def warm_up(population: OfflinePopulation, data: Transitions) -> float:
+    """Update on the data twice and forget it, so that what is compiled is compiled now. -> seconds it took"""
+    began, state = time.perf_counter(), dict(population.state)
+    population.updates(samples(data, population.device), 0, 2, 2)
+    population.state = state
+    return time.perf_counter() - began

@@ -1,0 +1,177 @@
+"""The commands of `ess-rl dataset`: each returns what to print."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+
+from envs import minari_data, minari_env
+from ess_rl.errors import UsageError
+from experiments import records
+from experiments.report_text import table
+
+Positional = tyro.conf.Positional
+
+
+def list_sets() -> str:
+    """The data sets that are here: ess-rl dataset list"""
+    rows = [["data set", "env", "steps", "episodes", "MB", "references"]]
+    for name, metadata in minari_data.local().items():
+        spec = minari_env.spec_text(metadata)
+        low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
+        rows.append([
+            name, minari_env.id_in(spec) or "-", f"{int(metadata['total_steps']):,}",
+            f"{int(metadata['total_episodes']):,}", f"{metadata.get('dataset_size', 0):.1f}",
+            "-" if low is None or high is None else f"{low:g} to {high:g}",
+        ])  # fmt: skip
+    if len(rows) == 1:
+        return f"no data sets in {minari_data.root()}: record one, or train with --download"
+    return f"{table(rows)}\nin {minari_data.root()}"
+
+
+def show(dataset_id: Positional[str], trust_env_spec: bool = False) -> str:
+    """What a data set says of itself: ess-rl dataset show ID
+
+    Args:
+        dataset_id: its name.
+        trust_env_spec: import the code that its env spec names, should it have recorded no spaces.
+    """
+    data = minari_data.load(dataset_id, trust=trust_env_spec, say=print)
+    lines = [f"{dataset_id}: {len(data.transitions.reward):,} steps in {len(data.starts):,} episodes"]
+    lines.append(f"observations: {len(data.obs_names)} numbers: {', '.join(data.obs_names[:12])}")
+    lines[-1] += " ..." if len(data.obs_names) > 12 else ""
+    lines.append(f"actions: {data.transitions.action.shape[1]} numbers, scaled to [-1, 1]")
+    lines.append(f"behavior: {'recorded' if data.recorded_behavior else 'not recorded, a fitted model stands in'}")
+    hidden = ("observation_space", "action_space", "env_spec", "eval_env_spec")
+    lines += [f"{name}: {value}" for name, value in data.metadata.items() if name not in hidden]
+    lines.append(f"env: {minari_env.id_in(minari_env.spec_text(data.metadata)) or 'not named'}")
+    return "\n".join(lines)
+
+
+def audit(dataset_id: Positional[str], model_updates: int = 3000, trust_env_spec: bool = False) -> str:
+    """Look for what is wrong with a data set, and fit a behavior model to it: ess-rl dataset audit ID
+
+    Args:
+        dataset_id: its name.
+        model_updates: of the behavior models, at most.
+        trust_env_spec: import the code that its env spec names, should it have recorded no spaces.
+    """
+    from experiments import dataset_audit
+
+    records.check_positive({"model_updates": model_updates})
+    return dataset_audit.audit(minari_data.load(dataset_id, trust=trust_env_spec, say=print), model_updates)
+
+
+def record(
+    source: Annotated[Positional[Path | None], tyro.conf.arg(metavar="[RUN]")] = None,
+    *,
+    id: str,
+    random: str | None = None,
+    steps: int = 100_000,
+    member: int = 0,
+    checkpoint: int | None = None,
+    temperature: float = 1.0,
+    num_envs: int = 16,
+    seed: int = 0,
+    ref_min: float | None = None,
+    ref_max: float | None = None,
+    author: str | None = None,
+    code_permalink: str | None = None,
+    overwrite: bool = False,
+) -> str:
+    """Record a policy, with what it is, into a Minari data set: ess-rl dataset record RUN --id ID
+
+    Args:
+        source: the run folder whose policy acts.
+        id: the name of the new set, e.g. ess/hopper/medium-v0.
+        random: in place of a run: a task, in which a random Gaussian acts.
+        steps: at least so many; every environment ends the episode it is in.
+        member: of the run's population.
+        checkpoint: steps of training; the checkpoint nearest to that acts. Default: the newest.
+        temperature: what the policy's standard deviation is multiplied with.
+        num_envs: environments side by side.
+        seed: of environments and actions.
+        ref_min: return of the normalized score 0. Default: that of the random policy.
+        ref_max: return of the normalized score 1. Default: that of the suite's table of references.
+        author: who answers for the set.
+        code_permalink: where the code is.
+        overwrite: replace the set of that name.
+    """
+    from experiments import recording
+
+    if (source is None) == (random is None):
+        raise UsageError("name what acts: a run folder, or --random ENV, and not both")
+    return recording.record(
+        id, source=source, env_id=random, steps=steps, member=member, checkpoint=checkpoint, temperature=temperature,
+        num_envs=num_envs, seed=seed, ref_min=ref_min, ref_max=ref_max, author=author, code_permalink=code_permalink,
+        overwrite=overwrite,
+    )  # fmt: skip
+
+
+def score(dataset_id: Positional[str], runs: Positional[tuple[Path, ...]]) -> str:
+    """Normalized last scores of runs, between a set's reference returns: ess-rl dataset score ID RUN [RUN ...]
+
+    0 is the set's ref_min_score and 1 its ref_max_score, as Minari counts (tables of D4RL have it times 100).
+
+    Args:
+        dataset_id: whose references to take.
+        runs: finished run folders, of whatever was trained in this set's task.
+    """
+    from experiments import offline_run, statistics
+
+    minari_data.folder_of(dataset_id)
+    metadata = minari_data.local()[dataset_id]
+    low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
+    if low is None or high is None:
+        raise UsageError(f"{dataset_id} has no ref_min_score and ref_max_score, so there is no normalized score")
+    env_id = minari_env.id_in(minari_env.spec_text(metadata))
+    if not runs:
+        raise UsageError("name at least one run folder")
+    rows = [["run", "learned from", "seeds", "return", "normalized score", "min", "max"]]
+    for folder in runs:
+        result = records.read_json(folder / "result.json")
+        if result["env"] != env_id and result.get("dataset") != dataset_id:
+            raise UsageError(f"{folder} was evaluated in {result['env']}, {dataset_id} is of {env_id}")
+        for label, group in records.groups(result).items():
+            returns = np.array([result["final_return"][member] for member in group])
+            scores: Any = offline_run.normalized((low, high), returns.tolist())
+            rows.append([
+                f"{folder} {label}" if len(records.groups(result)) > 1 else str(folder),
+                result.get("dataset") or "acting", str(len(group)), f"{statistics.iqm(returns[:, None]):.1f}",
+                f"{statistics.iqm(np.array(scores)[:, None]):.3f}", f"{min(scores):.3f}", f"{max(scores):.3f}",
+            ])  # fmt: skip
+    return f"{table(rows)}\n0 is a return of {low:g}, 1 of {high:g}; IQM over the seeds, of the last policy"
+
+
+def import_d4rl(
+    file: Positional[Path], *, id: str, env: str, ref_min: float | None = None, ref_max: float | None = None,
+    overwrite: bool = False,
+) -> str:  # fmt: skip
+    """Turn a D4RL HDF5 file that you have into a Minari data set: ess-rl dataset import-d4rl FILE --id ID --env ENV
+
+    Args:
+        file: with observations, actions, rewards, terminals and, where there are any, timeouts and next_observations.
+        id: the name of the new set.
+        env: the task that it is of, as it is called today.
+        ref_min: return of the normalized score 0.
+        ref_max: return of the normalized score 1.
+        overwrite: replace the set of that name.
+    """
+    from envs import d4rl
+
+    references = {"ref_min_score": ref_min, "ref_max_score": ref_max}
+    return d4rl.import_file(file, id, env, {k: v for k, v in references.items() if v is not None}, overwrite=overwrite)
+
+
+COMMANDS: dict[str, Callable[..., str]] = {
+    "list": list_sets,
+    "show": show,
+    "audit": audit,
+    "record": record,
+    "score": score,
+    "import-d4rl": import_d4rl,
+}

@@ -1,0 +1,234 @@
+"""One run on a data set: as `experiments.run`, with updates in place of env steps, into the same kind of folder.
+
+Scores are those of the last policy, in the data set's own task. Evaluations on the way make the curve, and choose
+nothing: the best of them is not a score.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+import envs
+from agents import OFFLINE_AGENTS
+from envs import minari_data, minari_env
+from envs.minari_data import DataSet
+from ess_rl import behavior, checkpoint, offline
+from ess_rl.errors import UsageError
+from ess_rl.offline import OfflinePopulation, OfflineProgress
+from ess_rl.population import members
+from experiments import figures, plan, records, run
+from experiments.display import Display
+from experiments.records import Record
+
+BLOCKS = 100  # lines of metrics.jsonl, at most
+CURVE_EPISODES = 5  # of an evaluation on the way, at most
+
+
+def start(agent: str, dataset_id: str, *, out: Path, overwrite: bool = False, **arguments: Any) -> Path:
+    """Check a configuration (see `plan`), make its folder and write config.json. -> the folder
+
+    Raises:
+        UsageError: anything in it cannot work, or `out` holds something else. Nothing has been written then.
+    """
+    record = make(agent, dataset_id, **arguments)
+    records.prepare_folder(out, overwrite=overwrite)
+    records.write_json(out / "config.json", record)
+    return out
+
+
+def make(
+    agent: str,
+    dataset_id: str,
+    *,
+    settings: Mapping[str, Any],
+    sweep: Mapping[str, Sequence[float]],
+    seeds: Sequence[int],
+    steps: int,
+    eval_env: str | None = None,
+    trust: bool = False,
+    download: bool = False,
+    backend: str = "auto",
+    device: str = "auto",
+    compiled: str = "auto",
+    checkpoints: int = 10,
+    episodes: int = 20,
+) -> Record:
+    """Check a configuration. -> what config.json will hold
+
+    Args:
+        settings, sweep, compiled, episodes: as in `plan.make`.
+        steps: gradient updates of each member.
+        eval_env: the task to evaluate in; None: that of the data set's env spec.
+        trust: whether code may be imported that the env spec names and nobody registered.
+        checkpoints: at most how many, evenly spread; the members are evaluated at each.
+
+    Raises:
+        UsageError: anything in it cannot work.
+    """
+    config = OFFLINE_AGENTS[agent].config(**settings)
+    records.check_positive({"steps": steps, "checkpoints": checkpoints, "episodes": episodes, "seeds": len(seeds)})
+    if config.minibatch < 2:
+        raise UsageError(f"--minibatch {config.minibatch}: must be at least 2")
+    plan.check_seeds(seeds)
+    plan.check_numbers(config, sweep)
+    if download:
+        minari_data.download(dataset_id)
+    data = minari_data.load(dataset_id, trust=trust, say=_say)
+    task = minari_env.Task(eval_env, {}) if eval_env else minari_env.task_of(data.metadata, trust=trust)
+    if task is None:
+        raise UsageError(f"{dataset_id} does not say in which task it was recorded: name one with --eval-env")
+    backend = "gymnasium" if backend == "auto" and task.options else backend  # the others know other options
+    probe = envs.make(task.env_id, 1, backend=backend, **task.options)
+    resolved, episode, dimensions = probe.backend, probe.max_episode_steps, (probe.obs_dim, probe.act_dim)
+    probe.close()
+    if episode is None:
+        raise UsageError(f"{task.env_id} has no time limit, so an evaluation may never end: choose another --eval-env")
+    found = (data.transitions.obs.shape[1], data.transitions.action.shape[1])
+    if found != dimensions:
+        raise UsageError(
+            f"{dataset_id} has observations of {found[0]} numbers and actions of {found[1]}, {task.env_id} of "
+            f"{dimensions[0]} and {dimensions[1]}: evaluate in another task with --eval-env"
+        )
+    settings_of = members(seeds, sweep)
+    blocks = min(BLOCKS, steps)
+    return {
+        "format": records.FORMAT,
+        "agent": agent,
+        "dataset": dataset_id,
+        "source": data.source,
+        "transitions": len(data.transitions.reward),
+        "behavior": "recorded" if data.recorded_behavior else dataclasses.asdict(behavior.Config()),
+        "references": data.references,
+        "env": task.env_id,
+        "env_options": task.options,
+        "env_spec": task.spec,
+        "eval_env": eval_env,
+        "backend": resolved,
+        "seeds": [member["seed"] for member in settings_of],
+        "sweep": {name: [member[name] for member in settings_of] for name in sweep},
+        "steps": steps,
+        "iterations": blocks,
+        "reset_every": math.ceil(blocks / checkpoints),  # stretches between two checkpoints
+        "checkpoints": checkpoints,
+        "episodes": episodes,
+        "device": ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else plan.device_of(device, ""),
+        "compiled": plan.compiled_of(compiled),
+        "config": dataclasses.asdict(config),
+        **records.origin(),
+    }
+
+
+def carry_on(folder: Path, *, trust: bool = False) -> Record:
+    """Train what is left of a run, evaluate it and write its result. -> the result
+
+    Raises:
+        UsageError: the folder, its configuration, its newest checkpoint or its data set is not usable.
+        NonFiniteError: training diverged; checkpoints written before stay.
+    """
+    with records.alone(folder):
+        config = records.read_config(folder)
+        if (folder / "result.json").exists():
+            return records.read_json(folder / "result.json")
+        run.trust_spec(config, trust)
+        return _carry_on(folder, config, _data(config, trust))
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _data(config: Record, trust: bool) -> DataSet:
+    fit = None
+    if config["behavior"] != "recorded":
+        fit = behavior.Config(**(config["behavior"] | {"hidden": tuple(config["behavior"]["hidden"])}))
+    data = minari_data.load(config["dataset"], trust=trust, fit=fit, say=_say)
+    if data.source != config["source"]:
+        raise UsageError(f"{config['dataset']} has changed since the run began: train anew, with another --out")
+    return data
+
+
+def _carry_on(folder: Path, config: Record, data: DataSet) -> Record:
+    population, _ = run.restore_population(config)
+    block = run.load_newest(folder, config, population)
+    rows = records.cut_metrics(folder, block)
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    trained = rows[-1]["seconds"] if rows else 0.0
+    print(run.describe(config), flush=True)
+    compile_seconds = 0.0
+    if population.compiled and block < config["iterations"]:
+        print("compiling ...", end=" ", flush=True)
+        compile_seconds = offline.warm_up(population, data.transitions)
+        print(f"{compile_seconds:.0f} s", flush=True)
+    progress = offline.train(
+        population, data.transitions, updates=config["steps"], blocks=config["iterations"], start=block
+    )
+    writer = SummaryWriter(str(folder / "tensorboard"))
+    for row in rows:
+        run.tensorboard(writer, row)
+    with open(folder / "metrics.jsonl", "a") as log, Display(config, block) as display:
+        for done in progress:
+            trained += done.seconds
+            saves = done.block % config["reset_every"] == 0 or done.block == config["iterations"]
+            row = _row(done, trained, _on_the_way(population, config, done) if saves else None)
+            rows.append(row)
+            records.append_line(log, row)
+            run.tensorboard(writer, row)
+            display.update(row)
+            if saves:
+                path = folder / "checkpoints" / f"{done.updates:09d}.safetensors"
+                info = {"iteration": done.block, "of": run.fingerprint(config)}
+                checkpoint.save(path, population.state, info)
+    writer.close()
+    figures.learning_curves([folder], folder / "curve.png")
+    final = run.evaluate(population, config, config["episodes"]).mean(1).tolist()
+    kept = ("agent", "dataset", "references", "env", "backend", "seeds", "sweep", "device", "compiled")
+    result = {
+        "format": records.FORMAT,
+        **{name: config[name] for name in kept},
+        "updates": rows[-1]["updates"],
+        "final_return": final,
+        "normalized_score": normalized(config["references"], final),
+        "training_return": [None] * population.size,  # nothing was acted in training
+        "episodes": config["episodes"],
+        "steps_per_second": rows[-1]["updates"] * population.size / trained,
+        "training_seconds": trained,
+        "compile_seconds": compile_seconds,
+        "peak_memory_mib": records.peak_memory_mib(),
+        **records.origin(),
+    }
+    records.write_json(folder / "result.json", result)
+    return result
+
+
+def normalized(references: Sequence[float] | None, returns: Sequence[float]) -> list[float] | None:
+    """(return - ref_min_score) / (ref_max_score - ref_min_score), as Minari defines it: 0 to 1, not 0 to 100."""
+    if not references:
+        return None
+    low, high = references
+    return [(x - low) / (high - low) for x in returns]
+
+
+def _on_the_way(population: OfflinePopulation, config: Record, done: OfflineProgress) -> Tensor:
+    """Returns [P, episodes], in other environments than those of the final evaluation."""
+    return run.evaluate(population, config, min(CURVE_EPISODES, config["episodes"]), seed=done.block)
+
+
+def _row(done: OfflineProgress, trained: float, returns: Tensor | None) -> Record:
+    size = len(next(iter(done.metrics.values())))
+    return {
+        "iteration": done.block,
+        "updates": done.updates,
+        "seconds": trained,
+        "episodes": [0] * size if returns is None else [returns.shape[1]] * size,
+        "return_sum": [0.0] * size if returns is None else returns.sum(1).tolist(),
+        **{name: x.tolist() for name, x in done.metrics.items()},
+    }

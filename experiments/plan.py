@@ -1,0 +1,187 @@
+"""What a run is to be, checked before a folder is made: from the command line's numbers to what config.json holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+import struct
+import sysconfig
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import envs
+from agents import AGENTS
+from ess_rl import loop, processes
+from ess_rl.errors import UsageError
+from ess_rl.population import members
+from experiments import memory, old_data, records
+from experiments.records import Record
+
+
+def make(
+    agent: str,
+    env_id: str,
+    *,
+    settings: Mapping[str, Any],
+    sweep: Mapping[str, Sequence[float]],
+    seeds: Sequence[int],
+    steps: int,
+    backend: str = "auto",
+    device: str = "auto",
+    compiled: str = "auto",
+    checkpoints: int = 10,
+    episodes: int = 20,
+    save_replay: int = 0,
+) -> Record:
+    """Check a configuration. -> what config.json will hold
+
+    Args:
+        settings: fields of the agent's Config that are not at their defaults.
+        sweep: float fields with several values; members are all their combinations times the seeds.
+        steps: env steps of each member; rounded up to whole iterations.
+        compiled: "on", "off", or "auto": on where a C++ compiler and Python's headers are found.
+        checkpoints: at most how many, evenly spread. Environments begin anew at each, so they lie at least four
+            episodes apart.
+        episodes: of the final evaluation, for each member.
+        save_replay: how many of the last rollouts to keep in a file.
+
+    Raises:
+        UsageError: anything in it cannot work.
+    """
+    config = AGENTS[agent].config(**settings)
+    records.check_positive({"steps": steps, "checkpoints": checkpoints, "episodes": episodes, "seeds": len(seeds)})
+    records.check_positive({name: getattr(config, name) for name in ("num_envs", "rollout", "epochs", "minibatch")})
+    loop.check_minibatch(config)
+    own = share(config, processes.count())
+    counts = {"replay": (config.replay, "older rollouts"), "lag": (config.lag, "iterations")}
+    for name, (count, of) in (counts | {"save-replay": (save_replay, "rollouts")}).items():
+        if count < 0:
+            raise UsageError(f"--{name} {count}: must be 0 or more {of}")
+    check_seeds(seeds)
+    check_numbers(config, sweep)
+    probe = envs.make(env_id, 1, backend=backend)  # refuses what cannot be had, before a folder is made
+    resolved_backend, episode, dimensions = probe.backend, probe.max_episode_steps, (probe.obs_dim, probe.act_dim)
+    older = getattr(config, "replay_from", "")
+    file = old_data.check(Path(older), probe, config) if older else 0
+    probe.close()
+    if episode is None:
+        raise UsageError(
+            f"{env_id} has no time limit, so an evaluation may never end: register it with max_episode_steps"
+        )
+    iterations = math.ceil(steps / (config.num_envs * config.rollout))
+    if iterations < 2:
+        raise UsageError(
+            f"--steps {steps} is less than two iterations of {config.num_envs * config.rollout} env steps "
+            f"(num_envs {config.num_envs} x rollout {config.rollout}); the first only measures: raise --steps"
+        )
+    settings_of = members(seeds, sweep)
+    where = device_of(device, resolved_backend)
+    own_agent = AGENTS[agent].agent(own, *dimensions)
+    memory.check(own_agent, own, *dimensions, len(settings_of), where, save_replay, file)
+    return {
+        "format": records.FORMAT,
+        "agent": agent,
+        "env": env_id,
+        "backend": resolved_backend,
+        "seeds": [member["seed"] for member in settings_of],
+        "sweep": {name: [member[name] for member in settings_of] for name in sweep},
+        "steps": steps,
+        "iterations": iterations,
+        "processes": processes.count(),
+        # Some episodes must have room between two fresh starts, else none would end.
+        "reset_every": max(math.ceil(iterations / checkpoints), math.ceil(4 * episode / config.rollout)),
+        "episodes": episodes,
+        "save_replay": save_replay,
+        "device": where,
+        "compiled": compiled_of(compiled),
+        "config": dataclasses.asdict(config),
+        **records.origin(),
+    }
+
+
+def share(config: Any, count: int) -> Any:
+    """The Config of one of `count` processes that share a run."""
+    for name in ("num_envs", "minibatch"):
+        if getattr(config, name) % count:
+            raise UsageError(
+                f"--{name.replace('_', '-')} {getattr(config, name)} over {count} processes: must be a multiple of "
+                f"{count}, for each has an equal share"
+            )
+    if count == 1:
+        return config
+    return dataclasses.replace(config, num_envs=config.num_envs // count, minibatch=config.minibatch // count)
+
+
+# What a number must be, where not every finite one will do.
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "behavior_temperature": (lambda x: x > 0.0, "above 0"),
+    "keep_ess": (lambda x: 0.0 <= x < 1.0, "from 0 to below 1"),
+    "target_kl": (lambda x: x > 0.0, "above 0"),
+    "temperature": (lambda x: x > 0.0, "above 0"),
+    "inverse_temperature": (lambda x: x > 0.0, "above 0"),
+    "policy_noise": (lambda x: x > 0.0, "above 0"),
+    "expectile": (lambda x: 0.0 < x < 1.0, "between 0 and 1"),
+    "cloning": (lambda x: 0.0 <= x < 1.0, "from 0 to below 1"),
+    "tau": (lambda x: 0.0 < x <= 1.0, "above 0 and at most 1"),
+    "return_range": (lambda x: x >= 0.0, "0 or more"),
+}
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Raises UsageError for a seed that is none, or is there twice."""
+    if any(not 0 <= seed < 2**63 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise UsageError(f"seeds {list(seeds)[:3]} ...: give different numbers from 0 to 2^63 - 1")
+
+
+def check_numbers(config: Any, sweep: Mapping[str, Sequence[float]]) -> None:
+    """Refuse numbers that no run can use, and values that would make two members the same."""
+    for name, (fits, rule) in _RANGES.items():
+        for value in [*([getattr(config, name)] if hasattr(config, name) else []), *sweep.get(name, ())]:
+            if math.isfinite(value) and not fits(value):
+                raise UsageError(f"--{name.replace('_', '-')} {value:g}: must be {rule}")
+    for field in dataclasses.fields(config):
+        value: Any = getattr(config, field.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"--{field.name.rstrip('_')} {value}: must be a finite number")
+    if not config.hidden or min(config.hidden) < 1:
+        raise UsageError(f"--hidden {config.hidden}: name at least one layer, of at least 1 unit each")
+    for name, values in sweep.items():
+        if not all(math.isfinite(value) for value in values):
+            raise UsageError(f"--{name.rstrip('_')} {values}: must be finite numbers")
+        if len({struct.pack("f", value) for value in values}) < len(values):
+            raise UsageError(f"--{name.rstrip('_')} {values}: equal values would train the same member twice")
+
+
+def device_of(asked: str, backend: str) -> str:
+    """auto: cuda where there is one and the environments run on it too, else the CPU."""
+    if asked == "auto":
+        asked = "cuda" if torch.cuda.is_available() and backend in ("torch", "warp") else "cpu"
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            "--device cuda: this torch sees no CUDA device; use --device cpu, or install a CUDA build of torch"
+        )
+    if asked == "cuda" and processes.beside() > torch.cuda.device_count():
+        raise UsageError(
+            f"{processes.beside()} processes for {torch.cuda.device_count()} CUDA devices of this machine: "
+            "give torchrun no more processes than devices, or use --device cpu"
+        )
+    return asked
+
+
+def compiled_of(asked: str) -> bool:
+    """auto: where torch.compile finds what it needs on the CPU, a C++ compiler and Python's headers."""
+    compiler = any(shutil.which(name) for name in ("g++", "clang++", "cl"))
+    headers = Path(sysconfig.get_path("include"), "Python.h").exists()
+    found = compiler and headers
+    if asked == "on" and not found:
+        missing = (
+            "Python's headers were not found; install python3-dev"
+            if compiler
+            else "no C++ compiler was found; install g++"
+        )
+        raise UsageError(f"--compile on: {missing}, or use --compile off")
+    return asked == "on" or (asked == "auto" and found)

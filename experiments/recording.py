@@ -1,0 +1,187 @@
+"""Data sets from policies: whole episodes of a run's checkpoint, or of a random policy, with what acted in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import envs
+from envs import minari_write
+from envs.minari_write import Episode
+from ess_rl import random
+from ess_rl.contract import VectorEnv
+from ess_rl.errors import UsageError
+from ess_rl.gaussian import Gaussian
+from experiments import records, references, run
+from experiments.display import Line
+
+RANDOM_LOG_STD = -0.5 * float(np.log(3.0))  # that of the uniform distribution over [-1, 1], but Gaussian
+_ENVS, _NOISE = 0, 1  # purposes of random numbers
+
+Act = Callable[[Tensor], Gaussian]  # obs [N, obs_dim] -> the policy there
+
+
+def record(
+    dataset_id: str,
+    *,
+    source: Path | None,
+    env_id: str | None = None,
+    steps: int = 100_000,
+    member: int = 0,
+    checkpoint: int | None = None,
+    temperature: float = 1.0,
+    num_envs: int = 16,
+    seed: int = 0,
+    ref_min: float | None = None,
+    ref_max: float | None = None,
+    author: str | None = None,
+    code_permalink: str | None = None,
+    overwrite: bool = False,
+) -> str:
+    """Act with a policy's own noise, and write what happened. -> what to print
+
+    Args:
+        source: a run folder; None: a Gaussian with mean 0 and the standard deviation of uniform actions.
+        env_id: the task of the random policy.
+        steps: at least so many; every environment ends the episode it is in.
+        checkpoint: env steps (or updates) of training; the checkpoint nearest to that acts. None: the newest.
+        temperature: what the policy's standard deviation is multiplied with.
+        ref_min, ref_max: returns that normalized scores 0 and 1 stand for. By default those of the suite's table of
+            references, 0 being measured if the table does not know the task.
+
+    Raises:
+        UsageError: anything in it cannot work. A set that is not whole is never left.
+    """
+    records.check_positive({"steps": steps, "num_envs": num_envs})
+    if temperature <= 0.0:
+        raise UsageError(f"--temperature {temperature:g}: must be above 0")
+    minari_write.check_name(dataset_id, overwrite=overwrite)
+    config: records.Record
+    if source is not None:
+        act, config, what = _of_run(source, member, checkpoint)
+    elif env_id is not None:
+        act, config, what = (
+            _random(env_id),
+            {"env": env_id, "backend": "auto"},
+            "random: Gaussian, mean 0, log_std -0.55",
+        )
+    else:
+        raise UsageError("name what acts: a run folder, or --random ENV")
+    env_id = str(config["env"])
+    env = envs.make(env_id, num_envs, backend=config["backend"], **config.get("env_options", {}))
+    if env.max_episode_steps is None:
+        raise UsageError(f"{env_id} has no time limit, so an episode may never end")
+    try:
+        with Line() as line:
+            episodes = list(
+                roll_out(env, act, steps, seed, temperature, lambda done: line.show(done, _told(done, steps)))
+            )
+    finally:
+        env.close()
+    total = sum(len(episode.reward) for episode in episodes)
+    metadata: dict[str, Any] = {
+        "algorithm_name": config.get("agent", "random"),
+        "description": (
+            f"{total} steps of {env_id}, {what}; temperature {temperature:g}, seed {seed}. infos: behavior_mean, "
+            "behavior_log_std and sampled_action (before clipping) in units of [-1, 1]. Recorded by ess-rl, git commit "
+            f"{records.origin()['git_commit']}."
+        ),
+    }
+    metadata |= {"author": {author}} if author else {}
+    metadata |= {"code_permalink": code_permalink} if code_permalink else {}
+    known = references.REFERENCES.get(env_id)
+    if ref_min is None:
+        ref_min = known.random if known else float(np.mean(references.random_returns(env_id)[0]))
+    if ref_max is None and known is not None:
+        ref_max = known.reference
+    metadata["ref_min_score"] = ref_min
+    metadata |= {} if ref_max is None else {"ref_max_score": ref_max}
+    minari_write.write(dataset_id, env_id, episodes, metadata, overwrite=overwrite)
+    returns = [float(episode.reward.astype(np.float64).sum()) for episode in episodes]
+    scale = "no ref_max_score: give --ref-max for normalized scores"
+    if ref_max is not None:
+        scale = f"normalized {np.mean([(x - ref_min) / (ref_max - ref_min) for x in returns]):.3f}"
+    return (
+        f"{dataset_id}: {total:,} steps in {len(episodes):,} episodes, mean return {np.mean(returns):.1f} "
+        f"(std {np.std(returns):.1f}; {scale})\n{what}"
+    )
+
+
+def roll_out(
+    env: VectorEnv,
+    act: Act,
+    steps: int,
+    seed: int,
+    temperature: float = 1.0,
+    tell: Callable[[float], None] | None = None,
+) -> Iterator[Episode]:
+    """Whole episodes, at least `steps` steps together, environment by environment; a function of the seed.
+
+    Every environment takes an equal share of the steps and then ends the episode it is in. Taking whichever episodes
+    end first would prefer short ones.
+    """
+    seeds = random.fold_in(torch.tensor([seed]), _ENVS)
+    obs = env.reset(random.fold_in(seeds, torch.arange(env.num_envs)).to(env.device))
+    share = -(-steps // env.num_envs)
+    noise_seed = random.fold_in(torch.tensor(seed), _NOISE)
+    log, running, step_number = [], torch.ones(env.num_envs, dtype=torch.bool), 0
+    while running.any():
+        policy = act(obs.cpu())
+        b = Gaussian(policy.mean, policy.log_std + float(np.log(temperature)))
+        noise = random.normal(random.fold_in(noise_seed, step_number), (env.num_envs, env.act_dim))
+        action = b.sample(noise)
+        step = env.step(action.to(env.device))
+        last = (step.terminated | step.truncated).cpu()
+        row = (obs, action, step.reward, step.terminated, step.truncated, step.next_obs, b.mean, b.log_std, running)
+        log.append([x.cpu().clone() for x in row])
+        step_number += 1
+        running = running & ~(last & (step_number >= share))
+        obs = step.obs
+        if tell is not None and step_number % 100 == 0:
+            tell(min(step_number / share, 1.0))
+    columns = [torch.stack(column).numpy() for column in zip(*log, strict=True)]
+    for one in range(env.num_envs):
+        o, a, r, end, cut, after, mean, log_std, counts = (column[:, one] for column in columns)
+        length = int(counts.sum())
+        ends = np.flatnonzero((end | cut)[:length]) + 1
+        for begin, stop in zip([0, *ends[:-1]], ends, strict=True):
+            part = slice(begin, stop)
+            yield Episode(
+                np.concatenate([o[part], after[stop - 1 : stop]]), a[part], r[part], end[part], cut[part], mean[part],
+                log_std[part],
+            )  # fmt: skip
+
+
+def _told(done: float, steps: int) -> str:
+    return f"recording  {100 * done:3.0f} %  of {steps:,} steps"
+
+
+def _random(env_id: str) -> Act:
+    probe = envs.make(env_id, 1)
+    act_dim = probe.act_dim
+    probe.close()
+
+    def act(obs: Tensor) -> Gaussian:
+        mean = torch.zeros(len(obs), act_dim)
+        return Gaussian(mean, mean + RANDOM_LOG_STD)
+
+    return act
+
+
+def _of_run(source: Path, member: int, checkpoint: int | None) -> tuple[Act, records.Record, str]:
+    """-> (its policy, its configuration, in words)"""
+    population, config, _, path = run.load_checkpoint(source, checkpoint)
+    if not 0 <= member < population.size:
+        raise UsageError(f"--member {member}: the run has members 0 to {population.size - 1}")
+
+    def act(obs: Tensor) -> Gaussian:
+        mean, log_std = population.policy(obs.expand(population.size, *obs.shape))
+        return Gaussian(mean[member], log_std[member].expand_as(mean[member]))
+
+    what = f"{config['agent']} of seed {config['seeds'][member]} after {int(path.stem):,} {records.unit(config)}"
+    return act, config, what

@@ -1,0 +1,181 @@
+"""What holds for every entry of agents.OFFLINE_AGENTS, in a population and alone."""
+
+import math
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+import torch
+from torch.utils import _pytree as pytree
+
+from agents import OFFLINE_AGENTS
+from ess_rl import checkpoint, offline
+from ess_rl.contract import OfflineAgent
+from ess_rl.errors import NonFiniteError
+from ess_rl.offline import OfflinePopulation
+from ess_rl.transitions import Transitions
+
+OBS, ACT, COUNT = 3, 2, 400
+SEEDS = [11, 4, 7]
+every_agent = pytest.mark.parametrize("name", sorted(OFFLINE_AGENTS))
+
+
+def bandit(count: int = COUNT) -> Transitions:
+    """Each step ends its task: reward 4 - 20 |a - 0.4 s|^2 of its first two observations; b is N(0, 0.4^2)."""
+    generator = torch.Generator().manual_seed(1)
+    obs = torch.randn(count, OBS, generator=generator)
+    action = 0.4 * torch.randn(count, ACT, generator=generator)
+    ended = torch.ones(count, dtype=torch.bool)
+    return Transitions(
+        obs=obs, action=action, reward=4.0 - 20.0 * (action - 0.4 * obs[:, :ACT].clamp(-1, 1)).square().sum(-1),
+        terminated=ended, truncated=~ended, next_obs=torch.randn(count, OBS, generator=generator),
+        behavior_mean=torch.zeros(count, ACT), behavior_log_std=torch.full((count, ACT), math.log(0.4)),
+        version=torch.full((count,), -1),
+    )  # fmt: skip
+
+
+def build(name: str, **changes: Any) -> OfflineAgent:
+    agent, config, _ = OFFLINE_AGENTS[name]
+    return agent(config(**{"hidden": (8,), "minibatch": 16, **changes}), OBS, ACT)
+
+
+def learn(population: OfflinePopulation, updates: int = 4, blocks: int = 2, data: Transitions | None = None) -> Any:
+    return list(offline.train(population, data or bandit(), updates=updates, blocks=blocks))
+
+
+def assert_equal(one: Any, other: Any, tolerance: float = 0.0) -> None:
+    leaves = pytree.tree_leaves(one), pytree.tree_leaves(other)
+    torch.testing.assert_close(*leaves, rtol=tolerance, atol=tolerance)
+
+
+@every_agent
+def test_each_member_is_the_agent_alone(name: str):
+    together = OfflinePopulation(build(name), SEEDS, {"learning_rate": [1e-3, 3e-3, 1e-2]})
+    learn(together)
+    for p, seed in enumerate(SEEDS):
+        alone = OfflinePopulation(build(name), [seed], {"learning_rate": [[1e-3, 3e-3, 1e-2][p]]})
+        learn(alone)
+        assert_equal(pytree.tree_map(lambda x, p=p: x[p : p + 1], together.state), alone.state, 1e-5)
+        obs = torch.randn(4, OBS)
+        mean = together.policy(obs.expand(3, -1, -1)).mean[p]
+        one = together.agent.act(pytree.tree_map(lambda x, p=p: x[p], together.state), obs)
+        assert_equal(mean, one.mean, 1e-5)
+        assert one.log_std.shape == one.mean.shape == (4, ACT)
+
+
+@every_agent
+def test_metrics_are_finite_and_one_a_member(name: str):
+    population = OfflinePopulation(build(name), SEEDS)
+    progress = learn(population, updates=7, blocks=3)
+    assert [(p.block, p.updates) for p in progress] == [(1, 2), (2, 4), (3, 7)]
+    for p in progress:
+        assert p.metrics and all(x.shape == (3,) and torch.isfinite(x).all() for x in p.metrics.values())
+        if name != "td3_bc":  # whose policy has no density
+            assert {"ess", "behavior_kl"} <= p.metrics.keys()
+    assert population.state["progress"].tolist() == pytest.approx([6 / 7] * 3)
+
+
+@every_agent
+def test_a_run_cut_in_two_is_the_whole_run(name: str, tmp_path: Any):
+    """The second half goes on from a file, in another population. An update changes no state it was given."""
+    whole, first = (OfflinePopulation(build(name), SEEDS) for _ in range(2))
+    began = whole.state
+    before = pytree.tree_map(torch.clone, began["params"])
+    learn(whole, updates=8, blocks=4)
+    assert_equal(began["params"], before)
+    for done in offline.train(first, bandit(), updates=8, blocks=4):
+        if done.block == 2:
+            break
+    checkpoint.save(tmp_path / "state.safetensors", first.state, {})
+    second = OfflinePopulation(build(name), SEEDS)
+    second.state, _ = checkpoint.load(tmp_path / "state.safetensors", second.state)
+    list(offline.train(second, bandit(), updates=8, blocks=4, start=2))
+    assert_equal(second.state, whole.state)
+
+
+@every_agent
+def test_the_state_keeps_its_strides(name: str):
+    population = OfflinePopulation(build(name), SEEDS[:1])
+    population.describe(bandit())
+    before = [x.stride() for x in pytree.tree_leaves(population.state)]
+    learn(population)
+    assert [x.stride() for x in pytree.tree_leaves(population.state)] == before
+
+
+# What the data of the bandit cannot show, and why: every step ends its task, so nothing is bootstrapped.
+SILENT = {"discount", "tau", "policy_noise", "noise_clip"}
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [(name, f.name) for name, e in OFFLINE_AGENTS.items() for f in fields(e.config) if f.type in ("float", float)],
+)
+def test_members_can_differ_in_every_float_of_the_config(name: str, field: str):
+    agent = build(name, learning_rate=0.03, **({"max_grad_norm": 0.05} if name == "p3o_offline" else {}))
+    value: float = getattr(agent.config, field)
+    others = {"log_std_floor": 0.5, "return_range": 10.0, "cloning": 0.8}
+    other = others[field] if field in others else 0.5 * value + 0.01
+    data = bandit()
+    if field in SILENT:
+        ended = torch.arange(COUNT) % 5 == 4
+        data = replace(data, terminated=ended & False, truncated=ended)
+    population = OfflinePopulation(agent, [3, 3, 3], {field: [value, other, value]})
+    learn(population, updates=8, data=data)
+    leaves = pytree.tree_leaves({name: population.state[name] for name in population.state if name != "hyper"})
+    assert any(not torch.equal(x[0], x[1]) for x in leaves), f"{field} changes nothing"
+    assert all(torch.equal(x[0], x[2]) for x in leaves)
+
+
+@every_agent
+def test_a_critic_leads_to_better_actions_than_the_behavior(name: str):
+    """On the bandit the best action is 0.4 s and the behavior's is 0: cloning stays there, the others find it."""
+    settings: dict[str, Any] = {"hidden": (32,), "minibatch": 64, "learning_rate": 1e-2}
+    settings |= {"p3o_offline": {"policy_learning_rate": 1e-2, "pull": 0.1, "cap": 1.0}}.get(name, {})
+    population = OfflinePopulation(build(name, **settings), [5])
+    data = bandit(2000)
+    learn(population, updates=250, blocks=1, data=data)
+    best = 0.4 * data.obs[:, :ACT].clamp(-1, 1)
+    distance = (population.policy(data.obs[None]).mean[0] - best).square().mean() / best.square().mean()
+    assert (distance > 0.8) if name == "bc" else (distance < 0.7), distance
+
+
+def test_p3o_offline_clones_first_and_its_batch_says_how_far_to_leave_the_data():
+    """While it clones, advantages do not matter; then the ESS ends lower the weaker the pull is."""
+    agent = build("p3o_offline", cloning=0.99, minibatch=64)
+    rewards = []
+    for sign in (1.0, -1.0):
+        population = OfflinePopulation(agent, [5])
+        learn(population, updates=20, data=replace(bandit(), reward=sign * bandit().reward))
+        rewards.append(population.state["params"]["policy"])
+    assert_equal(*rewards)
+    ends = {}
+    for pull in ("ess", 0.0):
+        agent = build("p3o_offline", hidden=(32,), minibatch=64, policy_learning_rate=1e-2, pull=pull)
+        ends[pull] = learn(OfflinePopulation(agent, [5]), updates=200, blocks=10, data=bandit(2000))[-1].metrics["ess"]
+    assert ends["ess"].item() > ends[0.0].item() + 0.05
+
+
+def test_softmax_weights_of_awac_are_a_variant():
+    ends = []
+    for weights in ("exponential", "softmax"):
+        population = OfflinePopulation(build("awac", weights=weights, learning_rate=0.01), SEEDS)
+        learn(population, updates=6)
+        ends.append(population.state["params"]["policy"]["mean"]["0"]["weight"])
+    assert not torch.allclose(ends[0], ends[1])
+
+
+def test_the_policy_of_td3_bc_moves_every_second_update():
+    population = OfflinePopulation(build("td3_bc"), SEEDS)
+    data, seen = bandit(), []
+    population.describe(data)
+    for number in range(4):
+        population.updates(offline.samples(data, "cpu"), number, 1, 4)
+        seen.append(population.state["params"]["policy"]["0"]["weight"])
+    assert torch.equal(seen[1], seen[2]) and not torch.equal(seen[0], seen[1]) and not torch.equal(seen[2], seen[3])
+
+
+def test_a_loss_that_is_no_number_stops_the_run():
+    data = bandit()
+    data.reward[:] = torch.inf
+    with pytest.raises(NonFiniteError, match=r"non-finite .* in member 0 \(seed 11\) in updates 1 to 2"):
+        learn(OfflinePopulation(build("iql"), SEEDS), data=data)

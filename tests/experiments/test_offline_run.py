@@ -1,0 +1,181 @@
+"""Data sets as a user meets them: record, audit, train, score, report, and all that can be asked wrongly."""
+
+import contextlib
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from envs import minari_data
+from experiments import __main__, collection, datasets, offline_run, recording, records, run
+
+SET = "ess/pendulum/tiny-v0"
+QUICK = ["--hidden", "8", "--minibatch", "16", "--compile", "off", "--episodes", "2", "--steps", "40", "--seeds", "2"]
+
+
+def ess_rl(*words: str | Path) -> tuple[int, str, str]:
+    """-> (exit status, what it printed, what it complained of), in this process"""
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["ess-rl", *map(str, words)])
+        try:
+            __main__.main()
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+    return status, out.getvalue(), err.getvalue()
+
+
+def works(*words: str | Path) -> str:
+    status, out, err = ess_rl(*words)
+    assert status == 0, err
+    return out
+
+
+def refused(*words: str | Path) -> str:
+    status, _, err = ess_rl(*words)
+    assert status == 2 and len(err.strip().splitlines()) == 1, err
+    return err
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A short run of P3O on Pendulum, and a data set of its first checkpoint."""
+    folder = tmp_path_factory.mktemp("offline")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINARI_DATASETS_PATH", str(folder / "sets"))
+        patch.chdir(folder)
+        small = ["--num-envs", "4", "--rollout", "64", "--epochs", "1", "--minibatch", "64", "--hidden", "8"]
+        works(
+            "train", "p3o", "--env", "Pendulum-v1", *small, "--steps", "5000", "--checkpoints", "2", "--seeds", "2",
+            "--compile", "off", "--episodes", "2", "--out", "source",
+        )  # fmt: skip
+        record = ["dataset", "record", "source", "--member", "1", "--checkpoint", "100", "--num-envs", "5"]
+        said = works(*record, "--steps", "1500", "--id", SET)
+        # Five environments, 300 steps each and then to the end of their second episode of 200: 2000 steps.
+        assert f"{SET}: 2,000 steps in 10 episodes" in said and "p3o of seed 1 after 3,328 env steps" in said
+        yield folder
+
+
+def test_what_acted_is_what_was_recorded(place: Path):
+    """The means are those of the checkpoint's policy at the recorded observations, and the actions are drawn there."""
+    data = minari_data.load(SET)
+    population, _, _, path = run.load_checkpoint(place / "source", 100)
+    assert path.stem == "000003328" and data.recorded_behavior and data.references == (-1205.0, -178.3)
+    b = population.policy(data.transitions.obs.expand(2, -1, -1))
+    torch.testing.assert_close(data.transitions.behavior_mean, b.mean[1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(data.transitions.behavior_log_std, b.log_std[1])
+    z = (data.transitions.action - b.mean[1]) / torch.exp(b.log_std[1])
+    assert abs(z.mean().item()) < 0.1 and abs(z.std().item() - 1.0) < 0.1
+    again = [list(recording.roll_out(run.envs.make("Pendulum-v1", 2), lambda obs: _zero(obs), 10, 3)) for _ in range(2)]
+    assert all((x.obs == y.obs).all() and (x.action == y.action).all() for x, y in zip(*again, strict=True))
+    assert [len(one.reward) for one in again[0]] == [200, 200]
+
+
+def _zero(obs: torch.Tensor) -> Any:
+    return recording.Gaussian(torch.zeros(len(obs), 1), torch.zeros(len(obs), 1))
+
+
+def test_record_audit_train_score_report(place: Path):
+    assert SET in works("dataset", "list") and "behavior: recorded" in works("dataset", "show", SET)
+    audit = works("dataset", "audit", SET, "--model-updates", "20")
+    assert "2,000 steps in 10 episodes of 200 to 200 steps" in audit and "looks wrong: nothing" in audit
+    assert "(0, 1 for what acted)" in audit and "| floor" in audit
+    for agent in ("awac", "p3o_offline"):
+        said = works("train", agent, "--dataset", SET, *QUICK, "--checkpoints", "2", "--out", f"runs/{agent}")
+        assert "2 members, 40 updates each" in said and "mean normalized score" in said
+    folder = place / "runs" / "p3o_offline"
+    result = json.loads((folder / "result.json").read_text())
+    assert result["updates"] == 40 and result["dataset"] == SET and result["env"] == "Pendulum-v1"
+    # (R + 1205) / (-178.3 + 1205)
+    expected = [(x + 1205.0) / 1026.7 for x in result["final_return"]]
+    assert result["normalized_score"] == pytest.approx(expected)
+    rows = records.read_metrics(folder)
+    assert [row["updates"] for row in rows] == list(range(1, 41))
+    assert [row["iteration"] for row in rows if row["episodes"][0]] == [20, 40]
+    assert [path.stem for path in records.checkpoints(folder)] == ["000000020", "000000040"]
+    assert {"ess", "behavior_kl", "capped_fraction"} <= rows[-1].keys() and (folder / "curve.png").exists()
+    for score in result["final_return"]:
+        assert f"{score:.1f}" in works("evaluate", folder, "--episodes", "2")
+    score = works("dataset", "score", SET, "runs/awac", "runs/p3o_offline", "source")
+    assert f"{expected[0] / 2 + expected[1] / 2:.3f}" in score and "acting" in score
+    assert f"Pendulum-v1 from {SET}" in works("compare", "runs/awac", "runs/p3o_offline", "--out", "both.png")
+    assert "2 finished runs, 2 agents, 1 env, 4 seeds trained, 0 problems" in works("report", "runs")
+    text = (place / "runs" / "report.md").read_text()
+    assert f"Over 1 task, 40 updates\n\nPendulum-v1 from {SET} (torch)" in text and "ref_min_score" in text
+    assert f"{SET}\n" in (place / "runs" / "scores.csv").read_text()
+    works("publish", folder, place / "published")
+    assert (place / "published" / "curves.csv").read_text().startswith("updates,member,return")
+    command = collection.command(records.read_config(folder))
+    assert command is not None and f"train p3o_offline --dataset {SET}" in command and "--checkpoints 2" in command
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(place: Path, monkeypatch: pytest.MonkeyPatch):
+    words = ["train", "iql", "--dataset", SET, *QUICK, "--checkpoints", "4", "--out"]
+    works(*words, "whole")
+    with monkeypatch.context() as impatient:
+
+        def stop(display: Any, row: records.Record) -> None:
+            if row["iteration"] == 27:  # seven after the checkpoint of 20
+                raise KeyboardInterrupt
+
+        impatient.setattr(offline_run.Display, "update", stop)
+        assert ess_rl(*words, "stopped")[0] == 130
+    works("resume", "stopped")
+    ends = [records.checkpoints(place / name)[-1].read_bytes() for name in ("whole", "stopped")]
+    assert ends[0] == ends[1]
+    results = [records.read_json(place / name / "result.json") for name in ("whole", "stopped")]
+    assert results[0]["final_return"] == results[1]["final_return"]
+    mine, other = (records.read_metrics(place / name) for name in ("whole", "stopped"))
+    assert [row | {"seconds": 0} for row in mine] == [row | {"seconds": 0} for row in other]
+
+
+def test_a_sweep_is_a_population(place: Path):
+    works("train", "bc", "--dataset", SET, *QUICK, "--learning-rate", "1e-3", "1e-4", "--out", "sweep")
+    config = records.read_config(place / "sweep")
+    assert config["seeds"] == [0, 1, 0, 1] and config["sweep"] == {"learning_rate": [1e-3, 1e-3, 1e-4, 1e-4]}
+    assert config["behavior"] == "recorded"
+
+
+def test_a_random_policy_is_recorded_too(place: Path):
+    said = works("dataset", "record", "--random", "ess/LQR-v0", "--id", "ess/lqr/random-v0", "--steps", "400")
+    assert "3,200 steps in 16 episodes" in said and "no ref_max_score" in said
+    data = minari_data.load("ess/lqr/random-v0")
+    assert (data.transitions.behavior_mean == 0.0).all() and data.references is None
+    works("train", "td3_bc", "--dataset", "ess/lqr/random-v0", *QUICK, "--out", "lqr")
+    assert records.read_json(place / "lqr" / "result.json")["normalized_score"] is None
+    assert "no normalized score" in refused("dataset", "score", "ess/lqr/random-v0", "lqr")
+
+
+def test_what_does_not_fit_is_refused_in_one_line(place: Path):
+    train = ["train", "iql", "--dataset", SET, *QUICK, "--out", "no"]
+    assert "iql learns from a data set: give --dataset ID, not --env" in refused("train", "iql", "--env", "Pendulum-v1")
+    assert "p3o acts in an environment: give --env ID" in refused("train", "p3o", f"--dataset={SET}")
+    assert "no data set 'ess/nothing-v0'" in refused("train", "bc", "--dataset", "ess/nothing-v0")
+    assert "--eval-env" in refused(*train, "--eval-env", "Hopper-v5")
+    assert "--expectile 1: must be between 0 and 1" in refused(*train, "--expectile", "1")
+    assert "--minibatch 1" in refused(*train, "--minibatch", "1")
+    assert "at least 1" in refused(*train, "--seeds", "0")
+    assert "exists already" in refused("dataset", "record", "source", "--id", SET)
+    assert "not both" in refused("dataset", "record", "source", "--random", "Pendulum-v1", "--id", "a-v0")
+    assert "members 0 to 1" in refused("dataset", "record", "source", "--member", "2", "--id", "a-v0")
+    assert "not a name" in refused("dataset", "record", "source", "--id", "../a")
+    assert "did you mean record" in refused("dataset", "recrod")
+    assert not (place / "no").exists() and not (place / "sets" / "a-v0").exists()
+    listed = works("agents")
+    assert "p3o_offline" in listed and "--dataset ID" in listed and "import-d4rl" in works("dataset")
+    assert set(datasets.COMMANDS) == {"list", "show", "audit", "record", "score", "import-d4rl"}
+
+
+def test_a_set_that_changed_stops_its_runs(place: Path):
+    works("dataset", "record", "--random", "Pendulum-v1", "--id", "ess/moving-v0", "--steps", "200", "--num-envs", "2")
+    folder = offline_run.start(
+        "bc", "ess/moving-v0", out=place / "moving", settings={"hidden": (8,), "minibatch": 16}, sweep={}, seeds=[0],
+        steps=10, compiled="off", episodes=1,
+    )  # fmt: skip
+    again = ["dataset", "record", "--random", "Pendulum-v1", "--id", "ess/moving-v0", "--steps", "200", "--seed", "1"]
+    works(*again, "--num-envs", "2", "--overwrite")
+    assert "has changed since the run began" in refused("resume", folder)
