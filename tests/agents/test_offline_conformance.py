@@ -114,7 +114,7 @@ def test_members_can_differ_in_every_float_of_the_config(name: str, field: str):
     agent = build(name, learning_rate=0.03, **({"max_grad_norm": 0.05} if name == "p3o_offline" else {}))
     value: float = getattr(agent.config, field)
     others = {"log_std_floor": 0.5, "return_range": 10.0, "cloning": 0.8}
-    other = others[field] if field in others else 0.5 * value + 0.01
+    other: float = others[field] if field in others else 0.5 * value + 0.01
     data = bandit()
     if field in SILENT:
         ended = torch.arange(COUNT) % 5 == 4

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from minari import namespace
 from minari.data_collector.episode_buffer import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
 
@@ -95,6 +94,7 @@ def test_what_is_written_comes_back_bit_for_bit():
 
 def test_others_read_what_we_write():
     import minari
+    from minari.namespace import list_local_namespaces
 
     minari_write.write("ess/pendulum/made-v0", "Pendulum-v1", [episode(5)], {"description": "five steps"})
     data = minari.load_dataset("ess/pendulum/made-v0")
@@ -102,9 +102,8 @@ def test_others_read_what_we_write():
     # Actions as the environment got them: clipped, and from [-1, 1] to Pendulum's +-2.
     assert np.allclose(one.actions, 2.0 * np.clip(episode(5).action, -1.0, 1.0))
     assert data.action_space.contains(one.actions[0]) and one.infos.keys() >= {"behavior_mean", "behavior_log_std"}
-    spec = data.recover_environment().spec
-    assert spec is not None and spec.id == "Pendulum-v1"
-    assert "ess/pendulum" in namespace.list_local_namespaces()
+    assert data.env_spec is not None and data.env_spec.id == "Pendulum-v1"
+    assert "ess/pendulum" in list_local_namespaces()
 
 
 def test_actions_are_scaled_and_ends_kept_apart():
