@@ -105,6 +105,7 @@ class P3OOffline:
                 pull=self.config.pull,
                 act_dim=self.act_dim,
             )
+            del metrics["weight"]  # [n]; the others are one number each
             policy_loss = torch.where(clones, -log_prob.mean(), improvement)
             metrics |= {
                 "policy_loss": policy_loss,
