@@ -105,14 +105,14 @@ def make(
 
 def share(config: Any, count: int) -> Any:
     """The Config of one of `count` processes that share a run."""
+    if count == 1:
+        return config
     for name in ("num_envs", "minibatch"):
         if getattr(config, name) % count:
             raise UsageError(
                 f"--{name.replace('_', '-')} {getattr(config, name)} over {count} processes: must be a multiple of "
                 f"{count}, for each has an equal share"
             )
-    if count == 1:
-        return config
     return dataclasses.replace(config, num_envs=config.num_envs // count, minibatch=config.minibatch // count)
 
 
