@@ -20,6 +20,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from ess_rl import normalizer
 from ess_rl.contract import Draw, Metrics, Precision, State, Tree
@@ -181,4 +182,5 @@ class P3O:
             state["return_scale"], rollout.reward, rollout.last, state["hyper"]["discount"]
         )
         seen = {"obs_stats": obs_stats, "return_scale": return_scale}
-        return {**state, **seen, "before": new, "rate_factor": rate_factor}
+        before = tree_map(torch.clone, new)  # tensors of its own: compiled programs tell states by which leaves are one
+        return {**state, **seen, "before": before, "rate_factor": rate_factor}
