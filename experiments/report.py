@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ess_rl.errors import UsageError
-from experiments import records, report_text, statistics
+from experiments import collection, records, report_text, statistics
 from experiments.records import Record
 from experiments.report_text import table
 
@@ -48,7 +49,13 @@ def summary(folder: Path, result: Record) -> str:
 
 
 def comparison(runs: Sequence[Path]) -> str:
-    """A row for each run and setting: IQM of the final return with a bootstrap 95 % interval, mean, extremes, speed."""
+    """A row for each method on a task: IQM of the final return with a bootstrap 95 % interval, mean, extremes, speed.
+
+    Runs that differ in their seeds alone are one row over all seeds.
+
+    Raises:
+        UsageError: no run, or two of them with a seed in common.
+    """
     if not runs:
         raise UsageError("name at least one run folder")
     head = [
@@ -65,26 +72,35 @@ def comparison(runs: Sequence[Path]) -> str:
         "training",
         "steps/s",
     ]
-    results = [records.read_json(run / "result.json") for run in runs]
-    units = {records.unit(result) for result in results}
-    rows = [[" or ".join(sorted(units)) if name == "env steps" else name for name in head]]
-    for result in results:
+    found: dict[tuple[Any, ...], list[tuple[Record, list[int]]]] = {}
+    for run in runs:
+        config, result = records.read_config(run), records.read_json(run / "result.json")
+        task = (result["env"], result.get("dataset"), result["backend"], records.unit(result), config["steps"])
         for label, group in records.groups(result).items():
-            finals = [result["final_return"][member] for member in group]
-            trainings = [result["training_return"][member] for member in group]
-            scores = np.array(finals)[:, None]
-            interval = "-"  # one seed says nothing of how far the next may fall
-            if len(finals) > 1:
-                low, high = statistics.bootstrap_interval(scores, statistics.iqm, np.random.default_rng(0))
-                interval = f"{low:.0f} to {high:.0f}"
-            known = [x for x in trainings if x is not None]
-            training = f"{statistics.iqm(np.array(known)[:, None]):.0f}" if known else "-"
-            rows.append([
-                " from ".join(filter(None, [result["env"], result.get("dataset")])), label, result["backend"],
-                f"{records.steps_of(result):,}", str(len(finals)),
-                f"{statistics.iqm(scores):.0f}", interval, f"{np.mean(finals):.0f}", f"{min(finals):.0f}",
-                f"{max(finals):.0f}", training, f"{result['steps_per_second']:,.0f}",
-            ])  # fmt: skip
+            method = collection.method_of(config, group[0])
+            found.setdefault((*task, label, method, records.steps_of(result)), []).append((result, group))
+    units = {task[3] for task in found}
+    rows = [[" or ".join(sorted(units)) if name == "env steps" else name for name in head]]
+    for (env, dataset, backend, _, _, label, _, steps), parts in found.items():
+        finals = [result["final_return"][member] for result, group in parts for member in group]
+        trainings = [result["training_return"][member] for result, group in parts for member in group]
+        speed = np.mean([result["steps_per_second"] for result, _ in parts])
+        seeds = [result["seeds"][member] for result, group in parts for member in group]
+        if len(set(seeds)) < len(seeds):
+            raise UsageError(f"{label} on {env}: the runs share seeds, and none may count twice: leave one of them out")
+        scores = np.array(finals)[:, None]
+        interval = "-"  # one seed says nothing of how far the next may fall
+        if len(finals) > 1:
+            low, high = statistics.bootstrap_interval(scores, statistics.iqm, np.random.default_rng(0))
+            interval = f"{low:.0f} to {high:.0f}"
+        known = [x for x in trainings if x is not None]
+        training = f"{statistics.iqm(np.array(known)[:, None]):.0f}" if known else "-"
+        rows.append([
+            " from ".join(filter(None, [env, dataset])), label, backend,
+            f"{steps:,}", str(len(finals)),
+            f"{statistics.iqm(scores):.0f}", interval, f"{np.mean(finals):.0f}", f"{min(finals):.0f}",
+            f"{max(finals):.0f}", training, f"{speed:,.0f}",
+        ])  # fmt: skip
     return table(rows)
 
 

@@ -35,23 +35,38 @@ def test_training_return_by_hand() -> None:
     assert training_return(rows) == [7.5, None]
 
 
+def write_run(folder: Path, seeds: list[int], finals: list[float]) -> Path:
+    """Two settings, each with these seeds."""
+    task = {"agent": "p3o", "env": "Pendulum-v1", "backend": "torch", "seeds": seeds * 2}
+    task["sweep"] = {"learning_rate": [1e-3] * len(seeds) + [1e-4] * len(seeds)}
+    folder.mkdir()
+    rest = {"format": records.FORMAT, "steps": 1000, "episodes": 2, "device": "cpu", "compiled": False}
+    records.write_json(folder / "config.json", {**task, **rest, "config": {"learning_rate": 1.0}})
+    returns = {"final_return": finals, "training_return": [1.0] * len(seeds) + [None] * len(seeds)}
+    records.write_json(folder / "result.json", {**task, **returns, "env_steps": 1000, "steps_per_second": 10.0})
+    return folder
+
+
 def test_a_comparison_reads_files_without_torch(tmp_path: Path) -> None:
-    result = {
-        "seeds": [0, 1, 0, 1],
-        "agent": "p3o", "env": "Pendulum-v1", "backend": "torch", "sweep": {"learning_rate": [1e-3, 1e-3, 1e-4, 1e-4]},
-        "final_return": [1.0, 3.0, 10.0, 10.0], "training_return": [1.0, 2.0, None, None], "env_steps": 1000,
-        "steps_per_second": 10.0,
-    }  # fmt: skip
-    records.write_json(tmp_path / "result.json", result)
-    rows = report.comparison([tmp_path]).splitlines()
+    first = write_run(tmp_path / "a", [0, 1], [1.0, 3.0, 10.0, 10.0])
+    rows = report.comparison([first]).splitlines()
     assert "p3o learning_rate 0.001" in rows[2] and "| 2 " in rows[2]  # IQM of 1 and 3
     assert "p3o learning_rate 0.0001" in rows[3] and "10 to 10" in rows[3]
     code = (
         "import sys; from pathlib import Path; from experiments import report; "
-        f"report.comparison([Path({str(tmp_path)!r})]); print('torch' in sys.modules)"
+        f"report.comparison([Path({str(first)!r})]); print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_runs_that_differ_in_their_seeds_alone_are_one_row(tmp_path: Path) -> None:
+    first = write_run(tmp_path / "a", [0, 1], [1.0, 3.0, 10.0, 10.0])
+    second = write_run(tmp_path / "b", [2, 3], [5.0, 99.0, 10.0, 10.0])
+    rows = report.comparison([first, second]).splitlines()
+    assert len(rows) == 4 and rows[2].split("|")[5:7] == [" 4     ", " 4   "]  # the IQM of 1, 3, 5, 99 is that of 3, 5
+    with pytest.raises(UsageError, match="share seeds"):
+        report.comparison([first, first])
 
 
 def test_options_come_from_the_config_and_its_remarks() -> None:
