@@ -49,7 +49,7 @@ def _train_agent(name: str, arguments: list[str]) -> None:
         chosen.env,
         settings=settings,
         sweep=sweep,
-        **_common(name, chosen),
+        **_common(name, chosen, chosen.env),
         backend=chosen.backend,
         device=chosen.device,
         compiled=chosen.compile,
@@ -61,7 +61,7 @@ def _train_agent(name: str, arguments: list[str]) -> None:
 
 def _train_offline(name: str, arguments: list[str]) -> None:
     from agents import OFFLINE_AGENTS
-    from experiments import offline_run, options, records
+    from experiments import offline_run, options
 
     config = OFFLINE_AGENTS[name].config
     chosen = tyro.cli(options.of_offline(config), args=arguments, prog=f"ess-rl train {name}")
@@ -71,11 +71,7 @@ def _train_offline(name: str, arguments: list[str]) -> None:
         chosen.dataset,
         settings=settings,
         sweep=sweep,
-        seeds=range(chosen.seed0, chosen.seed0 + chosen.seeds),
-        steps=chosen.steps,
-        episodes=chosen.episodes,
-        out=chosen.out or records.default_folder(name, chosen.dataset),
-        overwrite=chosen.overwrite,
+        **_common(name, chosen, chosen.dataset),
         eval_env=chosen.eval_env,
         trust=chosen.trust_env_spec,
         download=chosen.download,
@@ -93,18 +89,18 @@ def _train_peer(name: str, arguments: list[str]) -> None:
     config = peers.PEERS[name].config
     chosen = tyro.cli(options.of_peer(config), args=arguments, prog=f"ess-rl train {name}")
     settings = {field.name: getattr(chosen, field.name) for field in dataclasses.fields(config)}
-    _finish(peers.start(name, chosen.env, settings=settings, **_common(name, chosen)), jobs=chosen.jobs)
+    _finish(peers.start(name, chosen.env, settings=settings, **_common(name, chosen, chosen.env)), jobs=chosen.jobs)
 
 
-def _common(name: str, chosen: Any) -> dict[str, Any]:
-    """What `run.start` and `peers.start` are both asked."""
+def _common(name: str, chosen: Any, task: str) -> dict[str, Any]:
+    """What `run.start`, `offline_run.start` and `peers.start` are all asked."""
     from experiments import records
 
     return {
         "seeds": range(chosen.seed0, chosen.seed0 + chosen.seeds),
         "steps": chosen.steps,
         "episodes": chosen.episodes,
-        "out": chosen.out or records.default_folder(name, chosen.env),
+        "out": chosen.out or records.default_folder(name, task),
         "overwrite": chosen.overwrite,
     }
 
@@ -410,6 +406,7 @@ def _run(arguments: list[str]) -> None:
 
 def _together(arguments: list[str]) -> None:
     """One run over several processes: the first is the command, the others follow it and keep silent."""
+    from agents import OFFLINE_AGENTS
     from ess_rl import processes
     from experiments import peers, run
 
@@ -418,8 +415,8 @@ def _together(arguments: list[str]) -> None:
         if processes.number() > 0:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for as long as there is something to print)
             run.follow()
-        elif arguments[0] not in ("train", "resume") or {*arguments[1:2]} & {*peers.PEERS}:
-            raise UsageError(f"torchrun is for runs of our own agents: give 'ess-rl {arguments[0]} ...' without it")
+        elif arguments[0] not in ("train", "resume") or {*arguments[1:2]} & {*peers.PEERS, *OFFLINE_AGENTS}:
+            raise _not_together(arguments[0])
         else:
             _run(arguments)
     except NonFiniteError:
@@ -430,6 +427,10 @@ def _together(arguments: list[str]) -> None:
         processes.leave()
 
 
+def _not_together(command: str) -> UsageError:
+    return UsageError(f"torchrun is for our own agents that act: give 'ess-rl {command} ...' without it")
+
+
 def _finish(folder: Path, jobs: int | None = None, trust: bool = False) -> None:
     """Train what is left of a run of ours or of a peer, and print its result."""
     from experiments import peers, records, report
@@ -437,6 +438,9 @@ def _finish(folder: Path, jobs: int | None = None, trust: bool = False) -> None:
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such run folder")
     config = records.read_config(folder)
+    acts = config["agent"] not in peers.PEERS and not config.get("dataset")
+    if not acts and "TORCHELASTIC_RUN_ID" in os.environ:  # the other processes would wait for what never comes
+        raise _not_together("resume")
     if config["agent"] in peers.PEERS:
         result = peers.carry_on(folder, jobs)
     elif config.get("dataset"):
