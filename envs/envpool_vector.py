@@ -107,7 +107,9 @@ class EnvPoolVectorEnv:
         max_episode_steps: int | None = None,
         **options: Any,
     ) -> None:
-        """`num_threads`: of each part; all available CPUs by default. `halves`: two parts, if `num_envs` is even.
+        """`num_threads`: of each part; by default the parts share the available CPUs. A part that waits wakes the
+        sooner the fewer others spin for work: on two CPUs, 16 HalfCheetahs and a policy took 0.83 ms a step with one
+        thread in each half, 1.20 with two. `halves`: two parts, if `num_envs` is even.
 
         `options`: the task's own, as EnvPool names them.
         """
@@ -126,11 +128,11 @@ class EnvPoolVectorEnv:
         self._to_simulator = BoxAction(env_id, spec.gymnasium_action_space)
         self.act_dim, self.action_range = self._to_simulator.act_dim, self._to_simulator.range
         self.obs_dim = int(np.prod(spec.gymnasium_observation_space.shape))
+        self._count = 2 if halves and num_envs % 2 == 0 else 1
         options |= {
-            "num_threads": num_threads or min(_available_cpus(), num_envs),
+            "num_threads": num_threads or min(-(-_available_cpus() // self._count), num_envs // self._count),
             "max_episode_steps": self.max_episode_steps + 1,  # never reached: `receive` keeps the clock
         }
-        self._count = 2 if halves and num_envs % 2 == 0 else 1
         self.turns = [
             _Pool(
                 partial(envpool.make_gymnasium, env_id, **options),

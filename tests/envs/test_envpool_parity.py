@@ -26,6 +26,7 @@ import pytest
 import torch
 
 import envs
+from envs.envpool_vector import EnvPoolVectorEnv
 from ess_rl.contract import InTurns
 
 envpool = pytest.importorskip("envpool")
@@ -125,4 +126,24 @@ def test_an_odd_number_of_environments_is_one_part():
     assert isinstance(env, InTurns) and len(env.turns) == 1
     env.reset(torch.arange(3))
     assert env.step(torch.zeros(3, 3)).obs.shape == (3, 11)
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("num_envs", "options", "threads"),
+    [
+        (16, {}, 2),  # 4 CPUs, two halves
+        (16, {"halves": False}, 4),
+        (16, {"num_threads": 3}, 3),  # asked for: of each half
+        (2, {}, 1),  # a half of one environment
+    ],
+)
+def test_the_halves_share_the_cpus(
+    monkeypatch: pytest.MonkeyPatch, num_envs: int, options: dict[str, Any], threads: int
+) -> None:
+    monkeypatch.setattr("envs.envpool_vector._available_cpus", lambda: 4)
+    env = envs.make("Hopper-v5", num_envs, backend="envpool", **options)
+    assert isinstance(env, EnvPoolVectorEnv)
+    env.reset(torch.arange(num_envs))
+    assert [part._pool.config["num_threads"] for part in env.turns] == [threads] * len(env.turns)
     env.close()
