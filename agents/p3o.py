@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from ess_rl import normalizer
-from ess_rl.contract import Draw, Metrics, Precision, State, Tree
+from ess_rl.contract import BeginEpoch, Draw, Metrics, Precision, State, Tree
 from ess_rl.diagnostics import share
 from ess_rl.ess import effective_sample_size
 from ess_rl.gaussian import Gaussian, kl
@@ -119,10 +119,12 @@ class P3O:
         }
         return {name: x.flatten(0, 1) for name, x in samples.items()}
 
-    def begin_epoch(self, state: State, batch: dict[str, Tensor]) -> State:
-        """ess = "batch": e of all samples of the epoch under the policy at its beginning, for the whole epoch."""
-        if self.config.ess == "minibatch":
-            return state
+    @property
+    def begin_epoch(self) -> BeginEpoch | None:
+        return self._ess_of_epoch if self.config.ess == "batch" else None
+
+    def _ess_of_epoch(self, state: State, batch: dict[str, Tensor]) -> State:
+        """e of all samples of the epoch under the policy at its beginning, for the whole epoch."""
         b = Gaussian(batch["behavior_mean"], batch["behavior_log_std"])
         pi = policy(state["params"]["policy"], batch["obs"])
         return {**state, "ess": effective_sample_size(pi.log_prob(batch["action"]) - b.log_prob(batch["action"]))}

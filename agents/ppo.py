@@ -112,8 +112,7 @@ class PPO:
         }
         return {name: x.flatten(0, 1) for name, x in samples.items()}
 
-    def begin_epoch(self, state: State, batch: dict[str, Tensor]) -> State:
-        return state
+    begin_epoch = None
 
     def update(self, state: State, batch: dict[str, Tensor]) -> tuple[State, Metrics]:
         hyper = state["hyper"]

@@ -3,7 +3,7 @@
 Letters: P members of a population, N environments of one member, B environments in all (B = P * N).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -16,6 +16,7 @@ Tree = Any  # nested dictionaries with tensors at the leaves
 Draw = Literal["uniform", "recency", "ess"]
 Precision = Literal["fp32", "bf16", "fp16", "fp8"]
 State = dict[str, Tree]  # all that an agent knows: parameters, optimizer, statistics, hyperparameters
+BeginEpoch = Callable[[State, dict[str, Tensor]], State]
 Metrics = dict[str, Tensor]  # 0-dim tensors, left on their device until somebody logs
 
 
@@ -143,8 +144,12 @@ class Agent(Protocol):
         """
         ...
 
-    def begin_epoch(self, state: State, batch: dict[str, Tensor]) -> State:
-        """At the beginning of each epoch, with all samples that it will draw: what is asked of a whole batch."""
+    @property
+    def begin_epoch(self) -> BeginEpoch | None:
+        """At the beginning of each epoch, with all samples that it will draw: what is asked of a whole batch, if it is.
+
+        (state, batch) -> state
+        """
         ...
 
     def update(self, state: State, batch: dict[str, Tensor]) -> tuple[State, Metrics]:

@@ -23,7 +23,6 @@ from ess_rl import processes, random
 from ess_rl.contract import AgentConfig, InTurns, Step, Turn, VectorEnv
 from ess_rl.errors import NonFiniteError, UsageError
 from ess_rl.ess import effective_sample_size
-from ess_rl.gaussian import Gaussian
 from ess_rl.graphs import Graphs, Stopwatch
 from ess_rl.offline import OfflinePopulation
 from ess_rl.population import Population
@@ -91,7 +90,7 @@ def collect(
     worlds = [Transitions.empty(shape, env.obs_dim, env.act_dim, env.device) for _ in parts]
     if env.device.type == "cpu" and device.type == "cuda":
         worlds = [world.map(Tensor.pin_memory) for world in worlds]
-    acted: list[list[tuple[Gaussian, Tensor]]] = [[] for _ in parts]
+    act, acted = population.actor(), [[] for _ in parts]
     for t in range(steps + 1):
         for k, (part, world) in enumerate(zip(parts, worlds, strict=True)):
             if t > 0:
@@ -103,7 +102,7 @@ def collect(
                 now[k] = step.obs
             if t < steps:
                 world.obs[t] = now[k].view(world.obs.shape[1:])  # before the step, should it write over what it gave
-                behavior, action = population.act(world.obs[t].to(device, non_blocking=True), noises[k][t])
+                behavior, action = act(world.obs[t].to(device, non_blocking=True), noises[k][t])
                 part.send(action.flatten(0, 1).to(env.device))
                 acted[k].append((behavior, action))
     rollouts = []
@@ -181,12 +180,12 @@ def train(
     def updates() -> dict[str, Tensor]:
         summary = {}
         if learns:
-            seeds, steps = random.fold_in(random.fold_in(population.seed, _ORDER), number), []
+            seeds, epochs = random.fold_in(random.fold_in(population.seed, _ORDER), number), []
             for epoch in range(config.epochs):
                 order = _order(random.fold_in(seeds, epoch), config, ess)  # [P, samples]
                 order = order.unflatten(1, (-1, config.minibatch)).transpose(0, 1).contiguous()
-                steps += population.epoch(data, order)
-            summary = {name: torch.stack([m[name] for m in steps]).mean(0) for name in steps[0]}
+                epochs.append(population.epoch(data, order))
+            summary = {name: torch.cat([m[name] for m in epochs]).mean(0) for name in epochs[0]}
             summary |= population.diagnose(rollouts[0], data["advantage"][:, :samples])
         population.observe(rollouts[0])
         population.keep(state)

@@ -20,7 +20,8 @@ from ess_rl import normalizer, random
 from ess_rl.contract import Metrics, OfflineAgent, State, Tree
 from ess_rl.errors import NonFiniteError
 from ess_rl.gaussian import Gaussian
-from ess_rl.population import compiled_outside, initial_state, is_small, one_thread, values_of
+from ess_rl.population import initial_state, is_small, one_thread, values_of
+from ess_rl.program import Program
 from ess_rl.returns import return_range
 from ess_rl.transitions import Transitions
 
@@ -58,13 +59,15 @@ class OfflinePopulation:
         self.state: State = initial_state(agent, self.seed, self.hyper)
         self._parameters = sum(x[0].numel() for x in tree_leaves(self.state["params"]))
 
-        def update(state: State, data: dict[str, Tensor], index: Tensor, noise: Tensor) -> tuple[State, Metrics]:
+        def update(
+            state: State, data: dict[str, Tensor], progress: Tensor, index: Tensor, noise: Tensor
+        ) -> tuple[State, Metrics]:
             def one(state: State, index: Tensor, noise: Tensor) -> tuple[State, Metrics]:
                 return agent.update(state, {**{name: x[index] for name, x in data.items()}, "noise": noise})
 
-            return vmap(one)(state, index, noise)
+            return vmap(one)({**state, "progress": progress}, index, noise)
 
-        self._update = compiled_outside(update) if compiled else update
+        self._update = Program(update, compiled=compiled)
 
     def describe(self, data: Transitions) -> None:
         """Take the statistics of a data set [N, ...] into every member's state."""
@@ -86,10 +89,10 @@ class OfflinePopulation:
                 numbers = torch.arange(begin, min(begin + _DRAWN_AT_ONCE, first + count), device=self.device)
                 index = minibatch_index(self.seed, numbers, length, config.minibatch)
                 noise = update_noise(self.seed, numbers, config.minibatch, self.agent.act_dim)
-                for k, number in enumerate(range(begin, begin + len(numbers))):
-                    self.state["progress"] = torch.full((self.size,), number / total, device=self.device)
-                    self.state, metrics = self._update(self.state, data, index[k], noise[k])
-                    sums = {name: sums[name] + x for name, x in metrics.items()} if sums else metrics
+                progress = (numbers.double() / total).float()[:, None].repeat(1, self.size)
+                self.state, metrics = self._update.scan(self.state, (data,), (progress, index, noise))
+                stretch = {name: x.sum(0) for name, x in metrics.items()}
+                sums = {name: sums[name] + x for name, x in stretch.items()} if sums else stretch
         return {name: x / count for name, x in sums.items()}
 
 

@@ -1,4 +1,4 @@
-"""P agents as one tensor program: vmap from outside, and torch.compile around it.
+"""P agents as one tensor program: vmap from outside, and a compiler around it.
 
 The agent's functions know nothing of P. Here each gets a leading population axis on its state and its data, so that
 ten seeds, or six clip ranges times ten seeds, cost little more than one agent does on a machine that is idle for most
@@ -23,6 +23,7 @@ from ess_rl.contract import Agent, Metrics, OfflineAgent, State
 from ess_rl.errors import UsageError
 from ess_rl.gaussian import Gaussian
 from ess_rl.networks import in_precision
+from ess_rl.program import Program
 from ess_rl.transitions import Transitions
 
 
@@ -77,14 +78,6 @@ def initial_state(agent: Agent | OfflineAgent, seed: Tensor, hyper: dict[str, Te
     return tree_map(lambda x: x.clone(memory_format=torch.contiguous_format), vmap(agent.init)(seed, hyper))
 
 
-def compiled_outside(function: Callable) -> Callable:
-    """`function` as a program of torch.compile, for fixed shapes."""
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)  # one per population
-    # What the asserts would check at every call (the strides of some 60 tensors, 6 % of a small update) the guards
-    # of torch.compile have checked already.
-    return torch.compile(function, dynamic=False, fullgraph=True, options={"size_asserts": False})
-
-
 class Population:
     """P members of one agent, their state held as one tree with a leading axis P.
 
@@ -93,8 +86,8 @@ class Population:
         seeds: [P] the seed of each member; equal seeds with different `hyper` are welcome.
         hyper: for each float field of the agent's Config that differs between members, its P values.
         device: where state and updates live.
-        compiled: put torch.compile around the functions (needs a C++ compiler on the CPU); the same numbers to
-            rounding, three to four times as fast.
+        compiled: let Inductor make programs of the functions (needs a C++ compiler on the CPU); the same numbers to
+            rounding, several times as fast.
     """
 
     def __init__(
@@ -121,7 +114,6 @@ class Population:
         self.behind: list[State] = [tree_map(torch.clone, self._acting()) for _ in range(agent.config.lag)]
         self._parameters = sum(x[0].numel() for x in tree_leaves(self._acting()))  # of one member, to the order
 
-        # One `def` each: torch.compile keeps its programs by code object, and vmap's own wrapper is a single one.
         def act(state: State, obs: Tensor, noise: Tensor) -> tuple[Gaussian, Tensor]:
             def one(state: State, obs: Tensor, noise: Tensor) -> tuple[Gaussian, Tensor]:
                 acting = {**state, "params": in_precision(state["params"], config.rollout_precision)}
@@ -136,6 +128,7 @@ class Population:
 
         def begin_epoch(state: State, data: dict[str, Tensor], index: Tensor) -> State:
             def one(state: State, data: dict[str, Tensor], index: Tensor) -> State:
+                assert agent.begin_epoch is not None
                 return agent.begin_epoch(state, {name: x[index] for name, x in data.items()})
 
             return vmap(one)(state, data, index)
@@ -156,12 +149,18 @@ class Population:
 
             return vmap(one, in_dims=(0, 1, 0))(state, rollout, advantage)
 
-        self._act, self._prepare = self._outside(act), self._outside(prepare)
-        self._update, self._observe = self._outside(update), self._outside(observe)
-        self._begin_epoch, self._diagnose = self._outside(begin_epoch), self._outside(diagnose)
+        programs = (Program(f, compiled=compiled) for f in (act, prepare, begin_epoch, update, observe, diagnose))
+        self._act, self._prepare, self._begin_epoch, self._update, self._observe, self._diagnose = programs
 
-    def _outside(self, function: Callable) -> Callable:
-        return compiled_outside(function) if self.compiled else function
+    def actor(self) -> Callable[[Tensor, Tensor], tuple[Gaussian, Tensor]]:
+        """`act`, with the policy as it is now; for many steps."""
+        inner = self._act.held(self.behind[0] if self.behind else self._acting())
+
+        def act(obs: Tensor, noise: Tensor) -> tuple[Gaussian, Tensor]:
+            with one_thread():
+                return inner(obs, noise)
+
+        return act
 
     def act(self, obs: Tensor, noise: Tensor) -> tuple[Gaussian, Tensor]:
         """Behavior policy and action at obs [P, N, obs_dim], with standard normal noise [P, N, act_dim].
@@ -169,8 +168,7 @@ class Population:
         The behavior is the policy of `lag` iterations ago as its network computes in `rollout_precision`, its standard
         deviation times `behavior_temperature`.
         """
-        with one_thread():
-            return self._act(self.behind[0] if self.behind else self._acting(), obs, noise)
+        return self.actor()(obs, noise)
 
     def age(self) -> None:
         """One iteration has been acted: its policy goes to the others that are behind, and the oldest is forgotten."""
@@ -191,20 +189,18 @@ class Population:
 
     def update(self, data: dict[str, Tensor], index: Tensor) -> Metrics:
         """One gradient step of every member, on its samples `index` [P, minibatch]. Metrics are [P]."""
-        with one_thread() if is_small(index.numel() * self._parameters) else nullcontext():
-            self.state, metrics = self._update(self.state, data, index)
+        return {name: x[0] for name, x in self._steps(data, index[None]).items()}
+
+    def epoch(self, data: dict[str, Tensor], indices: Tensor) -> Metrics:
+        """One `update` for each of `indices` [K, P, minibatch], in their order. Metrics are [K, P]."""
+        if self.agent.begin_epoch is not None:
+            self.state = self._begin_epoch(self.state, data, indices.transpose(0, 1).flatten(1))
+        return self._steps(data, indices)
+
+    def _steps(self, data: dict[str, Tensor], indices: Tensor) -> Metrics:
+        with one_thread() if is_small(indices[0].numel() * self._parameters) else nullcontext():
+            self.state, metrics = self._update.scan(self.state, (data,), (indices,))
         return metrics
-
-    def epoch(self, data: dict[str, Tensor], indices: Tensor) -> list[Metrics]:
-        """One `update` for each of `indices` [K, P, minibatch], in their order. -> K times the metrics
-
-        Only the first asks torch.compile's guards whether the program fits what comes in. The others get tensors of
-        the same shapes and strides, since a state keeps its own: not asking again saves a tenth of a small update.
-        """
-        self.state = self._begin_epoch(self.state, data, indices.transpose(0, 1).flatten(1))
-        first = [self.update(data, index) for index in indices[:1]]
-        with torch.compiler.set_stance(skip_guard_eval_unsafe=True) if self.compiled else nullcontext():
-            return first + [self.update(data, index) for index in indices[1:]]
 
     def diagnose(self, rollout: Transitions, advantage: Tensor) -> Metrics:
         """How far the present policy has left that of transitions [T, P, N]; advantage [P, T * N]. Metrics are [P]."""

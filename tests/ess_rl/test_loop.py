@@ -166,13 +166,13 @@ def test_the_first_iteration_only_observes():
 def test_every_sample_is_used_once_an_epoch():
     population, env, replay = build()
     seen: list[Tensor] = []
-    update = population.update
+    epoch = population.epoch
 
-    def spy(data: dict[str, Tensor], index: Tensor):
-        seen.append(index)
-        return update(data, index)
+    def spy(data: dict[str, Tensor], indices: Tensor):
+        seen.extend(indices)
+        return epoch(data, indices)
 
-    population.update = spy
+    population.epoch = spy
     run((population, env, replay), iterations=3, reset_every=3)
     epochs = torch.cat(seen, dim=1).unflatten(1, (2 * 2, T * N))  # two epochs of iterations 2 and 3
     assert (epochs.sort(-1).values == torch.arange(T * N)).all()
@@ -184,14 +184,14 @@ def test_replayed_rollouts_are_drawn_from(draw: Draw):
     """Two older rollouts beside the fresh one: an epoch is still one rollout's worth of samples, each of them once."""
     population, env, replay = build(replay=2, draw=draw)
     seen: list[Tensor] = []
-    update = population.update
+    learn = population.epoch
 
-    def spy(data: dict[str, Tensor], index: Tensor):
+    def spy(data: dict[str, Tensor], indices: Tensor):
         assert data["obs"].shape == (2, 3 * T * N, OBS)
-        seen.append(index)
-        return update(data, index)
+        seen.extend(indices)
+        return learn(data, indices)
 
-    population.update = spy
+    population.epoch = spy
     progress = run((population, env, replay), iterations=5, reset_every=5)
     per_epoch = T * N // CONFIG.minibatch
     for iteration, p in enumerate(progress[1:], start=1):

@@ -1,0 +1,115 @@
+"""A pure function of trees of tensors as one compiled program, which loops call without asking whether it still fits.
+
+torch.compile reads Python's bytecode, and asks at every call and of every tensor whether the program it made fits.
+Our functions need neither: they are straight lines of tensor operations. So they are traced once for the shapes,
+strides and types that come in (make_fx, which sees through vmap and gradients), Inductor makes the program, and within
+a loop tensors go from call to call without being looked at. With one agent of 11,000 parameters on a CPU, an update
+takes 0.21 ms instead of 0.29, and acting 0.02 instead of 0.06.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
+
+from ess_rl.contract import Tree
+
+_Run = Callable[..., Sequence[Tensor]]  # leaves in, leaves out
+
+
+class Program:
+    """`function` of trees of tensors, called as it is or, if `compiled`, as one program for each kind of arguments.
+
+    The function must be a straight line of tensor operations: no branch on what a tensor holds, no random numbers, no
+    writing to its arguments. A tensor that it reads without being given it is a constant.
+    """
+
+    def __init__(self, function: Callable[..., Any], *, compiled: bool):
+        self._function, self._compiled = function, compiled
+        self._made: dict[tuple[Any, ...], list[tuple[TreeSpec, _Run, TreeSpec]]] = {}
+
+    def __call__(self, *trees: Tree) -> Any:
+        """function(*trees)"""
+        if not self._compiled:
+            return self._function(*trees)
+        leaves, spec = tree_flatten(trees)
+        run, made_of = self._fitting(leaves, spec)
+        return tree_unflatten(run(*leaves), made_of)
+
+    def held(self, *trees: Tree) -> Callable[..., Any]:
+        """function(*trees, ...) of the other arguments alone, which are tensors; for many calls."""
+        if not self._compiled:
+            return partial(self._function, *trees)
+        leaves, fitting = tree_flatten(trees)[0], {}
+
+        def call(*tensors: Tensor) -> Any:
+            kinds = _kinds(tensors)
+            if kinds not in fitting:
+                fitting[kinds] = self._fitting(*tree_flatten((*trees, *tensors)))
+            run, made_of = fitting[kinds]
+            return tree_unflatten(run(*leaves, *tensors), made_of)
+
+        return call
+
+    def scan(self, carry: Tree, fixed: tuple[Tree, ...], xs: Sequence[Tensor]) -> tuple[Tree, Tree]:
+        """carry, y = function(carry, *fixed, *x) for each x = (xs[0][k], xs[1][k], ...). -> (carry, all y, stacked)
+
+        jax.lax.scan as a loop of Python. xs are [K, ...] each, K >= 1; so are the leaves of what the y are stacked to.
+        """
+        steps, ys = list(zip(*(x.unbind(0) for x in xs), strict=True)), []
+        if not self._compiled:
+            for x in steps:
+                carry, y = self._function(carry, *fixed, *x)
+                ys.append(y)
+            return carry, tree_map(lambda *y: torch.stack(y), *ys)
+        steady, others = False, tree_flatten(fixed)[0]
+        for x in steps:
+            if not steady:
+                leaves, spec = tree_flatten((carry, *fixed, *x))
+                run, made_of = self._fitting(leaves, spec)
+                before = leaves[: len(leaves) - len(others) - len(x)]
+            result = run(*before, *others, *x)
+            after = result[: len(before)]
+            if not steady:
+                carry = tree_unflatten(result, made_of)[0]
+                steady = _kinds(after) == _kinds(before)  # what the program gives back, it can take
+            before = after
+            ys.append(result[len(before) :])
+        return tree_unflatten([*before, *map(torch.stack, zip(*ys, strict=True))], made_of)
+
+    def _fitting(self, leaves: list[Tensor], spec: TreeSpec) -> tuple[_Run, TreeSpec]:
+        """The program for arguments of these kinds, and the tree its results are the leaves of."""
+        known = self._made.setdefault(_kinds(leaves), [])
+        for made_for, run, made_of in known:
+            if made_for == spec:
+                return run, made_of
+        run, made_of = _make(self._function, leaves, spec)
+        known.append((spec, run, made_of))
+        return run, made_of
+
+
+def _kinds(leaves: Sequence[Tensor]) -> tuple[Any, ...]:
+    """All that a program is made for, of each tensor."""
+    return tuple((x.shape, x.stride(), x.dtype, x.device) for x in leaves)
+
+
+def _make(function: Callable[..., Any], leaves: list[Tensor], spec: TreeSpec) -> tuple[_Run, TreeSpec]:
+    found: list[TreeSpec] = []
+
+    def flat(*leaves: Tensor) -> list[Tensor]:
+        result, made_of = tree_flatten(function(*tree_unflatten(leaves, spec)))
+        found.append(made_of)
+        return result
+
+    # A tensor that comes in twice is two arguments: it may be two tensors another time.
+    examples: list[Any] = [x.detach() for x in leaves]
+    graph = make_fx(flat)(*examples)
+    # What the asserts would check at every call is in `_kinds`: the strides of some 60 tensors, 6 % of a small update.
+    run: Any = torch._inductor.compile(graph, examples, options={"size_asserts": False})
+    return run, found[0]
