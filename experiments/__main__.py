@@ -205,15 +205,16 @@ def compare(arguments: list[str]) -> None:
 
 
 def publish(arguments: list[str]) -> None:
-    """Copy what is small of a finished run (configuration, result, curves): ess-rl publish RUN OUT"""
+    """Copy what is small of a finished run or study (configuration, result, curves): ess-rl publish RUN OUT"""
     from experiments import figures
+    from experiments.studies import study
 
     def command(run: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path]) -> tuple[Path, Path]:
         return run, out
 
     run, out = tyro.cli(command, args=arguments, prog="ess-rl publish", description=publish.__doc__)
-    figures.publish(run, out)
-    print(f"{out}: config.json, result.json, curves.csv")
+    copied = (study if (run / "study.json").exists() else figures).publish(run, out)
+    print(f"{out}: {', '.join(copied)}")
 
 
 def report(arguments: list[str]) -> None:

@@ -38,6 +38,8 @@ _LATER: dict[str, Callable[[Record], Any]] = {
 LATER_FIELDS: dict[str, dict[str, Callable[[Record], Any]]] = {
     "p3o": {**_LATER, "keep_ess": lambda config: 0.0, "pull": lambda config: "ess", "ess": lambda config: "minibatch"},
     "ppo": {**_LATER, "objective": lambda config: "clip", "target_kl": lambda config: 0.01},
+    # What SB3 itself has, which nothing had asked to be otherwise.
+    "sb3-ppo": {"discount": lambda config: 0.99, "lambda_": lambda config: 0.95, "clip": lambda config: 0.2},
 }
 
 

@@ -6,12 +6,13 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ess_rl.errors import UsageError
-from experiments import records
+from experiments import collection, records
 from experiments.records import Record
 
 BINS = 50
@@ -65,7 +66,7 @@ def read_curves(run: Path) -> Curves:
 def learning_curves(runs: Sequence[Path], out: Path) -> None:
     """One picture of runs of the same env: return, ESS and KL over env steps of a member.
 
-    A thin line is a member, a thick one the mean of those that share all settings but the seed.
+    A thin line is a member, a thick one the mean of those that share all settings but the seed, in whatever runs.
 
     Raises:
         UsageError: the runs are of several envs, or one has nothing to draw.
@@ -84,15 +85,19 @@ def learning_curves(runs: Sequence[Path], out: Path) -> None:
         raise UsageError(f"one picture shows one data set, not {' and '.join(x or 'an env' for x in sets)}")
     figure, axes = plt.subplots(1, len(PANELS), figsize=(4.6 * len(PANELS), 3.6), layout="constrained")
     colors = iter(plt.rcParams["axes.prop_cycle"].by_key()["color"] * 10)
+    methods: dict[Any, list[tuple[Curves, list[int]]]] = {}
     for one in curves:
         for label, group in records.groups(one.config).items():
-            color, seeds = next(colors), f"{len(group)} seed{'s' * (len(group) > 1)}"
-            for axis, (name, _) in zip(axes, PANELS, strict=True):
-                values = one.values[name][:, group]
-                whole = ~np.isnan(values).any(1)
-                axis.plot(one.env_steps[whole], values[whole], color=color, alpha=0.25, linewidth=0.7)
-                mean = values[whole].mean(1)
-                axis.plot(one.env_steps[whole], mean, color=color, linewidth=2.0, label=f"{label} ({seeds})")
+            method = collection.method_of(one.config, group[0])
+            methods.setdefault((label, method, tuple(one.env_steps)), []).append((one, group))
+    for (label, _, steps), parts in methods.items():
+        color, count = next(colors), sum(len(group) for _, group in parts)
+        for axis, (name, _) in zip(axes, PANELS, strict=True):
+            values = np.concatenate([one.values[name][:, group] for one, group in parts], axis=1)
+            whole = ~np.isnan(values).any(1)
+            axis.plot(np.array(steps)[whole], values[whole], color=color, alpha=0.25, linewidth=0.7)
+            named = f"{label} ({count} seed{'s' * (count > 1)})"
+            axis.plot(np.array(steps)[whole], values[whole].mean(1), color=color, linewidth=2.0, label=named)
     for axis, (_, title) in zip(axes, PANELS, strict=True):
         axis.set_title("return of evaluations" if sets[0] and axis is axes[0] else title, fontsize=10)
         axis.set_xlabel(f"{records.unit(curves[0].config)} of one seed")
@@ -108,27 +113,31 @@ def learning_curves(runs: Sequence[Path], out: Path) -> None:
     part.replace(out)
 
 
-def publish(run: Path, out: Path) -> None:
-    """Copy what is small of a finished run into the folder `out`: config.json, result.json and curves.csv.
+def publish(run: Path, out: Path) -> list[str]:
+    """Copy what is small of a finished run into the folder `out`: config.json, result.json, curves.csv. -> their names
 
-    curves.csv has a row for each member and stretch of training: env_steps, member, and all `CURVES`.
+    curves.csv has a row for each member and stretch of training: env_steps, member, and all `CURVES`. A peer's run has
+    no curves.
 
     Raises:
         UsageError: the run is not finished, or `out` holds something else than a published run.
     """
-    result, curves = records.read_json(run / "result.json"), read_curves(run)
+    config, result = records.read_config(run), records.read_json(run / "result.json")
+    curves = read_curves(run) if "iterations" in config else None
     if out.exists() and {path.name for path in out.iterdir()} - {"config.json", "result.json", "curves.csv"}:
         raise UsageError(f"{out} holds other files than those of a published run: choose another place")
     out.mkdir(parents=True, exist_ok=True)
-    with open(out / "curves.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([_steps_column(curves.config), "member", *curves.values])
-        for k, steps in enumerate(curves.env_steps):
-            for member in range(len(curves.config["seeds"])):
-                row = [value[k, member] for value in curves.values.values()]
-                writer.writerow([steps, member, *("" if np.isnan(x) else f"{x:.6g}" for x in row)])
-    records.write_json(out / "config.json", curves.config)
+    records.write_json(out / "config.json", config)
     records.write_json(out / "result.json", result)
+    if curves is not None:
+        with open(out / "curves.csv", "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow([_steps_column(config), "member", *curves.values])
+            for k, steps in enumerate(curves.env_steps):
+                for member in range(len(config["seeds"])):
+                    row = [value[k, member] for value in curves.values.values()]
+                    writer.writerow([steps, member, *("" if np.isnan(x) else f"{x:.6g}" for x in row)])
+    return ["config.json", "result.json"] + ["curves.csv"] * (curves is not None)
 
 
 def _steps_column(config: Record) -> str:

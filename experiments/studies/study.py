@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ess_rl.errors import UsageError
-from experiments import benchmark, records, statistics
+from experiments import benchmark, figures, records, statistics
 from experiments.suites import Job
 
 Finals = NDArray[np.float64]  # [seeds] final returns, or [seeds, ...] of what else a study measures
@@ -114,6 +115,24 @@ def carry_out(study: Study, out: Path | None = None, jobs: int = 1, quick: bool 
     print(f"verdict: {verdict.word}{' (a quick study: this says nothing)' * quick}", *verdict.sentences, sep="\n  ")
     print(f"figure: {out / 'study.png'}")
     return []
+
+
+def publish(folder: Path, out: Path) -> list[str]:
+    """Copy a study that is done: study.json, study.png, and what is small of its runs. -> the names
+
+    Raises:
+        UsageError: `out` holds something else.
+    """
+    runs = sorted(path.parent for path in folder.glob("*/result.json"))
+    names = ["study.json", "study.png", *(run.name for run in runs)]
+    if out.exists() and (others := {path.name for path in out.iterdir()} - set(names)):
+        raise UsageError(f"{out} holds {', '.join(sorted(others))}, not of this study: choose another place")
+    out.mkdir(parents=True, exist_ok=True)
+    for name in names[:2]:
+        shutil.copyfile(folder / name, out / name)
+    for run in runs:
+        figures.publish(run, out / run.name)
+    return names
 
 
 def read(jobs: Sequence[Job], out: Path, measure: Callable[[Path, Sequence[int]], Finals] = final_returns) -> Outcome:

@@ -2,11 +2,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from matplotlib.axes import Axes
 
 from ess_rl.errors import UsageError
-from experiments import options, records, report
+from experiments import figures, options, records, report
 from experiments.run import training_return
 
 
@@ -67,6 +69,24 @@ def test_runs_that_differ_in_their_seeds_alone_are_one_row(tmp_path: Path) -> No
     assert len(rows) == 4 and rows[2].split("|")[5:7] == [" 4     ", " 4   "]  # the IQM of 1, 3, 5, 99 is that of 3, 5
     with pytest.raises(UsageError, match="share seeds"):
         report.comparison([first, first])
+
+
+def test_a_picture_draws_them_as_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[str, list[float]]] = []
+    for name, seeds, values in [("a", [0, 1], [1.0, 3.0, 9.0, 9.0]), ("b", [2], [8.0, 0.0])]:
+        run = write_run(tmp_path / name, seeds, values)
+        rows = [f"{steps},{m},{steps * x},,\n" for steps in (10, 20) for m, x in enumerate(values)]
+        (run / "curves.csv").write_text("env_steps,member,return,ess,behavior_kl\n" + "".join(rows))
+
+    def plot(axis: Axes, x: Any, y: Any, label: str = "", **style: Any) -> None:
+        drawn.extend([(label, list(y))] if label and len(y) else [])
+
+    monkeypatch.setattr(Axes, "plot", plot)
+    figures.learning_curves([tmp_path / "a", tmp_path / "b"], tmp_path / "curves.png")
+    assert drawn == [  # the means of 1, 3, 8 and of 9, 9, 0, times the steps
+        ("p3o learning_rate 0.001 (3 seeds)", [40.0, 80.0]),
+        ("p3o learning_rate 0.0001 (3 seeds)", [60.0, 120.0]),
+    ]
 
 
 def test_options_come_from_the_config_and_its_remarks() -> None:

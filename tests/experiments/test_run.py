@@ -16,7 +16,7 @@ from agents import AGENTS
 from ess_rl.contract import Step
 from ess_rl.errors import NonFiniteError, UsageError
 from ess_rl.population import Population
-from experiments import figures, memory, peers, quickstart, records, run
+from experiments import figures, memory, peers, quickstart, records, report, run
 
 SMALL = {"num_envs": 4, "rollout": 64, "epochs": 1, "minibatch": 64, "hidden": (8,)}
 
@@ -108,6 +108,8 @@ def test_a_peer_leaves_the_same_records_and_goes_on_where_it_was(tmp_path: Path)
     kept.write_text(json.dumps({**records.read_json(kept), "final_return": -7.0}))
     (out / "result.json").unlink()
     assert peers.carry_on(out)["final_return"][0] == -7.0  # not trained again
+    assert figures.publish(out, tmp_path / "published") == ["config.json", "result.json"]  # a peer has no curves
+    assert "sb3-ppo" in report.comparison([tmp_path / "published"])
     with pytest.raises(UsageError, match="another run: its 'steps' is 1024"):
         train_peer(out, steps=2048)
     with pytest.raises(UsageError, match=r"holds seeds \[0, 1\], which are not all asked for"):
