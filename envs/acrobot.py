@@ -54,6 +54,7 @@ class Acrobot:
     state_dim = 4
     obs_dim = 6
     act_dim = 1
+    action_bound = 1.0
     max_episode_steps = 500
 
     def reset_state(self, seed: Tensor, dtype: torch.dtype) -> Tensor:

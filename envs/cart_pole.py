@@ -42,6 +42,7 @@ class CartAndPole:
 
     state_dim = 4
     act_dim = 1
+    action_bound = 1.0
     max_episode_steps = 500
 
     def rates(self, state: Tensor, force: Tensor) -> Tensor:

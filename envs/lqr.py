@@ -39,6 +39,7 @@ class LQR:
     velocity_cost: float = 0.1  # s^2 / m^2
     force_cost: float = 0.1  # 1 / N^2
 
+    action_bound = 1.0
     max_episode_steps = 200
 
     @property

@@ -32,7 +32,7 @@ from ess_rl.errors import UsageError
 from ess_rl.transitions import Transitions
 
 CACHE = ".ess-rl"  # beside the namespaces; Minari does not look into hidden folders
-_VERSION = 1  # of the files in the cache
+_VERSION = 2  # of the files in the cache
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class DataSet:
     source: str  # hash of what it was flattened from
     transitions: Transitions  # [N, ...]; version is -1
     starts: torch.Tensor  # [episodes] int64, of the episodes as they were recorded
+    action_range: tuple[tuple[float, float], ...]  # of each action, in the simulator's units: of [-1, 1] here
     obs_names: tuple[str, ...]  # of the obs_dim numbers of an observation
     recorded_behavior: bool  # else the behavior is that of a fitted model
     behavior_nll: float | None  # of a fitted model on held-out episodes, nats
@@ -154,7 +155,8 @@ def load(
     version = torch.full((1,), -1, dtype=torch.int64).expand(len(columns["reward"]))
     return DataSet(
         id=dataset_id, metadata=metadata, source=source, transitions=Transitions(**columns, version=version),
-        starts=starts, obs_names=tuple(info["obs_names"]), recorded_behavior=info["recorded_behavior"],
+        starts=starts, action_range=tuple((low, high) for low, high in info["action_range"]),
+        obs_names=tuple(info["obs_names"]), recorded_behavior=info["recorded_behavior"],
         behavior_nll=nll, behavior_floored=floored, cut=info["cut"],
     )  # fmt: skip
 
@@ -259,6 +261,7 @@ def _flatten(dataset_id: str, folder: Path) -> tuple[dict[str, NDArray[Any]], di
             parts.pop(name, None)
     columns = {name: np.concatenate(x) for name, x in parts.items()} | {"starts": np.array(starts[:-1])}
     info = {"columns": list(columns), "obs_names": names, "recorded_behavior": recorded, "cut": cut}
+    info["action_range"] = np.stack([low, high], axis=1).tolist()
     return columns, info
 
 

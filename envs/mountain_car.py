@@ -39,6 +39,7 @@ class MountainCarContinuous:
     state_dim = 2
     obs_dim = 2
     act_dim = 1
+    action_bound = 1.0
     max_episode_steps = 999
 
     def reset_state(self, seed: Tensor, dtype: torch.dtype) -> Tensor:

@@ -40,6 +40,7 @@ class Pendulum:
     state_dim = 2
     obs_dim = 3
     act_dim = 1
+    action_bound = 2.0  # Gymnasium's actions are torques
     max_episode_steps = 200
 
     def reset_state(self, seed: Tensor, dtype: torch.dtype) -> Tensor:

@@ -26,6 +26,8 @@ class Dynamics(Protocol):
     @property
     def act_dim(self) -> int: ...
     @property
+    def action_bound(self) -> float: ...  # of each action as Gymnasium has the task; `step` takes [-1, 1] in any case
+    @property
     def max_episode_steps(self) -> int: ...  # control steps until the clock ends the episode
 
     def reset_state(self, seed: Tensor, dtype: torch.dtype) -> Tensor:
@@ -65,7 +67,7 @@ class TorchVectorEnv:
         self.num_envs = num_envs
         self.obs_dim = dynamics.obs_dim
         self.act_dim = dynamics.act_dim
-        self.action_range = [(-1.0, 1.0)] * self.act_dim  # the equations know no other units
+        self.action_range = [(-dynamics.action_bound, dynamics.action_bound)] * self.act_dim
         self.device = torch.device(device)
         self.dtype = dtype
         self.max_episode_steps = dynamics.max_episode_steps if max_episode_steps is None else max_episode_steps

@@ -46,6 +46,7 @@ class TwoLinkArm:
     state_dim = 6
     obs_dim = 10
     act_dim = 2
+    action_bound = 1.0
     max_episode_steps = 100
 
     def reset_state(self, seed: Tensor, dtype: torch.dtype) -> Tensor:

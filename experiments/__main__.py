@@ -31,7 +31,8 @@ def train(arguments: list[str]) -> None:
     name = _one_of("agent", arguments[0], known)
     offline = name in OFFLINE_AGENTS
     given, other = ("--env", "--dataset") if offline else ("--dataset", "--env")
-    if any(word.split("=")[0] == given for word in arguments):
+    words = {word.split("=")[0] for word in arguments}
+    if given in words and not (name in AGENTS and other in words):  # an env and a data set: from offline to online
         learns = "learns from a data set" if offline else "acts in an environment"
         hint = f"{', '.join(OFFLINE_AGENTS)} learn from data" if not offline else f"{', '.join(AGENTS)} learn by acting"
         raise UsageError(f"{name} {learns}: give {other} ID, not {given}; {hint}")
@@ -44,6 +45,10 @@ def _train_agent(name: str, arguments: list[str]) -> None:
 
     chosen = tyro.cli(options.of_agent(AGENTS[name].config), args=arguments, prog=f"ess-rl train {name}")
     settings, sweep = options.split(AGENTS[name].config, chosen)
+    if chosen.dataset:
+        if settings["replay_from"]:
+            raise UsageError("--dataset and --replay-from: a replay is filled from one of them")
+        settings["replay_from"] = chosen.dataset
     folder = run.start(
         name,
         chosen.env,

@@ -2,6 +2,8 @@
 
 replay.safetensors        in the run that collected them (--save-replay K): tensors in the order of time, and JSON
 replay-from.safetensors   a copy, in the run that learns from them (--replay-from RUN): it needs the other no more
+
+Or filled from a Minari data set (--replay-from ID, or --dataset ID): a part of it, cut to rollouts, lies in that file.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from envs import minari_data, minari_env
 from ess_rl import checkpoint, processes
 from ess_rl.contract import Tree, VectorEnv
 from ess_rl.errors import UsageError
@@ -48,33 +51,41 @@ def save(run: Path, kept: Tree, env: VectorEnv, config: Record) -> None:
     checkpoint.save(run / SAVED, kept, info)
 
 
-def check(source: Path, env: VectorEnv, config: Any) -> int:
-    """Whether the replay of a run can be filled from the run folder `source`. -> bytes of its file
+def check(source: str, env: VectorEnv, config: Any) -> int:
+    """Whether the replay of a run can be filled from `source`, a run folder or a data set's name. -> bytes of its file
 
     Args:
         env: one of the task to be trained on.
         config: of the agent.
 
     Raises:
-        UsageError: it has no such file, or its data are of another task, scale or shape; names both.
+        UsageError: it is neither, or its data are of another task, scale or shape; names both.
     """
     if config.replay == 0:
         raise UsageError(f"--replay-from {source}: with --replay 0 nothing is replayed; give --replay 3, say")
-    path = source / SAVED
-    if not path.exists():
-        raise UsageError(
-            f"--replay-from {source}: it has no {SAVED}; a run leaves one at its end if it was given --save-replay K"
-        )
-    said = checkpoint.info(path)
     here = {
         "env": env.env_id,
         "observation size": env.obs_dim,
         "action scale": [list(pair) for pair in env.action_range],
-        "num_envs": config.num_envs,
     }
-    for name, value in here.items():
-        if said.get(name) != value:
-            raise UsageError(f"--replay-from {source}: its {name} is {said.get(name)}, that of this run is {value}")
+    if is_data_set(source):
+        data = minari_data.load(source, say=print)
+        said = {
+            "env": minari_env.id_in(minari_env.spec_text(data.metadata)) or env.env_id,  # some sets do not say
+            "observation size": data.transitions.obs.shape[1],
+            "action scale": [list(pair) for pair in data.action_range],
+        }
+        _check_same(source, said, here)
+        _check_length(source, len(data.transitions.reward), config)
+        return nbytes(env.obs_dim, env.act_dim, config)
+    path = Path(source) / SAVED
+    if not path.exists():
+        raise UsageError(
+            f"--replay-from {source}: it has no {SAVED}; a run leaves one at its end if it was given --save-replay K. "
+            f"Nor is it a data set: there are {', '.join(minari_data.local()) or 'none'}"
+        )
+    said = checkpoint.info(path)
+    _check_same(source, said, here | {"num_envs": config.num_envs})
     if said["steps"] < config.rollout:
         raise UsageError(
             f"--replay-from {source}: it holds {said['steps']} steps of each environment, and a rollout of this run is "
@@ -83,11 +94,67 @@ def check(source: Path, env: VectorEnv, config: Any) -> int:
     return path.stat().st_size
 
 
-def copy(source: Path, run: Path) -> None:
-    """Into a new run folder, so that it can be resumed whatever becomes of the other."""
+def is_data_set(source: str) -> bool:
+    """Whether it names a Minari data set that is here, and no run folder."""
+    return not (Path(source) / SAVED).exists() and source in minari_data.local()
+
+
+def _check_same(source: str, said: Record, here: Record) -> None:
+    for name, value in here.items():
+        if said.get(name) != value:
+            raise UsageError(f"--replay-from {source}: its {name} is {said.get(name)}, that of this run is {value}")
+
+
+def _check_length(source: str, steps: int, config: Any) -> None:
+    wanted = config.replay * config.rollout * config.num_envs
+    if steps < wanted:
+        raise UsageError(
+            f"--replay-from {source}: it holds {steps:,} steps, and {config.replay} rollouts are {wanted:,}: "
+            f"--replay {steps // (config.rollout * config.num_envs)} or less"
+        )
+
+
+def nbytes(obs_dim: int, act_dim: int, config: Any) -> int:
+    """Of the part of a data set that fills a replay."""
+    one = Transitions.empty((1,), obs_dim, act_dim, torch.device("meta"))
+    return config.replay * config.rollout * config.num_envs * sum(getattr(one, f.name).nbytes for f in fields(one))
+
+
+def copy(source: str, run: Path, config: Any) -> None:
+    """Into a new run folder, so that it can be resumed whatever becomes of the other. `config`: of the new run's agent.
+
+    Raises:
+        UsageError: `source` is no longer what `check` saw.
+    """
     part = run / (COPIED + ".part")
-    shutil.copyfile(source / SAVED, part)
+    if is_data_set(source):
+        data = minari_data.load(source)
+        _check_length(source, len(data.transitions.reward), config)
+        info = {
+            "members": 1,
+            "steps": config.replay * config.rollout,
+            "iterations": config.replay,
+            "source": data.source,
+        }
+        checkpoint.save(part, as_rollouts(data.transitions, config.replay, config.rollout, config.num_envs), info)
+    else:
+        shutil.copyfile(Path(source) / SAVED, part)
     part.replace(run / COPIED)
+
+
+def as_rollouts(data: Transitions, count: int, steps: int, num_envs: int) -> Tree:
+    """Transitions [M, ...] cut to `count` rollouts of one member: columns [count * steps, 1, num_envs, ...].
+
+    Its count * num_envs stretches of consecutive steps begin evenly spaced over all the data, in their order, so that
+    a set of several policies is there with all of them. A stretch that ends within an episode counts as truncated.
+    """
+    stretches = count * num_envs
+    first = torch.linspace(0, len(data.reward) - steps, stretches, dtype=torch.float64).long()
+    index = (first.view(count, 1, num_envs) + torch.arange(steps)[:, None]).flatten(0, 1)  # [count * steps, num_envs]
+    tree = {f.name: getattr(data, f.name)[index].unsqueeze(1) for f in fields(data)}
+    tree["truncated"][steps - 1 :: steps] |= ~tree["terminated"][steps - 1 :: steps]
+    tree["version"] = torch.arange(count).repeat_interleave(steps)[:, None, None].repeat(1, 1, num_envs)
+    return tree
 
 
 def fill(run: Path, replay: Replay, config: Any) -> Tensor:

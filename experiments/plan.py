@@ -66,7 +66,7 @@ def make(
     probe = envs.make(env_id, 1, backend=backend)  # refuses what cannot be had, before a folder is made
     resolved_backend, episode, dimensions = probe.backend, probe.max_episode_steps, (probe.obs_dim, probe.act_dim)
     older = getattr(config, "replay_from", "")
-    file = old_data.check(Path(older), probe, config) if older else 0
+    file = old_data.check(older, probe, config) if older else 0
     probe.close()
     if episode is None:
         raise UsageError(

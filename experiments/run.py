@@ -46,7 +46,7 @@ def start(agent: str, env_id: str, *, out: Path, overwrite: bool = False, **argu
         raise UsageError(f"--replay-from {source} is the folder of this run: choose another --out")
     records.prepare_folder(out, overwrite=overwrite)
     if source:
-        old_data.copy(Path(source), out)
+        old_data.copy(source, out, AGENTS[agent].config(**record["config"]))
     records.write_json(out / "config.json", record)
     return out
 

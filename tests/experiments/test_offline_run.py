@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from agents import p3o
 from envs import minari_data
-from experiments import __main__, collection, datasets, offline_run, recording, records, run
+from ess_rl.replay import Replay
+from experiments import __main__, collection, datasets, offline_run, old_data, recording, records, run
 
 SET = "ess/pendulum/tiny-v0"
 QUICK = ["--hidden", "8", "--minibatch", "16", "--compile", "off", "--episodes", "2", "--steps", "40", "--seeds", "2"]
@@ -58,6 +60,37 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Any:
         # Five environments, 300 steps each and then to the end of their second episode of 200: 2000 steps.
         assert f"{SET}: 2,000 steps in 10 episodes" in said and "p3o of seed 1 after 3,328 env steps" in said
         yield folder
+
+
+def test_a_data_set_as_old_replay(place: Path):
+    """Offline to online: 2000 steps of data, 2 rollouts of 4 x 64 steps."""
+    small = ["--num-envs", "4", "--rollout", "64", "--epochs", "1", "--minibatch", "64", "--hidden", "8"]
+    online = ["train", "p3o", *small, "--steps", "1024", "--seeds", "2", "--episodes", "2", "--compile", "off"]
+    said = works(*online, "--env", "Pendulum-v1", "--dataset", SET, "--replay", "2", "--out", "online")
+    assert f"replay: 128 steps of each environment from {SET}" in said
+    assert records.read_config(place / "online")["config"]["replay_from"] == SET
+    data = minari_data.load(SET).transitions
+    filled = Replay(192, 2, 4, 3, 1, "cpu")
+    assert old_data.fill(place / "online", filled, p3o.Config(replay=2, rollout=64, num_envs=4)).tolist() == [0, 0]
+    held = filled.latest(128)
+    assert torch.equal(held.obs[0, 0, 0], data.obs[0]) and torch.equal(held.next_obs[-1, 1, -1], data.next_obs[-1])
+    assert held.version[:, 0, 0].unique().tolist() == [-2, -1] and held.last[63::64].all()
+    rows = records.read_metrics(place / "online")
+    assert all(0.0 < share < 1.0 for share in rows[1]["replayed_share"])
+    before = (place / "online" / "result.json").read_text()
+    (place / "online" / "result.json").unlink()
+    works("resume", "online")
+    assert json.loads(before)["final_return"] == records.read_json(place / "online" / "result.json")["final_return"]
+
+    wanted = refused(*online, "--env", "Pendulum-v1", "--dataset", SET, "--replay", "8")
+    assert "it holds 2,000 steps, and 8 rollouts are 2,048: --replay 7 or less" in wanted
+    assert "with --replay 0 nothing is replayed" in refused(*online, "--env", "Pendulum-v1", "--dataset", SET)
+    other = refused(*online, "--env", "ess/LQR-v0", "--dataset", SET, "--replay", "2")
+    assert "its env is Pendulum-v1, that of this run is ess/LQR-v0" in other
+    both = refused(*online, "--env", "Pendulum-v1", "--dataset", SET, "--replay-from", "x", "--replay", "2")
+    assert "a replay is filled from one of them" in both
+    nothing = refused(*online, "--env", "Pendulum-v1", "--dataset", "ess/no-v0", "--replay", "2")
+    assert f"Nor is it a data set: there are {SET}" in nothing
 
 
 def test_what_acted_is_what_was_recorded(place: Path):

@@ -50,8 +50,8 @@ def test_what_was_saved_fills_the_replay(tmp_path: Path):
     old_data.save(tmp_path, old_data.last(ring, config), env, config)
     (tmp_path / "run").mkdir()
     young: Any = SimpleNamespace(replay=2, rollout=3, num_envs=1)
-    assert old_data.check(tmp_path, env, young) == (tmp_path / "replay.safetensors").stat().st_size
-    old_data.copy(tmp_path, tmp_path / "run")
+    assert old_data.check(str(tmp_path), env, young) == (tmp_path / "replay.safetensors").stat().st_size
+    old_data.copy(str(tmp_path), tmp_path / "run", young)
     filled = Replay(9, 3, 1, 3, 1, "cpu")
     raised = old_data.fill(tmp_path / "run", filled, young)
     # Eight steps were kept, the last six of them are two rollouts: steps 4 to 9, of iterations 2, 3 and 4 of five.
@@ -66,6 +66,18 @@ def test_what_was_saved_fills_the_replay(tmp_path: Path):
     assert raised.tolist() == [0, 1, 0]
     assert held.behavior_log_std.min().item() == pytest.approx(math.log(1e-3))
     assert "1 behavior standard deviations below 0.001 were raised" in old_data.describe("old", 6, 1)
+
+
+def test_a_data_set_cut_to_rollouts_by_hand():
+    """Ten steps to two rollouts of two steps of two environments: stretches from 0, 2 (of 2.67), 5 (5.33) and 8."""
+    data = Transitions.empty((10,), 3, 1, torch.device("cpu"))
+    data.reward[:] = torch.arange(10)
+    data.terminated[6] = True
+    cut = old_data.as_rollouts(data, 2, 2, 2)
+    assert cut["reward"][:, 0].tolist() == [[0, 2], [1, 3], [5, 8], [6, 9]]
+    assert cut["truncated"][:, 0].tolist() == [[False, False], [True, True], [False, False], [False, True]]
+    assert cut["version"][:, 0].tolist() == [[0, 0], [0, 0], [1, 1], [1, 1]]
+    assert cut["obs"].shape == (4, 1, 2, 3) and not data.truncated.any()
 
 
 def test_a_run_learns_from_an_older_one(older: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -134,8 +146,8 @@ def test_data_that_do_not_fit_are_refused(older: Path, tmp_path: Path, monkeypat
     assert "with --replay 0 nothing is replayed" in refusal(replay=0)
     assert "it holds 192 steps of each environment, and a rollout of this run is 256" in refusal(rollout=256)
     assert "has no replay.safetensors" in refusal(replay_from=str(tmp_path))
-    wider = changed(older, tmp_path / "wider", **{"action scale": [[-2.0, 2.0]]})
-    assert "its action scale is [[-2.0, 2.0]], that of this run is [[-1.0, 1.0]]" in refusal(replay_from=wider)
+    wider = changed(older, tmp_path / "wider", **{"action scale": [[-3.0, 3.0]]})
+    assert "its action scale is [[-3.0, 3.0]], that of this run is [[-2.0, 2.0]]" in refusal(replay_from=wider)
     longer = changed(older, tmp_path / "longer", **{"observation size": 5})
     assert "its observation size is 5, that of this run is 3" in refusal(replay_from=longer)
     (tmp_path / "cut").mkdir()
