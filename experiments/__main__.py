@@ -54,7 +54,7 @@ def _train_agent(name: str, arguments: list[str]) -> None:
         chosen.env,
         settings=settings,
         sweep=sweep,
-        **_common(name, chosen, chosen.env),
+        **_common(name, chosen, "-from-".join(filter(None, [chosen.env, chosen.dataset]))),
         backend=chosen.backend,
         device=chosen.device,
         compiled=chosen.compile,

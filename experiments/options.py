@@ -28,7 +28,7 @@ class Options:
     episodes: int = 20
     """of the final evaluation, for each member"""
     out: Path | None = None
-    """the run folder; default: runs/AGENT-ENV"""
+    """the run folder; default: runs/AGENT-ENV, or runs/AGENT-ENV-from-DATASET"""
     overwrite: bool = False
     """replace the run that --out holds"""
 
