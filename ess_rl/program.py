@@ -107,9 +107,10 @@ def _make(function: Callable[..., Any], leaves: list[Tensor], spec: TreeSpec) ->
         found.append(made_of)
         return result
 
-    # A tensor that comes in twice is two arguments: it may be two tensors another time.
+    # A tensor that comes in twice is two arguments: it may be two tensors another time. Traced with fake tensors:
+    # nothing is computed, and a large population does not hold what it would need uncompiled.
     examples: list[Any] = [x.detach() for x in leaves]
-    graph = make_fx(flat)(*examples)
+    graph = make_fx(flat, tracing_mode="fake")(*examples)
     # What the asserts would check at every call is in `_kinds`: the strides of some 60 tensors, 6 % of a small update.
     run: Any = torch._inductor.compile(graph, examples, options={"size_asserts": False})
     return run, found[0]
