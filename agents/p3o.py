@@ -186,5 +186,5 @@ class P3O:
             state["return_scale"], rollout.reward, rollout.last, state["hyper"]["discount"]
         )
         seen = {"obs_stats": obs_stats, "return_scale": return_scale}
-        before = tree_map(torch.clone, new)  # tensors of its own: compiled programs tell states by which leaves are one
+        before = tree_map(torch.clone, new)  # tensors of its own: a checkpoint keeps no tensor twice
         return {**state, **seen, "before": before, "rate_factor": rate_factor}

@@ -45,7 +45,7 @@ def adam_step(
     the custom of PPO implementations, torch's own default is 1e-8.
     """
     # Autograd hands out the gradient of an [in, 1] weight transposed. What is made from it would inherit these strides
-    # and no longer lie as the first parameters did: one more program for torch.compile to make of every function.
+    # and no longer lie as the first parameters did: one more program to compile of every function.
     grads = pytree.tree_map(lambda g: g.clone(memory_format=torch.contiguous_format), grads)
     step = optimizer["step"] + 1.0
     m = pytree.tree_map(lambda m, g: beta_1 * m + (1.0 - beta_1) * g, optimizer["m"], grads)

@@ -64,5 +64,5 @@ class Transitions:
         )
 
 
-# vmap and torch.compile see through the record as they see through a dictionary.
+# vmap and compiled programs see through the record as they see through a dictionary.
 pytree.register_dataclass(Transitions)

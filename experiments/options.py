@@ -50,7 +50,7 @@ class RunOptions(Options):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where the agents live; auto: cuda if there is one and the environments run on it too"""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile; auto: on where a C++ compiler is found"""
+    """make compiled programs of the agents; auto: on where a C++ compiler is found"""
     checkpoints: int = 10
     """at most how many, evenly spread; environments begin anew at each, so they lie at least 4 episodes apart"""
     dataset: str = ""
@@ -89,7 +89,7 @@ class OfflineOptions:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where the agents live; auto: cuda if there is one"""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile; auto: on where a C++ compiler is found"""
+    """make compiled programs of the agents; auto: on where a C++ compiler is found"""
     checkpoints: int = 10
     """how many, evenly spread; at each the agents are evaluated"""
 

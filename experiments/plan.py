@@ -173,7 +173,7 @@ def device_of(asked: str, backend: str) -> str:
 
 
 def compiled_of(asked: str) -> bool:
-    """auto: where torch.compile finds what it needs on the CPU, a C++ compiler and Python's headers."""
+    """auto: where PyTorch's compiler finds what it needs on the CPU, a C++ compiler and Python's headers."""
     compiler = any(shutil.which(name) for name in ("g++", "clang++", "cl"))
     headers = Path(sysconfig.get_path("include"), "Python.h").exists()
     found = compiler and headers

@@ -58,7 +58,7 @@ def measure(
         seconds: how long each subject is measured.
         backend: of the environments of our agents and of the eager loop.
         device: where our agents live; auto: cuda if there is one and the environments run on it too. Peers: the CPU.
-        compile: torch.compile around our agents; auto: on where a C++ compiler is found.
+        compile: make compiled programs of our agents; auto: on where a C++ compiler is found.
         peers: measure SB3 PPO and an eager loop beside our agents.
         out: a JSON file to write.
     """

@@ -82,6 +82,33 @@ def test_scan_where_the_carry_changes_its_kind(compiled: bool):
         assert len(program._made) == 2
 
 
+@both
+def test_scan_where_the_carry_changes_its_tree(compiled: bool):
+    """The keys change places at every step, with leaves of equal kinds; one is there from the first step on only."""
+
+    def swap(carry: dict[str, Tensor], x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        return {name: carry[name] * (2.0 if name == "b" else 1.0) + x for name in reversed(carry)}, carry["a"]
+
+    def gain(carry: dict[str, Tensor], x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        return {"a": carry["a"] + x, "n": carry.get("n", torch.zeros(2)) + 1.0}, carry["a"]
+
+    start, x = {"a": torch.zeros(2), "b": torch.ones(2)}, torch.ones(4, 2)
+    carry, seen = Program(swap, compiled=compiled).scan(start, (), (x,))
+    assert carry["a"].tolist() == [4.0, 4.0] and carry["b"].tolist() == [31.0, 31.0]  # 1, 3, 7, 15, 31
+    assert seen[:, 0].tolist() == [0.0, 1.0, 2.0, 3.0]
+    carry, seen = Program(gain, compiled=compiled).scan({"a": torch.zeros(2)}, (), (x,))
+    assert carry["a"].tolist() == [4.0, 4.0] and carry["n"].tolist() == [4.0, 4.0]
+    assert seen[:, 0].tolist() == [0.0, 1.0, 2.0, 3.0]
+
+
+@both
+def test_a_tensor_that_is_not_an_argument_is_a_constant(compiled: bool):
+    offset = torch.tensor([1.0, 2.0])
+    program = Program(lambda x: x + offset + torch.tensor(0.5), compiled=compiled)
+    for x in (torch.zeros(2), torch.ones(2)):
+        assert torch.equal(program(x), x + torch.tensor([1.5, 2.5]))
+
+
 @compiles
 def test_a_branch_on_data_is_refused():
     def branch(x: Tensor) -> Tensor:
