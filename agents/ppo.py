@@ -44,9 +44,7 @@ class Config:
     entropy_coef: float = 0.0  # weight of an entropy bonus
     max_grad_norm: float = 0.5  # joint norm of all gradients
     replay: int = 0  # older rollouts that an iteration learns from, beside the fresh one
-    replay_from: str = (
-        ""  # an older run's folder (it had --save-replay) or a data set, whose data fill the replay at first
-    )
+    replay_from: str = ""  # folder of an older run (--save-replay) or a data set, whose data fill the replay at first
     draw: Draw = "uniform"  # how often each rollout is drawn from: uniform, recency: 1 / (1 + age), ess: its ESS
     correction: Correction = "none"  # of the returns of older data: none, vtrace, retrace, ess
     lag: int = 0  # iterations by which the policy that acts is older than the one that learns
