@@ -16,6 +16,12 @@ from ess_rl.population import Population
 from ess_rl.transitions import Transitions
 
 
+def of_one_step(obs_dim: int, act_dim: int) -> int:
+    """Bytes of one transition."""
+    one = Transitions.empty((1,), obs_dim, act_dim, torch.device("meta"))
+    return sum(x.nbytes for x in tree_leaves(one))
+
+
 def needed(agent: Agent, config: Any, obs_dim: int, act_dim: int, members: int, kept: int = 0) -> int:
     """Bytes that the tensors of a population hold at the same time, while it learns.
 
@@ -24,8 +30,7 @@ def needed(agent: Agent, config: Any, obs_dim: int, act_dim: int, members: int, 
     and simulators come on top. Measured: 1,000 members on Pendulum-v1 took 3.9 GiB, of which this counts 2.6.
     `kept` is how many rollouts the replay holds, if more than are learned from.
     """
-    one = Transitions.empty((1,), obs_dim, act_dim, torch.device("meta"))
-    of_step = sum(x.nbytes for x in tree_leaves(one))
+    of_step = of_one_step(obs_dim, act_dim)
     of_state = sum(x.nbytes for x in tree_leaves(Population(agent, [0]).state))
     steps = config.rollout * config.num_envs
     of_layer = 4 * max(config.hidden)  # float32

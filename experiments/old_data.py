@@ -23,6 +23,7 @@ from ess_rl.contract import Tree, VectorEnv
 from ess_rl.errors import UsageError
 from ess_rl.replay import Replay
 from ess_rl.transitions import Transitions
+from experiments import memory
 from experiments.records import Record
 
 SAVED, COPIED = "replay.safetensors", "replay-from.safetensors"
@@ -77,7 +78,7 @@ def check(source: str, env: VectorEnv, config: Any) -> int:
         }
         _check_same(source, said, here)
         _check_length(source, len(data.transitions.reward), config)
-        return nbytes(env.obs_dim, env.act_dim, config)
+        return _wanted(config) * memory.of_one_step(env.obs_dim, env.act_dim)
     path = Path(source) / SAVED
     if not path.exists():
         raise UsageError(
@@ -105,19 +106,18 @@ def _check_same(source: str, said: Record, here: Record) -> None:
             raise UsageError(f"--replay-from {source}: its {name} is {said.get(name)}, that of this run is {value}")
 
 
+def _wanted(config: Any) -> int:
+    """Steps of a data set that fill a replay."""
+    return config.replay * config.rollout * config.num_envs
+
+
 def _check_length(source: str, steps: int, config: Any) -> None:
-    wanted = config.replay * config.rollout * config.num_envs
+    wanted = _wanted(config)
     if steps < wanted:
         raise UsageError(
             f"--replay-from {source}: it holds {steps:,} steps, and {config.replay} rollouts are {wanted:,}: "
             f"--replay {steps // (config.rollout * config.num_envs)} or less"
         )
-
-
-def nbytes(obs_dim: int, act_dim: int, config: Any) -> int:
-    """Of the part of a data set that fills a replay."""
-    one = Transitions.empty((1,), obs_dim, act_dim, torch.device("meta"))
-    return config.replay * config.rollout * config.num_envs * sum(getattr(one, f.name).nbytes for f in fields(one))
 
 
 def copy(source: str, run: Path, config: Any) -> None:
