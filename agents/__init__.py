@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from agents import awac, bc, iql, p3o, p3o_offline, ppo, td3_bc
+from agents import awac, bc, iql, p3o, p3o_2019, p3o_offline, ppo, td3_bc
 
 
 class Entry(NamedTuple):
@@ -17,6 +17,9 @@ class Entry(NamedTuple):
 AGENTS: dict[str, Entry] = {
     "p3o": Entry(
         p3o.P3O, p3o.Config, "the batch's effective sample size caps the ratio and sets the pull to the behavior"
+    ),
+    "p3o_2019": Entry(
+        p3o_2019.P3O2019, p3o_2019.Config, "A2C in turns with replayed updates, which the ESS caps and holds back"
     ),
     "ppo": Entry(ppo.PPO, ppo.Config, "clips the ratio at a fixed range: the field's usual on-policy baseline"),
 }

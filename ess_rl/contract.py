@@ -113,6 +113,23 @@ class AgentConfig(Protocol):
     def rollout_precision(self) -> Precision: ...  # of the network that acts
 
 
+@runtime_checkable
+class AlternatingConfig(AgentConfig, Protocol):
+    """Of an agent whose on-policy updates take turns with others on replayed data, instead of mixing both.
+
+    An iteration's epochs then see the fresh rollout alone. After them come as many updates on replayed segments as
+    Poisson(`replayed_updates`) draws, which is one of the `hyper`. Each segment is one environment's part of one of the
+    1 + `replay` newest rollouts.
+    """
+
+    @property
+    def replayed_updates(self) -> float: ...  # mean of their number
+    @property
+    def segments(self) -> int: ...  # in one such update
+    @property
+    def warm_up(self) -> int: ...  # iterations before the first of them
+
+
 class Agent(Protocol):
     """A few pure functions of tensors, written for one agent: `Population` adds the population axis from outside.
 
@@ -153,7 +170,11 @@ class Agent(Protocol):
         ...
 
     def update(self, state: State, batch: dict[str, Tensor]) -> tuple[State, Metrics]:
-        """One gradient step on a minibatch of those samples. With replay each has its "age", 0 in the fresh rollout."""
+        """One gradient step on a minibatch of those samples.
+
+        With replay each has its "age", 0 in the fresh rollout. Where fresh and replayed data take turns
+        (`AlternatingConfig`), those of replayed segments alone have one.
+        """
         ...
 
     def observe(self, state: State, rollout: Transitions) -> State:

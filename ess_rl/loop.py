@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from ess_rl import processes, random
-from ess_rl.contract import AgentConfig, InTurns, Step, Turn, VectorEnv
+from ess_rl.alternate import ReplayedUpdates
+from ess_rl.contract import AgentConfig, AlternatingConfig, InTurns, Step, Turn, VectorEnv
 from ess_rl.errors import NonFiniteError, UsageError
 from ess_rl.ess import effective_sample_size
 from ess_rl.graphs import Graphs, Stopwatch
@@ -32,7 +33,7 @@ from ess_rl.transitions import Transitions
 
 # Purposes of random numbers. An agent's `init` folds its own numbers, from 0, into the same seed: what it draws for
 # layer i are the bits of iteration i's noise, reshaped. Harmless; a purpose of its own would change all published runs.
-_ENVS, _ACTIONS, _ORDER, _EVALUATION = range(4)
+_ENVS, _ACTIONS, _ORDER, _EVALUATION, _REPLAYED = range(5)
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,9 @@ def train(
     number = torch.zeros((), dtype=torch.int64, device=device)  # of the iteration
     obs = torch.zeros(env.num_envs, env.obs_dim, device=env.device)
     running = torch.zeros(population.size, config.num_envs, dtype=torch.float64, device=device)
+    replayed = ReplayedUpdates(population, replay, config, _REPLAYED) if isinstance(config, AlternatingConfig) else None
+    shape = (config.rollout, population.size, config.num_envs)
+    fresh = Transitions.empty(shape, env.obs_dim, env.act_dim, device) if replayed else None
 
     def collecting() -> tuple[Transitions, dict[str, Tensor]]:
         rollout, after = collect(population, env, obs, config.rollout, number)
@@ -178,15 +182,22 @@ def train(
         return prepare(population, rollouts)
 
     def updates() -> dict[str, Tensor]:
-        summary = {}
-        if learns:
-            seeds, epochs = random.fold_in(random.fold_in(population.seed, _ORDER), number), []
-            for epoch in range(config.epochs):
-                order = _order(random.fold_in(seeds, epoch), config, ess)  # [P, samples]
-                order = order.unflatten(1, (-1, config.minibatch)).transpose(0, 1).contiguous()
-                epochs.append(population.epoch(data, order))
-            summary = {name: torch.cat([m[name] for m in epochs]).mean(0) for name in epochs[0]}
-            summary |= population.diagnose(rollouts[0], data["advantage"][:, :samples])
+        seeds, epochs = random.fold_in(random.fold_in(population.seed, _ORDER), number), []
+        for epoch in range(config.epochs):
+            order = _order(random.fold_in(seeds, epoch), config, ess)  # [P, samples]
+            order = order.unflatten(1, (-1, config.minibatch)).transpose(0, 1).contiguous()
+            epochs.append(population.epoch(data, order))
+        population.keep(state)
+        return {name: torch.cat([m[name] for m in epochs]).mean(0) for name in epochs[0]}
+
+    def replayed_update() -> dict[str, Tensor]:
+        assert replayed is not None
+        summary = replayed.update()
+        population.keep(state)
+        return summary
+
+    def observe() -> dict[str, Tensor]:
+        summary = population.diagnose(rollouts[0], data["advantage"][:, :samples]) if learns else {}
         population.observe(rollouts[0])
         population.keep(state)
         return summary
@@ -206,15 +217,22 @@ def train(
         if (iteration + 1) % reset_every == 0:
             rollout.truncated[-1] |= ~rollout.terminated[-1]
         replay.add(rollout)
-        rollouts = replay.rollouts(config.rollout, 1 + config.replay)
-        where = f"{replay.head} {len(rollouts)}"  # a recording is of the rollouts that lay there
+        if fresh is None:
+            rollouts = replay.rollouts(config.rollout, 1 + config.replay)
+            where = f"{replay.head} {len(rollouts)}"  # a recording is of the rollouts that lay there
+        else:
+            rollouts, where = [Transitions.zip(Tensor.copy_, fresh, rollout)], "alone"
         stopwatch.lap("collect")
-        learns = iteration > 0
+        learns, summary = iteration > 0, {}
         if learns:
             data, ess = graphs(f"targets {where}", targets)
             found = found | {f"ess_age_{age}" if age else "ess_first": ess[:, age] for age in range(len(rollouts))}
         stopwatch.lap("targets")
-        summary = graphs(f"updates {where}" if learns else "observe", updates)
+        if learns:
+            summary = graphs(f"updates {where}", updates)
+            for _ in range(replayed.begin(iteration) if replayed else 0):
+                summary = summary | graphs("replayed", replayed_update)
+        summary = summary | graphs(f"observe {where}" if learns else "observe", observe)
         stopwatch.lap("update")
         found = _to_host(summary | found)  # the only wait for the device
         episodes, return_sum, broken = (found.pop(name) for name in ("episodes", "return_sum", "broken"))
@@ -250,7 +268,8 @@ def prepare(population: Population, rollouts: list[Transitions]) -> tuple[dict[s
     """
     parts = [population.prepare(rollout) for rollout in rollouts]
     ess = torch.stack([effective_sample_size(part.pop("log_ratio"), dim=1) for part in parts], dim=1)
-    room = 1 + population.agent.config.replay
+    config = population.agent.config
+    room = 1 if isinstance(config, AlternatingConfig) else 1 + config.replay
     if room == 1:
         return parts[0], ess
     for age, part in enumerate(parts):
@@ -313,6 +332,10 @@ def warm_up(population: Population, env: VectorEnv) -> float:
         population.epoch(data, index)
         population.diagnose(rollout, data["advantage"][:, :samples])
         population.observe(rollout)
+        if isinstance(config, AlternatingConfig):
+            segments = (config.rollout, population.size, config.segments)
+            segments = Transitions.empty(segments, env.obs_dim, env.act_dim, population.device)
+            population.replayed(segments, torch.zeros(population.size, dtype=torch.bool, device=population.device))
     population.state = state
     return time.perf_counter() - began
 

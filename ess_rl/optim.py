@@ -56,6 +56,33 @@ def adam_step(
     return params, {"m": m, "v": v, "step": step}
 
 
+def rmsprop_init(params: Tree) -> Tree:
+    """A second moment of zero."""
+    return {"v": pytree.tree_map(torch.zeros_like, params)}
+
+
+def rmsprop_step(
+    params: Tree,
+    grads: Tree,
+    optimizer: Tree,
+    learning_rate: float | Tensor,
+    *,
+    decay: float = 0.99,
+    epsilon: float = 1e-5,
+) -> tuple[Tree, Tree]:
+    """One step of RMSProp, without momentum or centering. -> (params, optimizer)
+
+        v = decay v + (1 - decay) g^2,   params -= learning_rate g / (sqrt(v) + epsilon)
+
+    Source: Tieleman and Hinton 2012 (lecture 6.5); equal to torch.optim.RMSprop in a test. The numbers are those of
+    A2C's usual implementations.
+    """
+    grads = pytree.tree_map(lambda g: g.clone(memory_format=torch.contiguous_format), grads)  # as in adam_step
+    v = pytree.tree_map(lambda v, g: decay * v + (1.0 - decay) * g * g, optimizer["v"], grads)
+    params = pytree.tree_map(lambda p, g, v: p - learning_rate * g / (torch.sqrt(v) + epsilon), params, grads, v)
+    return params, {"v": v}
+
+
 def clip_by_global_norm(grads: Tree, max_norm: float | Tensor) -> tuple[Tree, Tensor]:
     """Scale `grads` so that their joint 2-norm is at most `max_norm`. -> (grads, norm before)"""
     leaves = pytree.tree_leaves(grads)

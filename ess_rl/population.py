@@ -104,7 +104,7 @@ class Population:
         self.size = len(self.seeds)
         self.seed = torch.tensor(self.seeds, dtype=torch.int64, device=self.device)  # [P]
         config = agent.config
-        numbers = values_of(config, hyper or {}, self.size)
+        self.numbers = numbers = values_of(config, hyper or {}, self.size)  # name -> P values, on the host
         self.hyper = {name: torch.tensor(v, dtype=torch.float32, device=self.device) for name, v in numbers.items()}
         # Whether the policy that learns is the one that acts.
         same_time, same_width = config.lag == 0, set(numbers["behavior_temperature"]) == {1.0}
@@ -139,6 +139,15 @@ class Population:
 
             return vmap(one)(state, data, index)
 
+        def replayed(state: State, segments: Transitions, active: Tensor) -> tuple[State, Metrics]:
+            def one(state: State, segments: Transitions, active: Tensor) -> tuple[State, Metrics]:
+                data = agent.prepare(state, segments)
+                data["age"] = torch.ones_like(data["advantage"])
+                after, metrics = agent.update(state, data)
+                return tree_map(lambda old, new: torch.where(active, new, old), state, after), metrics
+
+            return vmap(one, in_dims=(0, 1, 0))(state, segments, active)
+
         def observe(state: State, rollout: Transitions) -> State:
             return vmap(agent.observe, in_dims=(0, 1))(state, rollout)
 
@@ -149,8 +158,11 @@ class Population:
 
             return vmap(one, in_dims=(0, 1, 0))(state, rollout, advantage)
 
-        programs = (Program(f, compiled=compiled) for f in (act, prepare, begin_epoch, update, observe, diagnose))
-        self._act, self._prepare, self._begin_epoch, self._update, self._observe, self._diagnose = programs
+        functions = (act, prepare, begin_epoch, update, replayed, observe, diagnose)
+        programs = [Program(f, compiled=compiled) for f in functions]
+        self._act, self._prepare, self._begin_epoch, self._update, self._replayed, self._observe, self._diagnose = (
+            programs
+        )
 
     def actor(self) -> Callable[[Tensor, Tensor], tuple[Gaussian, Tensor]]:
         """`act`, with the policy as it is now; for many steps."""
@@ -196,6 +208,14 @@ class Population:
         if self.agent.begin_epoch is not None:
             self.state = self._begin_epoch(self.state, data, indices.transpose(0, 1).flatten(1))
         return self._steps(data, indices)
+
+    def replayed(self, segments: Transitions, active: Tensor) -> Metrics:
+        """One `update` on replayed segments [T, P, S], of the members that are `active` [P]; the others stay as are.
+
+        Targets are those of the present policy and value. Metrics are [P], of the active ones.
+        """
+        self.state, metrics = self._replayed(self.state, segments, active)
+        return metrics
 
     def _steps(self, data: dict[str, Tensor], indices: Tensor) -> Metrics:
         with one_thread() if is_small(indices[0].numel() * self._parameters) else nullcontext():

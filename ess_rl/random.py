@@ -60,6 +60,26 @@ def normal(seed: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.floa
     return pairs[..., :count].reshape(*seed.shape, *shape)
 
 
+def poisson(seed: Tensor, mean: Tensor) -> Tensor:
+    """Poisson counts of the given mean [...], int64: how many of the products u_1, u_1 u_2, ... exceed exp(-mean).
+
+    Source: Knuth, The Art of Computer Programming 2, Section 3.4.1. For means up to 20: no count is above 100, which a
+    mean of 20 has with a probability below 1e-30.
+    """
+    products = torch.cumprod(uniform(seed, (100,), torch.float64), dim=-1)
+    return (products > torch.exp(-mean.double()).unsqueeze(-1)).sum(-1)
+
+
+def categorical(seed: Tensor, weight: Tensor, count: int) -> Tensor:
+    """`count` independent draws of an index into the last axis of `weight` [..., n] >= 0: [..., count] int64.
+
+    Each in proportion to its weight; those of weight 0 never.
+    """
+    bounds = torch.cumsum(weight.double(), dim=-1)
+    points = uniform(seed, (count,)).double() * bounds[..., -1:]  # of 24 bits: never rounded up to the last bound
+    return torch.searchsorted(bounds, points, right=True)
+
+
 def permutation(seed: Tensor, count: int) -> Tensor:
     """A random order of 0 .. count - 1, [..., count]."""
     return torch.argsort(bits(seed, (count,)), dim=-1)

@@ -16,6 +16,7 @@ import torch
 import envs
 from agents import AGENTS
 from ess_rl import loop, processes
+from ess_rl.contract import AlternatingConfig
 from ess_rl.errors import UsageError
 from ess_rl.population import members
 from experiments import memory, old_data, records
@@ -56,8 +57,11 @@ def make(
     records.check_positive({"steps": steps, "checkpoints": checkpoints, "episodes": episodes, "seeds": len(seeds)})
     records.check_positive({name: getattr(config, name) for name in ("num_envs", "rollout", "epochs", "minibatch")})
     loop.check_minibatch(config)
+    if isinstance(config, AlternatingConfig):
+        records.check_positive({"segments": config.segments})
     own = share(config, processes.count())
     counts = {"replay": (config.replay, "older rollouts"), "lag": (config.lag, "iterations")}
+    counts |= {"warm-up": (config.warm_up, "iterations")} if isinstance(config, AlternatingConfig) else {}
     for name, (count, of) in (counts | {"save-replay": (save_replay, "rollouts")}).items():
         if count < 0:
             raise UsageError(f"--{name} {count}: must be 0 or more {of}")
@@ -107,18 +111,20 @@ def share(config: Any, count: int) -> Any:
     """The Config of one of `count` processes that share a run."""
     if count == 1:
         return config
-    for name in ("num_envs", "minibatch"):
-        if getattr(config, name) % count:
+    shared = {name: getattr(config, name) for name in ("num_envs", "minibatch", "segments") if hasattr(config, name)}
+    for name, total in shared.items():
+        if total % count:
             raise UsageError(
-                f"--{name.replace('_', '-')} {getattr(config, name)} over {count} processes: must be a multiple of "
-                f"{count}, for each has an equal share"
+                f"--{name.replace('_', '-')} {total} over {count} processes: must be a multiple of {count}, for each "
+                "has an equal share"
             )
-    return dataclasses.replace(config, num_envs=config.num_envs // count, minibatch=config.minibatch // count)
+    return dataclasses.replace(config, **{name: total // count for name, total in shared.items()})
 
 
 # What a number must be, where not every finite one will do.
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "behavior_temperature": (lambda x: x > 0.0, "above 0"),
+    "replayed_updates": (lambda x: 0.0 <= x <= 20.0, "from 0 to 20"),
     "keep_ess": (lambda x: 0.0 <= x < 1.0, "from 0 to below 1"),
     "target_kl": (lambda x: x > 0.0, "above 0"),
     "temperature": (lambda x: x > 0.0, "above 0"),

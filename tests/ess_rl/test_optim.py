@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-from ess_rl.optim import adam_init, adam_step, clip_by_global_norm
+from ess_rl.optim import adam_init, adam_step, clip_by_global_norm, rmsprop_init, rmsprop_step
 
 
 def tree(seed: int, scale: float = 1.0) -> dict:
@@ -27,6 +27,23 @@ def test_adam_equals_torch():
         oracle.param_groups[0]["lr"] = learning_rate
         oracle.step()
     assert state["step"] == 20.0
+    for leaf, expected in zip(pytree.tree_leaves(params), leaves, strict=True):
+        torch.testing.assert_close(leaf, expected.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_rmsprop_equals_torch():
+    params = tree(0)
+    leaves = [leaf.clone().requires_grad_() for leaf in pytree.tree_leaves(params)]
+    oracle = torch.optim.RMSprop(leaves, lr=1.0, alpha=0.99, eps=1e-5)
+    state = rmsprop_init(params)
+    for step in range(20):
+        learning_rate = 0.01 / (1 + step)
+        grads = tree(step + 1, scale=10.0 ** (step % 7 - 5))
+        params, state = rmsprop_step(params, grads, state, learning_rate)
+        for leaf, gradient in zip(leaves, pytree.tree_leaves(grads), strict=True):
+            leaf.grad = gradient
+        oracle.param_groups[0]["lr"] = learning_rate
+        oracle.step()
     for leaf, expected in zip(pytree.tree_leaves(params), leaves, strict=True):
         torch.testing.assert_close(leaf, expected.detach(), rtol=1e-5, atol=1e-6)
 

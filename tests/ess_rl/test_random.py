@@ -123,3 +123,27 @@ def test_weighted_permutation_draws_by_weight():
     second = order[order[:, 0] == 2, 1]
     share = (second == 1).float().mean()
     assert abs(share - 2 / 3) < 5 * 0.5 / len(second) ** 0.5
+
+
+def test_poisson_has_its_mean_its_variance_and_its_zeros():
+    count = 40_000
+    for mean in (0.0, 0.3, 2.0, 20.0):
+        draws = random.poisson(torch.arange(count), torch.tensor(mean)).double()
+        assert abs(draws.mean() - mean) <= 5 * (mean / count) ** 0.5
+        # The fourth central moment is mean + 3 mean^2, so the variance of the sample variance is (mean + 2 mean^2) / n.
+        assert abs(draws.var() - mean) <= 5 * ((mean + 2 * mean**2) / count) ** 0.5
+        zeros = math.exp(-mean)
+        assert abs((draws == 0).double().mean() - zeros) <= 5 * (zeros * (1 - zeros) / count) ** 0.5
+    each = random.poisson(torch.arange(3), torch.tensor([0.0, 1.0, 20.0]))
+    assert each.dtype == torch.int64 and each[0] == 0 and each[2] > 3
+
+
+def test_categorical_draws_by_weight_and_with_replacement():
+    count = 40_000
+    weight = torch.tensor([[0.0, 1.0, 2.0, 0.0, 5.0, 0.0], [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]])
+    drawn = random.categorical(torch.tensor([1, 2]), weight, count)
+    assert drawn.shape == (2, count) and (drawn[1] == 0).all()
+    shares = torch.bincount(drawn[0], minlength=6) / count
+    expected = weight[0] / 8.0
+    torch.testing.assert_close(shares, expected, rtol=0.0, atol=5 * 0.5 / count**0.5)
+    assert (shares[expected == 0.0] == 0.0).all()

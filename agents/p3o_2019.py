@@ -1,0 +1,159 @@
+"""P3O 2019: on-policy and off-policy updates take turns (Fakoor, Chaudhari, Smola 2019, arXiv 1905.01756).
+
+Each iteration takes one step of A2C on the fresh rollout, then as many off-policy steps as Poisson(`replayed_updates`)
+draws, each on `segments` stretches of `rollout` steps from a first-in first-out replay, with
+
+    gradient    E_b[ min(rho, c) A grad log pi ] - lambda grad E_b[ KL(b || pi) ],   c = ESS, lambda = 1 - ESS
+
+It is the objective that P3O of 2026 took over (`agents.p3o`); at ratio 1 it is A2C's, so both kinds of steps are one
+function here. Returns of older segments are lambda-returns of what the behavior did, under the current value:
+uncorrected, as published. The steps that replay adds know no entropy bonus, as published.
+
+The paper's code is for discrete actions and has none for Box spaces; its numbers for MuJoCo are not public. What is
+ours: Gaussian behaviors are stored by mean and log_std and their KL is the closed form; the replay of 50,000 steps and
+its warm-up of 15,000 are read as env steps of an agent; where 1 - ESS is nearly 0, that code sets the cap to nearly 0
+as well, which would give fresh data no weight, and we do not. Its KL is in truth KL(pi || b) over the number of
+actions: `--behavior-kl closed_form` is that direction, the default is the paper's.
+
+`--details published` is A2C with RMSProp and advantages as they are; `--details shared` has the Adam and the
+standardized advantages of `agents.ppo`, for comparisons of the objective alone (with its learning rate, 3e-4).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ess_rl import normalizer
+from ess_rl.contract import Metrics, Precision, State, Tree
+from ess_rl.gaussian import Gaussian, kl
+from ess_rl.networks import policy, policy_init, value, value_init
+from ess_rl.objectives import p3o
+from ess_rl.optim import adam_init, adam_step, clip_by_global_norm, gradient, rmsprop_init, rmsprop_step
+from ess_rl.random import fold_in
+from ess_rl.returns import Correction, corrected
+from ess_rl.transitions import Transitions
+
+
+@dataclass(frozen=True)
+class Config:
+    replayed_updates: float = 2.0  # mean of the Poisson number of off-policy updates after each on-policy one; 0: A2C
+    segments: int = 96  # stretches of `rollout` steps in an off-policy update: 6 times 16 environments
+    warm_up: int = 60  # iterations before the first off-policy update: 15,000 env steps
+    cap: Literal["ess", "ess_per_dim"] | float = "ess"  # of the ratio; a number is an ablation
+    pull: Literal["ess"] | float = "ess"  # weight of the KL: 1 - ESS; a number is an ablation
+    behavior_kl: Literal["reverse", "closed_form"] = "reverse"  # KL(b || pi) of the paper; KL(pi || b) of its code
+    details: Literal["published", "shared"] = "published"  # RMSProp, raw advantages; or as agents.ppo has them
+    learning_rate: float = 7e-4  # at the start, of policy and value; falls linearly to 0
+    discount: float = 0.99  # per control step
+    lambda_: float = 0.95  # of GAE
+    value_coef: float = 0.5  # weight of the mean squared advantage
+    entropy_coef: float = 0.01  # weight of an entropy bonus, in on-policy updates
+    max_grad_norm: float = 0.5  # joint norm of all gradients
+    replay: int = 199  # older rollouts that the replay holds beside the fresh one: 50,000 env steps
+    replay_from: str = ""  # folder of an older run (--save-replay) or a data set, whose data fill the replay at first
+    draw: Literal["uniform", "recency"] = "uniform"  # how often a rollout gives a segment; recency: 1 / (1 + age)
+    correction: Correction = "none"  # of the returns of older data: none, vtrace, retrace, ess
+    lag: int = 0  # iterations by which the policy that acts is older than the one that learns
+    behavior_temperature: float = 1.0  # what the standard deviation is multiplied with to act; evaluation knows none
+    rollout_precision: Precision = "fp32"  # of the network that acts; bf16, fp16, fp8: ess_rl.networks.in_precision
+    log_std: float = -1.0  # of the initial policy, in every action dimension, in units of [-1, 1]
+    hidden: tuple[int, ...] = (64, 64)  # tanh units of policy and value, which share nothing
+    num_envs: int = 16  # environments of one agent
+    rollout: int = 16  # steps of each environment between updates
+    epochs: int = 1  # on-policy passes over those num_envs * rollout samples
+    minibatch: int = 256  # samples of one on-policy update: all there are
+
+
+class P3O2019:
+    """A2C, and between its steps others on replayed segments that the effective sample size caps and holds back."""
+
+    def __init__(self, config: Config, obs_dim: int, act_dim: int):
+        self.config, self.obs_dim, self.act_dim = config, obs_dim, act_dim
+        shared = config.details == "shared"
+        self._optimizer_init, self._optimizer_step = (adam_init, adam_step) if shared else (rmsprop_init, rmsprop_step)
+
+    def init(self, seed: Tensor, hyper: dict[str, Tensor]) -> State:
+        params = {
+            "policy": policy_init(fold_in(seed, 0), self.obs_dim, self.act_dim, self.config.hidden, hyper["log_std"]),
+            "value": value_init(fold_in(seed, 1), self.obs_dim, self.config.hidden),
+        }
+        return {
+            "params": params,
+            "optimizer": self._optimizer_init(params),
+            "obs_stats": normalizer.init((self.obs_dim,), seed.device),
+            "return_scale": normalizer.return_scale_init(self.config.num_envs, seed.device),
+            "hyper": hyper,
+            "progress": torch.zeros((), device=seed.device),
+        }
+
+    def act(self, state: State, obs: Tensor) -> Gaussian:
+        return policy(state["params"]["policy"], normalizer.standardize(state["obs_stats"], obs))
+
+    def prepare(self, state: State, rollout: Transitions) -> dict[str, Tensor]:
+        hyper, params = state["hyper"], state["params"]
+        obs = normalizer.standardize(state["obs_stats"], rollout.obs)
+        next_obs = normalizer.standardize(state["obs_stats"], rollout.next_obs)
+        b = Gaussian(rollout.behavior_mean, rollout.behavior_log_std)
+        log_ratio = policy(params["policy"], obs).log_prob(rollout.action) - b.log_prob(rollout.action)
+        advantage, value_target = corrected(
+            self.config.correction,
+            log_ratio,
+            normalizer.scale_reward(state["return_scale"], rollout.reward),
+            value(params["value"], obs),
+            value(params["value"], next_obs),
+            rollout.terminated,
+            rollout.last,
+            discount=hyper["discount"],
+            lambda_=hyper["lambda_"],
+        )
+        samples = {
+            "obs": obs,
+            "action": rollout.action,
+            "behavior_mean": rollout.behavior_mean,
+            "behavior_log_std": rollout.behavior_log_std,
+            "advantage": advantage,
+            "value_target": value_target,
+            "log_ratio": log_ratio,
+        }
+        return {name: x.flatten(0, 1) for name, x in samples.items()}
+
+    begin_epoch = None
+
+    def update(self, state: State, batch: dict[str, Tensor]) -> tuple[State, Metrics]:
+        hyper, replayed = state["hyper"], "age" in batch
+
+        def loss_function(params: Tree) -> tuple[Tensor, Metrics]:
+            pi = policy(params["policy"], batch["obs"])
+            b = Gaussian(batch["behavior_mean"], batch["behavior_log_std"])
+            advantage = batch["advantage"]
+            if self.config.details == "shared":
+                advantage = normalizer.standardize_batch(advantage)
+            behavior_kl = kl(b, pi) if self.config.behavior_kl == "reverse" else kl(pi, b)
+            policy_loss, metrics = p3o(
+                pi.log_prob(batch["action"]), b.log_prob(batch["action"]), advantage, behavior_kl,
+                cap=self.config.cap, pull=self.config.pull, act_dim=self.act_dim,
+            )  # fmt: skip
+            del metrics["weight"]
+            value_loss = (value(params["value"], batch["obs"]) - batch["value_target"]).square().mean()
+            entropy = pi.entropy().mean()
+            loss = policy_loss + hyper["value_coef"] * value_loss
+            if not replayed:
+                loss = loss - hyper["entropy_coef"] * entropy
+            return loss, metrics | {"value_loss": value_loss, "entropy": entropy, "loss": loss}
+
+        grads, metrics = gradient(loss_function, state["params"])
+        grads, metrics["grad_norm"] = clip_by_global_norm(grads, hyper["max_grad_norm"])
+        rate = hyper["learning_rate"] * (1.0 - state["progress"])
+        params, optimizer = self._optimizer_step(state["params"], grads, state["optimizer"], rate)
+        return {**state, "params": params, "optimizer": optimizer}, metrics
+
+    def observe(self, state: State, rollout: Transitions) -> State:
+        obs_stats = normalizer.update(state["obs_stats"], rollout.obs)
+        return_scale = normalizer.return_scale_update(
+            state["return_scale"], rollout.reward, rollout.last, state["hyper"]["discount"]
+        )
+        return {**state, "obs_stats": obs_stats, "return_scale": return_scale}

@@ -1,0 +1,131 @@
+"""Replayed updates that take turns with on-policy ones: how many, on what, and that they are a member's own."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch.utils import _pytree as pytree
+
+from agents.p3o_2019 import P3O2019, Config
+from envs.pendulum import Pendulum
+from envs.torch_vector import TorchVectorEnv
+from ess_rl import loop, random
+from ess_rl.population import Population
+from ess_rl.replay import Replay
+from ess_rl.transitions import Transitions
+
+N, T, KEPT = 4, 8, 3
+
+
+def trained(seeds: list[int], iterations: int, hyper: Any = None, **settings: Any):
+    """-> (population, replay, metrics of each iteration)"""
+    config = Config(
+        hidden=(8,), num_envs=N, rollout=T, minibatch=N * T, replay=KEPT - 1, segments=6, warm_up=1, details="shared"
+    )
+    config = replace(config, **settings)
+    env = TorchVectorEnv("Pendulum-v1", Pendulum(), len(seeds) * N)
+    population = Population(P3O2019(config, 3, 1), seeds, hyper)
+    replay = Replay((1 + config.replay) * T, len(seeds), N, 3, 1, "cpu")
+    rows = [done.metrics for done in loop.train(population, env, replay, iterations=iterations, reset_every=iterations)]
+    return population, replay, rows
+
+
+def test_segments_of_the_replay_are_what_went_in():
+    replay = Replay(KEPT * T, 2, N, 3, 1, "cpu")
+    rollouts = []
+    for k in range(5):  # the ring of three is written over
+        empty = Transitions.empty((T, 2, N), 3, 1, torch.device("cpu"))
+        generator = torch.Generator().manual_seed(k)
+        rollouts.append(
+            empty.map(lambda x, g=generator: torch.randn(x.shape, generator=g).to(x.dtype))  # of bool: not zero
+        )
+        replay.add(rollouts[-1])
+    age, env = torch.tensor([[0, 2, 1, 1], [2, 0, 0, 1]]), torch.tensor([[3, 0, 1, 1], [2, 2, 0, 3]])
+    found = replay.segments(age, env, T, torch.tensor(replay.head))
+    assert found.obs.shape == (T, 2, 4, 3)
+    for p in range(2):
+        for s in range(4):
+            source = rollouts[4 - int(age[p, s])]
+            for name in ("obs", "action", "reward", "truncated", "behavior_log_std", "version"):
+                assert torch.equal(getattr(found, name)[:, p, s], getattr(source, name)[:, p, env[p, s]])
+
+
+def test_there_are_as_many_as_poisson_draws_and_none_before_the_replay_is_warm():
+    """Adam counts the steps: one on-policy update in each iteration but the first, and the replayed ones."""
+    seeds, iterations, warm_up = [3, 8, 5], 12, 4
+    mean = [2.0, 0.0, 5.0]
+    population, _, rows = trained(seeds, iterations, {"replayed_updates": mean}, warm_up=warm_up)
+    purpose = random.fold_in(torch.tensor(seeds), loop._REPLAYED)
+    drawn = [random.poisson(random.fold_in(purpose, i), torch.tensor(mean)) for i in range(warm_up, iterations)]
+    expected = iterations - 1 + torch.stack(drawn).sum(0)
+    assert expected[1] == iterations - 1 < expected[0] < expected[2]
+    assert population.state["optimizer"]["step"].tolist() == expected.tolist()
+    assert ["replayed_ess" in row for row in rows] == [False] * warm_up + [True] * (iterations - warm_up)
+
+
+def test_a_member_learns_as_it_does_alone():
+    """Members with more updates to make go on while it waits."""
+    together, _, rows = trained([3, 8, 5], 6, {"replayed_updates": [0.5, 2.0, 9.0]})
+    alone, _, own = trained([3], 6, {"replayed_updates": [0.5]})
+    first = pytree.tree_map(lambda x: x[:1], together.state["params"])
+    torch.testing.assert_close(first, alone.state["params"], rtol=1e-4, atol=1e-6)
+    for row, mine in zip(rows, own, strict=True):
+        assert set(row) == set(mine)
+        if "replayed_ess" in mine:
+            torch.testing.assert_close(row["replayed_ess"][:1], mine["replayed_ess"])
+
+
+def test_a_member_that_waits_stays_as_it_is():
+    population, replay, _ = trained([3, 8], 3)
+    before = population.state
+    segments = replay.segments(torch.tensor([[0, 1], [1, 2]]), torch.tensor([[1, 1], [0, 3]]), T, torch.tensor(0))
+    population.replayed(segments, torch.tensor([True, False]))
+    for x, y in zip(pytree.tree_leaves(population.state), pytree.tree_leaves(before), strict=True):
+        assert torch.equal(x[1], y[1])
+    log_std, earlier = (state["params"]["policy"]["log_std"] for state in (population.state, before))
+    assert not torch.equal(log_std[0], earlier[0])
+
+
+def test_without_any_it_is_a2c():
+    _, _, rows = trained([3, 8], 6, replayed_updates=0.0)
+    assert all("replayed_ess" not in row for row in rows)
+    for row in rows[1:]:
+        torch.testing.assert_close(row["ess"], torch.ones(2))  # of the one update on fresh data
+        torch.testing.assert_close(row["capped_fraction"] * 0.0, torch.zeros(2))
+
+
+def test_older_segments_have_an_ess_below_one_and_the_entropy_bonus_is_that_of_fresh_data():
+    _, _, rows = trained([3, 8], 10, replayed_updates=3.0, learning_rate=0.05)
+    assert all((row["replayed_ess"] < 1.0).all() for row in rows[3:])
+    population, replay, _ = trained([3, 8], 2, replayed_updates=0.0)
+    data = population.prepare(replay.latest(T))
+    index = torch.arange(N * T).expand(2, -1)
+    ends = []
+    for entropy_coef in (0.0, 1.0):
+        for age in ({}, {"age": torch.ones(2, N * T)}):
+            one = Population(population.agent, [3, 8], {"entropy_coef": [entropy_coef] * 2})
+            one.state = {**population.state, "hyper": one.state["hyper"]}
+            one.update({**data, **age}, index)
+            ends.append(one.state["params"]["policy"]["log_std"])
+    fresh, old, fresh_with, old_with = ends
+    torch.testing.assert_close(fresh, old, rtol=0.0, atol=0.0)
+    torch.testing.assert_close(old, old_with, rtol=0.0, atol=0.0)
+    assert (fresh_with > fresh).all()
+
+
+def test_recent_rollouts_are_drawn_more_often(monkeypatch: pytest.MonkeyPatch):
+    """Weights 1, 1/2, 1/3 of three rollouts: a share of 6/11, 3/11, 2/11."""
+    ages = []
+    segments = Replay.segments
+
+    def spy(self: Replay, age: torch.Tensor, *others: Any) -> Transitions:
+        ages.append(age)
+        return segments(self, age, *others)
+
+    monkeypatch.setattr(Replay, "segments", spy)
+    trained([3, 8], 12, replayed_updates=5.0, segments=80, warm_up=3, draw="recency")
+    drawn = torch.cat([age.flatten() for age in ages])
+    shares = torch.bincount(drawn, minlength=KEPT) / len(drawn)
+    assert len(drawn) > 5000
+    torch.testing.assert_close(shares, torch.tensor([6.0, 3.0, 2.0]) / 11.0, rtol=0.0, atol=5 * 0.5 / len(drawn) ** 0.5)
