@@ -4,8 +4,10 @@ Written for one agent; `ess_rl.population` runs P of them as one tensor program.
 those of the usual implementations: orthogonal initialization, observations and rewards normalized by running
 statistics, standardized advantages, clipped gradients, Adam with linearly decayed learning rates of policy and value.
 
-Three relatives that differ in the objective alone are options: PPO decoupled (Hilton et al. 2022, arXiv 2110.00641),
-the fixed band of CISPO (2025, arXiv 2506.13585), and the adaptive KL penalty of PPO's own paper (Section 4).
+Relatives that differ in the objective alone are options: PPO decoupled (Hilton et al. 2022, arXiv 2110.00641), the
+clip of GePPO about a recent policy's ratio (Queeney et al. 2021, arXiv 2111.00072), the fixed band of CISPO (2025,
+arXiv 2506.13585), the adaptive KL penalty of PPO's own paper (Section 4), and a penalty on the variance of the ratio
+after R2VPO (2026, arXiv 2605.26784).
 """
 
 from __future__ import annotations
@@ -21,19 +23,21 @@ from ess_rl.contract import Draw, Metrics, Precision, State, Tree
 from ess_rl.diagnostics import share
 from ess_rl.gaussian import Gaussian, kl
 from ess_rl.networks import policy, policy_init, value, value_init
-from ess_rl.objectives import ppo_band, ppo_clip, ppo_decoupled, ppo_kl
+from ess_rl.objectives import ppo_band, ppo_clip, ppo_decoupled, ppo_generalized, ppo_kl, ppo_variance
 from ess_rl.optim import adam_init, adam_step, clip_by_global_norm, gradient
 from ess_rl.random import fold_in
 from ess_rl.returns import Correction, corrected
 from ess_rl.transitions import Transitions
 
-Objective = Literal["clip", "decoupled", "band", "kl"]
+Objective = Literal["clip", "decoupled", "generalized", "band", "kl", "variance"]
 
 
 @dataclass(frozen=True)
 class Config:
-    objective: Objective = "clip"  # clip; decoupled: clipped about the iteration's first policy; band: CISPO's; kl
-    clip: float = 0.2  # how far the ratio may leave 1 before its sample stops pulling
+    objective: Objective = (
+        "clip"  # about the iteration's first policy: decoupled, generalized; CISPO's band; penalties: kl, variance
+    )
+    clip: float = 0.2  # how far the ratio may leave 1 before its sample stops pulling; the root of its variance
     target_kl: float = 0.01  # of the objective kl: KL(b || pi) in nats, to which the weight of that KL is led
     learning_rate: float = 3e-4  # of Adam, for the policy, at the start
     final_learning_rate: float = 0.0  # what is left of it at the end, as a fraction; falls linearly
@@ -76,7 +80,7 @@ class PPO:
             "return_scale": normalizer.return_scale_init(self.config.num_envs, seed.device),
             "hyper": hyper,
             "progress": torch.zeros((), device=seed.device),
-            "kl_coef": torch.ones((), device=seed.device),  # of the objective kl
+            "kl_coef": torch.ones((), device=seed.device),  # weight of the penalty, in the objectives kl and variance
         }
 
     def act(self, state: State, obs: Tensor) -> Gaussian:
@@ -128,6 +132,13 @@ class PPO:
             elif self.config.objective == "decoupled":
                 proximal = batch["proximal_log_prob"]
                 policy_loss, metrics = ppo_decoupled(log_prob, proximal, behavior_log_prob, advantage, clip=clip)
+            elif self.config.objective == "generalized":
+                proximal = batch["proximal_log_prob"]
+                policy_loss, metrics = ppo_generalized(log_prob, proximal, behavior_log_prob, advantage, clip=clip)
+            elif self.config.objective == "variance":
+                policy_loss, metrics = ppo_variance(
+                    log_prob, behavior_log_prob, advantage, coefficient=state["kl_coef"]
+                )
             elif self.config.objective == "band":
                 policy_loss, metrics = ppo_band(log_prob, behavior_log_prob, advantage, clip=clip)
             else:
@@ -165,10 +176,19 @@ class PPO:
         return {**state, "obs_stats": obs_stats, "return_scale": return_scale}
 
     def _led(self, state: State, rollout: Transitions) -> Tensor:
-        """The weight of the objective kl, twice or half of what it was where the KL has left its range (Section 4)."""
-        if self.config.objective != "kl":
+        """The weight of a penalty, twice or half of what it was where the penalized has left its range (Section 4).
+
+        Of the objective kl that is KL(b || pi), about `target_kl`; of the objective variance it is the variance of the
+        ratio, about clip^2, which is what a ratio has that is clip away from 1 on average (ours).
+        """
+        if self.config.objective not in ("kl", "variance"):
             return state["kl_coef"]
-        b = Gaussian(rollout.behavior_mean, rollout.behavior_log_std)
-        reached, target = processes.mean(kl(b, self.act(state, rollout.obs))), state["hyper"]["target_kl"]
+        pi, b = self.act(state, rollout.obs), Gaussian(rollout.behavior_mean, rollout.behavior_log_std)
+        if self.config.objective == "kl":
+            reached, target = kl(b, pi), state["hyper"]["target_kl"]
+        else:
+            ratio = torch.exp(pi.log_prob(rollout.action) - b.log_prob(rollout.action))
+            reached, target = (ratio - 1.0).square(), state["hyper"]["clip"].square()
+        reached = processes.mean(reached)
         factor = torch.where(reached > 1.5 * target, 2.0, torch.where(reached < target / 1.5, 0.5, 1.0))
         return (state["kl_coef"] * factor).clamp(1e-3, 1e3)  # bounds of ours: where nothing moves, it would vanish

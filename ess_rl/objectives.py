@@ -130,6 +130,60 @@ def ppo_decoupled(
     return loss, metrics | {"ess": ess, "log_ratio_max": largest(log_ratio.max()), "weight": weight}
 
 
+def ppo_generalized(
+    log_prob: Tensor, proximal_log_prob: Tensor, behavior_log_prob: Tensor, advantage: Tensor, *, clip: float | Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """PPO whose clip range lies about the ratio that a recent policy p has, and not about 1: for older data.
+
+        rho = pi / b, center = p / b,     loss = -mean( min( rho A, clamp(rho, center - clip, center + clip) A ) )
+
+    With p = b it is `ppo_clip`. Where p has become unlikelier than b at an action, the range is wide as measured in
+    pi / p, and narrow where it has become likelier; `ppo_decoupled` weighs such samples and keeps the range in pi / p.
+    Source: GePPO, Queeney, Paschalidis, Cassandras 2021 (arXiv 2111.00072), the surrogate of its Algorithm 1. Not taken
+    over: its choice of how many older policies to learn from, and its learning rate led by the total variation.
+    Metrics: `ess` of rho, `clipped_fraction` (|rho - center| > clip), `log_ratio_max` of rho, `weight`.
+    """
+    log_ratio = log_prob - behavior_log_prob.detach()
+    ratio, center = torch.exp(log_ratio), torch.exp(proximal_log_prob - behavior_log_prob).detach()
+    clipped = torch.minimum(torch.maximum(ratio, center - clip), center + clip)
+    advantage = advantage.detach()
+    loss = -torch.minimum(ratio * advantage, clipped * advantage).mean()
+    return loss, {
+        "ess": effective_sample_size(log_ratio),
+        "clipped_fraction": ((ratio - center).abs() > clip).to(ratio.dtype).mean().detach(),
+        "log_ratio_max": largest(log_ratio.detach().max()),
+        "weight": torch.where(ratio * advantage <= clipped * advantage, ratio, 0.0).detach(),
+    }
+
+
+def ppo_variance(
+    log_prob: Tensor, behavior_log_prob: Tensor, advantage: Tensor, *, coefficient: float | Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """PPO with a penalty on the variance of the ratio in place of the clip.
+
+        loss = -mean( rho A ) + coefficient mean( (rho - 1)^2 )
+
+    E_b[rho] is 1, so the penalty estimates Var rho, and 1 / (1 + Var rho) is what the ESS estimates: a bound on one is
+    a bound on the other. Source: the idea of R2VPO, Luo et al. 2026 (arXiv 2605.26784): a bounded variance of the ratio
+    as a trust region, by primal and dual steps; of its text the abstract alone was at hand, so the form of penalty,
+    bound and dual step is ours (the rule that leads `coefficient` is with the agent). Metrics: `ess`,
+    `ratio_variance`, `coefficient`, `log_ratio_max`, `weight` (of the first term).
+    """
+    log_ratio = log_prob - behavior_log_prob.detach()
+    ratio = torch.exp(log_ratio)
+    variance = (ratio - 1.0).square().mean()
+    scale = coefficient if isinstance(coefficient, Tensor) else torch.full_like(variance.detach(), coefficient)
+    loss = -(ratio * advantage.detach()).mean() + scale * variance
+    log_ratio = log_ratio.detach()
+    return loss, {
+        "ess": effective_sample_size(log_ratio),
+        "ratio_variance": variance.detach(),
+        "coefficient": scale,
+        "log_ratio_max": largest(log_ratio.max()),
+        "weight": ratio.detach(),
+    }
+
+
 def ppo_band(
     log_prob: Tensor, behavior_log_prob: Tensor, advantage: Tensor, *, clip: float | Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:

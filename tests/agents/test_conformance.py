@@ -275,6 +275,24 @@ def test_the_weight_of_the_kl_is_led_to_its_target():
         assert population.state["kl_coef"].tolist() == [factor] * 3
 
 
+def test_the_weight_of_the_variance_is_led_to_the_square_of_the_clip():
+    """As the KL's, where every ratio is the same distance from 1: the root of what is to be reached."""
+    population = Population(build("ppo", objective="variance", clip=0.1), SEEDS)
+    rollout, state = collect(population, 0), population.state
+    pi = [population.policy(obs) for obs in rollout.obs]
+    log_std = torch.stack([p.log_std for p in pi])
+    mean = torch.stack([p.mean for p in pi])
+    # One dimension, equal widths, b's mean at h deviations, the action at y: log pi - log b = h^2 / 2 - y h.
+    for reached, factor in [(0.016, 2.0), (0.014, 1.0), (0.0068, 1.0), (0.0065, 0.5)]:
+        h, ratio = 0.5, 1.0 + math.sqrt(reached)
+        y = (h * h / 2.0 - math.log(ratio)) / h
+        first = torch.tensor([1.0, 0.0]) * torch.exp(log_std)
+        record = replace(rollout, behavior_mean=mean + h * first, behavior_log_std=log_std, action=mean + y * first)
+        population.state = state
+        population.observe(record)
+        assert population.state["kl_coef"].tolist() == [factor] * 3
+
+
 def test_p3o_holds_its_learning_rate_back_by_the_ess():
     """From far too large a rate iterations come to end near the ESS asked for; a small one stays on its schedule."""
     ended: dict[float, list[float]] = {}
@@ -348,7 +366,13 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"behavior_kl": "closed_form"},
         {"details": "shared"},
     ],
-    "ppo": [{"objective": "decoupled", "clip": 0.1}, {"objective": "band"}, {"objective": "kl"}],
+    "ppo": [
+        {"objective": "decoupled", "clip": 0.1},
+        {"objective": "generalized", "lag": 1},
+        {"objective": "band"},
+        {"objective": "kl"},
+        {"objective": "variance"},
+    ],
 }
 
 

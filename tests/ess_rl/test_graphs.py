@@ -64,7 +64,10 @@ def parts(agent: str, env_id: str, device: torch.device, members: int = 2, **set
 @pytest.mark.parametrize(
     ("agent", "env_id", "settings"),
     [("p3o", env_id, {}) for env_id in TORCH_ENVS]
-    + [("ppo", "Pendulum-v1", {"objective": objective}) for objective in ("clip", "decoupled", "band", "kl")]
+    + [
+        ("ppo", "Pendulum-v1", {"objective": objective})
+        for objective in ("clip", "decoupled", "generalized", "band", "kl", "variance")
+    ]
     + [
         ("p3o_2019", "Pendulum-v1", {"replay": 3, "segments": 5, "warm_up": 2, "draw": "recency"}),
         ("p3o", "Pendulum-v1", {"replay": 2, "draw": "ess", "correction": "vtrace", "ess": "batch"}),

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ess_rl.ess import effective_sample_size
 from ess_rl.gaussian import Gaussian, kl
-from ess_rl.objectives import k3, p3o, ppo_band, ppo_clip, ppo_decoupled, ppo_kl
+from ess_rl.objectives import k3, p3o, ppo_band, ppo_clip, ppo_decoupled, ppo_generalized, ppo_kl, ppo_variance
 
 
 def three_samples() -> dict[str, Any]:
@@ -231,6 +231,39 @@ def test_ppo_decoupled_about_the_behavior_is_ppo_clip():
     torch.testing.assert_close(metrics, expected)
 
 
+def test_ppo_generalized_about_the_behavior_is_ppo_clip():
+    theta, behavior, action, advantage = policy_and_batch(shift=0.2)
+    log_prob, behavior_log_prob = policy_at(theta).log_prob(action), behavior.log_prob(action)
+    one, metrics = ppo_generalized(log_prob, behavior_log_prob, behavior_log_prob, advantage, clip=0.1)
+    other, expected = ppo_clip(log_prob, behavior_log_prob, advantage, clip=0.1)
+    torch.testing.assert_close(torch.autograd.grad(one, theta, retain_graph=True), torch.autograd.grad(other, theta))
+    torch.testing.assert_close(metrics, expected)
+
+
+def test_ppo_generalized_by_hand():
+    # ratios 2.1, 2.3, 0.1 about centers 2, 2, 0.5, clip 0.2: within, above with A > 0 (cut at 2.2), below with A > 0
+    log_prob = torch.log(torch.tensor([2.1, 2.3, 0.1])).requires_grad_()
+    proximal = torch.log(torch.tensor([2.0, 2.0, 0.5]))
+    advantage = torch.tensor([1.0, 1.0, 3.0])
+    loss, metrics = ppo_generalized(log_prob, proximal, torch.zeros(3), advantage, clip=0.2)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(-(2.1 + 2.2 + 0.3) / 3.0)
+    assert log_prob.grad is not None and log_prob.grad.tolist() == pytest.approx([-0.7, 0.0, -0.1])
+    assert float(metrics["clipped_fraction"]) == pytest.approx(2.0 / 3.0)
+
+
+def test_ppo_variance_by_hand():
+    # -(1.5 * 1 + 0.5 * 2) / 2 + 3 * (0.25 + 0.25) / 2; d loss / d log_prob = (-rho A + 3 * 2 (rho - 1) rho) / 2
+    log_prob = torch.log(torch.tensor([1.5, 0.5])).requires_grad_()
+    loss, metrics = ppo_variance(log_prob, torch.zeros(2), torch.tensor([1.0, 2.0]), coefficient=3.0)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(-1.25 + 0.75)
+    assert log_prob.grad is not None and log_prob.grad.tolist() == pytest.approx([1.5, -1.25])
+    assert float(metrics["ratio_variance"]) == pytest.approx(0.25) and metrics["coefficient"] == 3.0
+    # mean rho is 1: ESS = 1 / (1 + Var rho)
+    assert float(metrics["ess"]) == pytest.approx(1.0 / 1.25)
+
+
 def test_ppo_band_by_hand():
     # ratios 1.5, 1, 0.5, weights 1.2, 1, 0.8 with clip 0.2; d loss / d log_prob = -weight A / 3, outside the band too
     log_prob = torch.log(torch.tensor([1.5, 1.0, 0.5])).requires_grad_()
@@ -259,6 +292,8 @@ OBJECTIVES: dict[str, Any] = {
     "p3o": lambda x, b, p, a: p3o(x, b, a, torch.zeros(len(a))),
     "ppo_clip": lambda x, b, p, a: ppo_clip(x, b, a, clip=0.2),
     "ppo_decoupled": lambda x, b, p, a: ppo_decoupled(x, p, b, a, clip=0.2),
+    "ppo_generalized": lambda x, b, p, a: ppo_generalized(x, p, b, a, clip=0.2),
+    "ppo_variance": lambda x, b, p, a: ppo_variance(x, b, a, coefficient=0.0),
     "ppo_band": lambda x, b, p, a: ppo_band(x, b, a, clip=0.2),
     "ppo_kl": lambda x, b, p, a: ppo_kl(x, b, a, torch.zeros(len(a)), kl_coef=1.0),
 }
@@ -274,4 +309,4 @@ def test_the_weight_is_what_the_gradient_says(name: str):
     assert x.grad is not None and not metrics["weight"].requires_grad
     torch.testing.assert_close(metrics["weight"] * advantage, -200.0 * x.grad)
     silent = (metrics["weight"] == 0.0).float().mean()
-    assert (0.1 < silent < 0.9) if name in ("ppo_clip", "ppo_decoupled") else silent == 0.0
+    assert (0.1 < silent < 0.9) if name in ("ppo_clip", "ppo_decoupled", "ppo_generalized") else silent == 0.0
