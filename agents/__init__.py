@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from agents import awac, bc, iql, p3o, p3o_2019, p3o_offline, ppo, td3_bc
+from agents import awac, bc, dapo, iql, p3o, p3o_2019, p3o_offline, p4o, ppo, td3_bc
 
 
 class Entry(NamedTuple):
@@ -22,6 +22,10 @@ AGENTS: dict[str, Entry] = {
         p3o_2019.P3O2019, p3o_2019.Config, "A2C in turns with replayed updates, which the ESS caps and holds back"
     ),
     "ppo": Entry(ppo.PPO, ppo.Config, "clips the ratio at a fixed range: the field's usual on-policy baseline"),
+    "p4o": Entry(p4o.P4O, p4o.Config, "P3O with two anchors: the behavior and a recent policy, each with its ESS"),
+    "dapo": Entry(
+        dapo.DAPO, dapo.Config, "charges an action with the divergence from the behavior over the steps that follow"
+    ),
 }
 
 # They learn from a data set alone: `ess_rl.contract.OfflineAgent`.

@@ -119,6 +119,8 @@ class P3O:
         }
         return {name: x.flatten(0, 1) for name, x in samples.items()}
 
+    refresh = None
+
     @property
     def begin_epoch(self) -> BeginEpoch | None:
         return self._ess_of_epoch if self.config.ess == "batch" else None

@@ -121,6 +121,7 @@ class P3O2019:
         }
         return {name: x.flatten(0, 1) for name, x in samples.items()}
 
+    refresh = None
     begin_epoch = None
 
     def update(self, state: State, batch: dict[str, Tensor]) -> tuple[State, Metrics]:

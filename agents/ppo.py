@@ -117,6 +117,7 @@ class PPO:
         return {name: x.flatten(0, 1) for name, x in samples.items()}
 
     begin_epoch = None
+    refresh = None
 
     def update(self, state: State, batch: dict[str, Tensor]) -> tuple[State, Metrics]:
         hyper = state["hyper"]

@@ -17,6 +17,7 @@ Draw = Literal["uniform", "recency", "ess"]
 Precision = Literal["fp32", "bf16", "fp16", "fp8"]
 State = dict[str, Tree]  # all that an agent knows: parameters, optimizer, statistics, hyperparameters
 BeginEpoch = Callable[[State, dict[str, Tensor]], State]
+Refresh = Callable[[State, Transitions], dict[str, Tensor]]
 Metrics = dict[str, Tensor]  # 0-dim tensors, left on their device until somebody logs
 
 
@@ -166,6 +167,15 @@ class Agent(Protocol):
         """At the beginning of each epoch, with all samples that it will draw: what is asked of a whole batch, if it is.
 
         (state, batch) -> state
+        """
+        ...
+
+    @property
+    def refresh(self) -> Refresh | None:
+        """At the beginning of each epoch but an iteration's first: what of `prepare`'s samples is made anew, if any is.
+
+        (state, rollout) -> some of what `prepare` gives. For what needs whole segments and the policy as it is by then;
+        with replay this too is called for each rollout alone.
         """
         ...
 

@@ -12,6 +12,7 @@ from ess_rl.contract import Metrics
 from ess_rl.ess import advantage_weighted_ess, effective_sample_size
 from ess_rl.gaussian import Gaussian, kl
 
+AFFINITY_EPSILON = 0.2  # of the band of ratios, in one action dimension: HINT's default, and PPO's clip
 QUANTILES = {"log_ratio_q01": 0.01, "log_ratio_q50": 0.5, "log_ratio_q99": 0.99}
 
 
@@ -21,6 +22,7 @@ def diagnose(pi: Gaussian, b: Gaussian, action: Tensor, advantage: Tensor) -> Me
         ess_end             ESS of rho = pi(a|s) / b(a|s) over all n
         ess_end_per_dim     ess_end^(1/act_dim): comparable between tasks, since e falls exponentially in act_dim
         ess_end_advantage   ESS of rho |A|, A centered: `ess_rl.ess.advantage_weighted_ess`
+        affinity_end, affinity_eur_end, affinity_uc_end    `affinity`, A centered, in the band of 0.2 sqrt(act_dim)
         behavior_kl_end     mean KL(pi || b) in nats, in closed form
         log_ratio_q01, log_ratio_q50, log_ratio_q99   quantiles of log rho: the smallest value that the fraction 0.01,
                             0.5 or 0.99 of the samples does not exceed
@@ -35,16 +37,52 @@ def diagnose(pi: Gaussian, b: Gaussian, action: Tensor, advantage: Tensor) -> Me
     """
     log_ratio = (pi.log_prob(action) - b.log_prob(action)).flatten()
     advantage = advantage.flatten()
+    advantage = advantage - processes.mean(advantage)
     ess = effective_sample_size(log_ratio)
     in_order = processes.of_all(log_ratio).sort().values
-    count = len(in_order)
+    count, epsilon = len(in_order), AFFINITY_EPSILON * math.sqrt(action.shape[-1])
     return {
         "ess_end": ess,
         "ess_end_per_dim": ess ** (1.0 / action.shape[-1]),
-        "ess_end_advantage": advantage_weighted_ess(log_ratio, advantage - processes.mean(advantage)),
+        "ess_end_advantage": advantage_weighted_ess(log_ratio, advantage),
+        **{f"{name}_end": x for name, x in affinity(log_ratio, advantage, epsilon).items()},
         "behavior_kl_end": processes.mean(kl(pi, b)),
         **{name: in_order[math.ceil(q * count) - 1] for name, q in QUANTILES.items()},
     }
+
+
+def affinity(log_ratio: Tensor, advantage: Tensor, epsilon: float | Tensor) -> Metrics:
+    """How much of a batch a clip range would use, and how evenly: HINT's Affinity. No gradient.
+
+        w_i  = |A_i|,   band = { i: 1 - epsilon <= rho_i <= 1 + epsilon }
+        EUR  = sum_band w / sum w                                              effective update ratio
+        UC   = sqrt( sum_band w (log rho - mu)^2 / sum_band w )                update consistency: a spread, 0 is best
+        Affinity = EUR exp(-UC / tau),   tau = log(1 + epsilon) / 2
+
+    with mu the mean of log rho over the band, weighted by w. 1 where pi is b, 0 where no sample with an advantage lies
+    in the band. A cousin of the ESS with a fixed range: like `ess_rl.ess.advantage_weighted_ess` it counts a sample by
+    |A|, unlike it it has a constant to set. Independent action dimensions add their log ratios, whose spread grows as
+    sqrt(act_dim): to compare tasks, take epsilon sqrt(act_dim), as `diagnose` does. (From epsilon = 1 on, 25 dimensions
+    at 0.2, the band has no lower edge.)
+
+    Source: Wang et al. 2025 (HINT, arXiv 2510.09388), as released.
+
+    Args:
+        log_ratio: [n], any shape.
+        advantage: same shape; its scale changes nothing.
+
+    Returns:
+        `affinity`, `affinity_eur`, `affinity_uc`; 0-dim, the same on all processes.
+    """
+    log_ratio, weight = log_ratio.detach(), advantage.detach().abs()
+    band = torch.where((log_ratio.exp() - 1.0).abs() <= epsilon, weight, 0.0)
+    inner = torch.where(band > 0.0, log_ratio, 0.0)  # what lies outside may be infinite
+    whole, within, first = processes.total(torch.stack([weight.sum(), band.sum(), (band * inner).sum()])).unbind(0)
+    tiny = torch.finfo(weight.dtype).tiny
+    eur, mean = within / whole.clamp(min=tiny), first / within.clamp(min=tiny)
+    uc = torch.sqrt(processes.total((band * (inner - mean).square()).sum()) / within.clamp(min=tiny))
+    tau = 0.5 * (torch.log1p(epsilon) if isinstance(epsilon, Tensor) else math.log1p(epsilon))
+    return {"affinity": eur * torch.exp(-uc / tau), "affinity_eur": eur, "affinity_uc": uc}
 
 
 def share(weight: Tensor, mask: Tensor) -> Tensor:

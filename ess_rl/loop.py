@@ -33,7 +33,8 @@ from ess_rl.transitions import Transitions
 
 # Purposes of random numbers. An agent's `init` folds its own numbers, from 0, into the same seed: what it draws for
 # layer i are the bits of iteration i's noise, reshaped. Harmless; a purpose of its own would change all published runs.
-_ENVS, _ACTIONS, _ORDER, _EVALUATION, _REPLAYED = range(5)
+_ENVS, _ACTIONS, _ORDER, _EVALUATION = range(4)
+_REPLAYED = 7  # 4 and 5 are those of `ess_rl.offline`
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,8 @@ def train(
         for epoch in range(config.epochs):
             order = _order(random.fold_in(seeds, epoch), config, ess)  # [P, samples]
             order = order.unflatten(1, (-1, config.minibatch)).transpose(0, 1).contiguous()
-            epochs.append(population.epoch(data, order))
+            present = data if epoch == 0 else refreshed(population, rollouts, data)
+            epochs.append(population.epoch(present, order))
         population.keep(state)
         return {name: torch.cat([m[name] for m in epochs]).mean(0) for name in epochs[0]}
 
@@ -268,19 +270,37 @@ def prepare(population: Population, rollouts: list[Transitions]) -> tuple[dict[s
     """
     parts = [population.prepare(rollout) for rollout in rollouts]
     ess = torch.stack([effective_sample_size(part.pop("log_ratio"), dim=1) for part in parts], dim=1)
-    config = population.agent.config
-    room = 1 if isinstance(config, AlternatingConfig) else 1 + config.replay
+    room = _room(population.agent.config)
+    if room > 1:
+        for age, part in enumerate(parts):
+            part["age"] = torch.full_like(part["advantage"], age)
+    return _in_one(parts, room), ess
+
+
+def refreshed(population: Population, rollouts: list[Transitions], data: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The samples `data` of `prepare` as another epoch begins: with what the agent makes anew."""
+    if population.agent.refresh is None:
+        return data
+    parts = [population.refresh(rollout) for rollout in rollouts]
+    return data | _in_one(parts, _room(population.agent.config))
+
+
+def _room(config: AgentConfig) -> int:
+    """Rollouts that an epoch draws from, once the replay is full."""
+    return 1 if isinstance(config, AlternatingConfig) else 1 + config.replay
+
+
+def _in_one(parts: list[dict[str, Tensor]], room: int) -> dict[str, Tensor]:
+    """Samples [P, n, ...] of several rollouts one after the other, in room for `room` of them."""
     if room == 1:
-        return parts[0], ess
-    for age, part in enumerate(parts):
-        part["age"] = torch.full_like(part["advantage"], age)
+        return parts[0]
     data = {
         name: torch.zeros(x.shape[0], room * x.shape[1], *x.shape[2:], device=x.device) for name, x in parts[0].items()
     }
     for k, part in enumerate(parts):
         for name, x in part.items():
             data[name][:, k * x.shape[1] : (k + 1) * x.shape[1]] = x
-    return data, ess
+    return data
 
 
 def _order(seeds: Tensor, config: AgentConfig, ess: Tensor) -> Tensor:
@@ -329,7 +349,7 @@ def warm_up(population: Population, env: VectorEnv) -> float:
     for _ in range(2):
         population.act(part.obs, part.action)
         data, _ = prepare(population, [rollout])
-        population.epoch(data, index)
+        population.epoch(refreshed(population, [rollout], data), index)
         population.diagnose(rollout, data["advantage"][:, :samples])
         population.observe(rollout)
         if isinstance(config, AlternatingConfig):

@@ -20,6 +20,9 @@ from torch import Tensor
 from ess_rl.ess import effective_sample_size
 from ess_rl.processes import largest
 
+MixtureKL = Literal["variational", "convex", "k3"]
+Divergence = Literal["kl", "reverse_kl", "hellinger"]
+
 
 def p3o(
     log_prob: Tensor,
@@ -86,6 +89,74 @@ def p3o(
         "capped_fraction": (ratio > limit * (1.0 + 1e-6)).to(ratio.dtype).mean(),
         "log_ratio_max": largest(log_ratio.max()),
         "weight": weight,
+    }
+
+
+def p4o(
+    log_prob: Tensor,
+    behavior_log_prob: Tensor,
+    proximal_log_prob: Tensor,
+    advantage: Tensor,
+    behavior_kl: Tensor,
+    proximal_kl: Tensor,
+    *,
+    mixture_kl: MixtureKL = "variational",
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """P4O: P3O with two anchors, the policy b that acted and a recent policy p. The further one pulls more.
+
+        rho = pi / b,   e_b = ESS of pi / b,   e_p = ESS of pi / p,   e = min(e_b, e_p)
+        w_b = (1 - e_b) / ((1 - e_b) + (1 - e_p)),   w_p = 1 - w_b
+        loss = -mean( sg(min(rho, e)) A log pi(a|s) ) + (1 - e) mean( KL(pi || w_b b + w_p p) )
+
+    With p = b, and with p = pi, it is `p3o`. Where both ESS are 1 nothing pulls.
+
+    Source: Fakoor et al. 2026 (arXiv 2605.12380), Section 3.1 and Eq. 13. Deviation: the KL to a mixture of two
+    Gaussians has no closed form, and the sampled k3 of the released code is no KL and breaks down where pi is narrower
+    than its anchor (see `k3`). So one of three stands for it:
+
+        variational   -log( w_b exp(-KL(pi || b)) + w_p exp(-KL(pi || p)) )
+        convex        w_b KL(pi || b) + w_p KL(pi || p)
+        k3            `k3` of pi and the mixture at the sampled action, as released
+
+    The first two are upper bounds, KL <= variational <= convex, and exact with one anchor or two equal ones
+    (Hershey and Olsen 2007, "Approximating the Kullback Leibler divergence between Gaussian mixture models", for the
+    first). As the mixture's own KL, the first lets go of an anchor that has been left far behind while the other is
+    near; the pull of the second grows with the distance to both.
+
+    Args:
+        proximal_log_prob: log p(a|s); like `behavior_log_prob` without gradient.
+        behavior_kl: KL(pi || b) in each sample's state, with gradient.
+        proximal_kl: KL(pi || p), likewise.
+
+    Returns:
+        The loss and the metrics of `p3o` (`ess` is e_b, `behavior_kl` the mean KL(pi || b)); with `ess_proximal` (e_p),
+        `proximal_kl`, `mixture_kl` (mean, of whichever stands for it) and `behavior_share` (w_b).
+
+    Raises:
+        ValueError: for another name of a KL.
+    """
+    behavior_log_prob, proximal_log_prob = behavior_log_prob.detach(), proximal_log_prob.detach()
+    e_b = effective_sample_size(log_prob - behavior_log_prob)
+    e_p = effective_sample_size(log_prob - proximal_log_prob)
+    drift = (1.0 - e_b) + (1.0 - e_p)
+    w_b = torch.where(drift > 0.0, (1.0 - e_b) / drift.clamp(min=torch.finfo(drift.dtype).tiny), 0.5)
+    w_p = 1.0 - w_b
+    if mixture_kl == "variational":
+        to_mixture = -torch.logaddexp(torch.log(w_b) - behavior_kl, torch.log(w_p) - proximal_kl)
+    elif mixture_kl == "convex":
+        to_mixture = w_b * behavior_kl + w_p * proximal_kl
+    elif mixture_kl == "k3":
+        mixture_log_prob = torch.logaddexp(torch.log(w_b) + behavior_log_prob, torch.log(w_p) + proximal_log_prob)
+        to_mixture = k3(log_prob, mixture_log_prob)
+    else:
+        raise ValueError(f"mixture_kl={mixture_kl!r}: choose one of variational, convex, k3")
+    loss, metrics = p3o(log_prob, behavior_log_prob, advantage, to_mixture, ess=torch.minimum(e_b, e_p))
+    return loss, metrics | {
+        "behavior_kl": behavior_kl.mean().detach(),
+        "ess_proximal": e_p,
+        "proximal_kl": proximal_kl.mean().detach(),
+        "mixture_kl": to_mixture.mean().detach(),
+        "behavior_share": w_b,
     }
 
 
@@ -246,6 +317,28 @@ def k3(log_prob: Tensor, behavior_log_prob: Tensor, *, clamp: float = 10.0) -> T
     """
     log_ratio = log_prob - behavior_log_prob
     return log_ratio + torch.exp(torch.clamp(-log_ratio, -clamp, clamp)) - 1.0
+
+
+def divergence_slope(log_ratio: Tensor, divergence: Divergence) -> Tensor:
+    """What a sample's action costs if a divergence D_f = E_b[f(rho)] of pi from b is to be paid: f'(rho) - f'(1).
+
+        kl            KL(pi || b)                 log rho
+        reverse_kl    KL(b || pi)                 1 - 1 / rho
+        hellinger     E_b[(sqrt(rho) - 1)^2]      1 - 1 / sqrt(rho)
+
+    The gradient of D_f is E_b[rho f'(rho) grad log pi]: that of a policy whose reward is -f'(rho), taken as given. A
+    constant changes nothing in it. It is 0 on fresh data.
+
+    Source: Wang et al. 2019 (arXiv 2501.15034), as released. From there also: the exponents of the last two are
+    clamped to +-3.
+    """
+    if divergence == "kl":
+        return log_ratio
+    if divergence == "reverse_kl":
+        return 1.0 - torch.exp((-log_ratio).clamp(-3.0, 3.0))
+    if divergence == "hellinger":
+        return 1.0 - torch.exp((-0.5 * log_ratio).clamp(-3.0, 3.0))
+    raise ValueError(f"divergence={divergence!r}: choose one of kl, reverse_kl, hellinger")
 
 
 def advantage_weights(

@@ -126,6 +126,10 @@ class Population:
         def prepare(state: State, rollout: Transitions) -> dict[str, Tensor]:
             return vmap(agent.prepare, in_dims=(0, 1))(state, rollout)
 
+        def refresh(state: State, rollout: Transitions) -> dict[str, Tensor]:
+            assert agent.refresh is not None
+            return vmap(agent.refresh, in_dims=(0, 1))(state, rollout)
+
         def begin_epoch(state: State, data: dict[str, Tensor], index: Tensor) -> State:
             def one(state: State, data: dict[str, Tensor], index: Tensor) -> State:
                 assert agent.begin_epoch is not None
@@ -158,11 +162,12 @@ class Population:
 
             return vmap(one, in_dims=(0, 1, 0))(state, rollout, advantage)
 
-        functions = (act, prepare, begin_epoch, update, replayed, observe, diagnose)
-        programs = [Program(f, compiled=compiled) for f in functions]
-        self._act, self._prepare, self._begin_epoch, self._update, self._replayed, self._observe, self._diagnose = (
-            programs
-        )
+        def program(function: Callable[..., Any]) -> Program:
+            return Program(function, compiled=compiled)
+
+        self._act, self._prepare, self._refresh = program(act), program(prepare), program(refresh)
+        self._begin_epoch, self._update, self._replayed = program(begin_epoch), program(update), program(replayed)
+        self._observe, self._diagnose = program(observe), program(diagnose)
 
     def actor(self) -> Callable[[Tensor, Tensor], tuple[Gaussian, Tensor]]:
         """`act`, with the policy as it is now; for many steps."""
@@ -198,6 +203,10 @@ class Population:
     def prepare(self, rollout: Transitions) -> dict[str, Tensor]:
         """Transitions [T, P, N] to samples [P, T * N, ...]."""
         return self._prepare(self.state, rollout)
+
+    def refresh(self, rollout: Transitions) -> dict[str, Tensor]:
+        """What of `prepare(rollout)` the agent makes anew as an epoch begins; nothing, if it makes nothing anew."""
+        return self._refresh(self.state, rollout) if self.agent.refresh is not None else {}
 
     def update(self, data: dict[str, Tensor], index: Tensor) -> Metrics:
         """One gradient step of every member, on its samples `index` [P, minibatch]. Metrics are [P]."""

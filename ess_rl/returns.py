@@ -161,6 +161,34 @@ def corrected(
     raise ValueError(f"correction={correction!r}: choose one of none, vtrace, retrace, ess")
 
 
+def divergence_ahead(
+    divergence: Tensor,
+    log_ratio: Tensor,
+    last: Tensor,
+    *,
+    discount: float | Tensor,
+    c_bar: float | Tensor = 1.0,
+    released: bool = False,
+) -> Tensor:
+    """The divergence that an action leads to: what is to be paid from the next step on, [T, B].
+
+        V_t     = min(1, rho_t) d_t + discount (1 - last_t) min(c_bar, rho_t) V_{t+1}
+        ahead_t = discount (1 - last_t) V_{t+1},      D_t = d_t + ahead_t
+
+    d_t is what the action at t costs itself (`ess_rl.objectives.divergence_slope`), D_t its multi-step divergence: the
+    divergence of what pi and b visit, not of their actions alone. c_bar = 0 looks one step ahead. Nothing is
+    added for what lies behind the end of a segment or of an episode, terminated or truncated.
+
+    Source: Wang et al. 2019 (arXiv 2501.15034), the recursion as their code documents it. Where it computes V_t it
+    reads d_{t+1} (at the segment's end d_t), also past the end of an episode: `released` does so too, for ablation.
+    """
+    ratio = torch.exp(log_ratio)
+    carry = discount * (~last).to(divergence.dtype)
+    paid = torch.cat([divergence[1:], divergence[-1:]]) if released else divergence
+    value = reverse_recurrence(ratio.clamp(max=1.0) * paid, ratio.clamp(max=c_bar) * carry)
+    return carry * _shifted(value, 1)
+
+
 def return_range(reward: Tensor, last: Tensor) -> Tensor:
     """Largest less smallest undiscounted return of the episodes in rewards [T, ...]; 0-dim, 1 where they are all equal.
 

@@ -69,7 +69,9 @@ def learn(population: Population, iterations: int = 2, updates: int = 2, columns
         rollout = collect(population, iteration, columns)
         data = population.prepare(rollout)
         order = torch.stack(indices(updates)).unsqueeze(1).expand(-1, population.size, -1)
-        epochs = [population.epoch(data, index) for index in order.split(2)]
+        epochs = []
+        for index in order.split(2):
+            epochs.append(population.epoch(data | population.refresh(rollout) if epochs else data, index))
         metrics = [{name: x[k] for name, x in epoch.items()} for epoch in epochs for k in range(len(epoch["ess"]))]
         population.observe(rollout)
         seen.append((data, metrics, population.state))
@@ -261,6 +263,71 @@ def test_on_its_own_fresh_data_decoupled_ppo_is_ppo():
     assert_close(ends[0], ends[1], rtol=1e-4, atol=1e-5)
 
 
+def test_on_fresh_data_p4o_with_the_iterations_first_policy_is_p3o():
+    ends = []
+    for name, changes in (("p3o", {}), ("p4o", {"proximal": "iteration"})):
+        population = Population(build(name, learning_rate=0.05, **changes), SEEDS)
+        (_, metrics, _), (*_, state) = learn(population, iterations=3, updates=4)
+        ends.append(state["params"])
+        assert (metrics[-1]["ess"] < 0.95).all()
+    assert_close(ends[0], ends[1], rtol=1e-4, atol=1e-5)
+
+
+def test_the_proximal_policy_is_that_of_the_epochs_beginning():
+    population = Population(build("p4o", learning_rate=0.05), SEEDS)
+    population.observe(collect(population, 0))
+    data = population.prepare(collect(population, 1))
+    order = torch.stack(indices(2)).unsqueeze(1).expand(-1, 3, -1).contiguous()
+    for epoch in range(3):
+        began = population.state["params"]["policy"]
+        metrics = population.epoch(data, order)
+        assert_close(population.state["proximal"], began, rtol=0.0, atol=0.0)
+        assert_close(metrics["ess_proximal"][0], torch.ones(3))
+        assert (metrics["ess_proximal"][1] < 1.0 - 1e-5).all()
+        assert ((metrics["behavior_share"][0] > 0.999).all()) == (epoch > 0)  # alone, unless both are fresh
+
+
+def test_dapo_whose_divergence_costs_nothing_is_ppo():
+    ends = []
+    for name, changes in (("ppo", {}), ("dapo", {"divergence_coef": 0.0, "correction": "none"})):
+        population = Population(build(name, learning_rate=0.05, **changes), SEEDS)
+        *_, state = learn(population, iterations=3, updates=4)[-1]
+        ends.append(state["params"])
+    assert_close(ends[0], ends[1])
+
+
+def test_the_first_update_of_dapo_is_ppos_and_the_second_is_not():
+    ppo, dapo = (Population(build(name, learning_rate=0.05), SEEDS) for name in ("ppo", "dapo"))
+    data = [one.prepare(collect(one, 0)) for one in (ppo, dapo)]
+    assert_close(data[1]["divergence_ahead"], torch.zeros(3, T * N))
+    for first, index in zip((True, False), indices(2), strict=True):
+        metrics = [one.update(x, index.expand(3, -1)) for one, x in zip((ppo, dapo), data, strict=True)]
+        assert torch.allclose(metrics[0]["loss"], metrics[1]["loss"], rtol=1e-4, atol=1e-5) == first
+        assert (metrics[1]["divergence"].abs() < 1e-5).all() == first
+
+
+def test_the_divergence_ahead_is_that_of_the_policy_as_it_is():
+    """V_t = min(1, rho_t) log rho_t + 0.9 min(0.7, rho_t) V_{t+1}, cut where an episode ends."""
+    population = Population(build("dapo", learning_rate=0.05, discount=0.9, c_bar=0.7), SEEDS)
+    rollout = collect(population, 0)
+    data = population.prepare(rollout)
+    for index in indices(3):
+        population.update(data, index.expand(3, -1))
+    pi = [population.policy(obs) for obs in rollout.obs]
+    pi = Gaussian(torch.stack([p.mean for p in pi]), torch.stack([p.log_std for p in pi]))
+    b = Gaussian(rollout.behavior_mean, rollout.behavior_log_std)
+    log_ratio = pi.log_prob(rollout.action) - b.log_prob(rollout.action)  # [T, P, N]
+    ahead, value = [], torch.zeros(3, N)
+    for t in reversed(range(T)):
+        ahead.insert(0, 0.9 * value * ~rollout.last[t])
+        ratio = log_ratio[t].exp()
+        value = ratio.clamp(max=1.0) * log_ratio[t] + ratio.clamp(max=0.7) * ahead[0]
+    refreshed = population.refresh(rollout)
+    assert refreshed.keys() == {"divergence_ahead"}
+    assert_close(refreshed["divergence_ahead"], torch.stack(ahead).transpose(0, 1).flatten(1))
+    assert refreshed["divergence_ahead"].abs().max() > 0.01
+
+
 def test_the_weight_of_the_kl_is_led_to_its_target():
     """Section 4 of PPO's paper: doubled above 1.5 times the target, halved below the target / 1.5, else left."""
     population = Population(build("ppo", objective="kl", target_kl=0.02), SEEDS)
@@ -372,6 +439,14 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"objective": "band"},
         {"objective": "kl"},
         {"objective": "variance"},
+    ],
+    "p4o": [{"proximal": "iteration"}, {"mixture_kl": "convex"}, {"mixture_kl": "k3"}],
+    "dapo": [
+        {"objective": "p3o"},
+        {"divergence": "reverse_kl"},
+        {"divergence": "hellinger"},
+        {"recursion": "released"},
+        {"objective": "p3o", "c_bar": 0.0},
     ],
 }
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from ess_rl.diagnostics import diagnose, share
+from ess_rl.diagnostics import affinity, diagnose, share
 from ess_rl.ess import effective_sample_size
 from ess_rl.gaussian import Gaussian
 
@@ -40,6 +40,43 @@ def test_dimensions_and_advantages_by_hand():
     assert float(found["ess_end"]) == pytest.approx(100.0 / 136.0)
     assert float(found["ess_end_per_dim"]) == pytest.approx(math.sqrt(100.0 / 136.0))
     assert float(found["ess_end_advantage"]) == pytest.approx(0.5)
+    # The band of 0.2 sqrt(2) holds the ratios of 1 with |A| = 1 each, and they do not spread.
+    assert [float(found[f"affinity{name}_end"]) for name in ("", "_eur", "_uc")] == pytest.approx([1, 1, 0], abs=1e-6)
+
+
+def test_the_band_of_affinity_grows_with_the_dimensions():
+    """Ratios exp(-0.75^2 / 2) = 0.755: outside 0.2, which holds in one dimension, inside 0.2 sqrt(2) = 0.283."""
+    for dimensions, inside in ((1, 0.0), (2, 1.0)):
+        b = Gaussian(torch.zeros(4, dimensions), torch.zeros(4, dimensions))
+        mean = torch.tensor([0.75, 0.0])[:dimensions].expand(4, dimensions)
+        found = diagnose(Gaussian(mean, b.log_std), b, b.mean, torch.tensor([5.0, 7.0, 6.0, 6.0]))
+        assert float(found["affinity_eur_end"]) == pytest.approx(inside)
+        assert float(found["affinity_end"]) == pytest.approx(inside, abs=1e-3)
+
+
+def test_affinity_by_hand():
+    """Ratios 1, 1.1, 0.5, 1.5 and |A| 1, 3, 2, 2, epsilon 0.2: the first two lie in the band, EUR = 4 / 8.
+
+    With L = log 1.1: mu = 3/4 L, UC^2 = (1 (3/4 L)^2 + 3 (1/4 L)^2) / 4 = 3/16 L^2.
+    """
+    log_ratio = torch.log(torch.tensor([1.0, 1.1, 0.5, 1.5]))
+    advantage = torch.tensor([1.0, -3.0, 2.0, -2.0])
+    found = affinity(log_ratio, advantage, 0.2)
+    uc = math.sqrt(3.0 / 16.0) * math.log(1.1)
+    assert float(found["affinity_eur"]) == pytest.approx(0.5)
+    assert float(found["affinity_uc"]) == pytest.approx(uc, rel=1e-5)
+    assert float(found["affinity"]) == pytest.approx(0.5 * math.exp(-uc / (0.5 * math.log(1.2))), rel=1e-5)
+    scaled = affinity(log_ratio.view(2, 2), 1e3 * advantage.view(2, 2), torch.tensor(0.2))
+    for name, x in found.items():
+        torch.testing.assert_close(scaled[name], x)
+
+
+def test_affinity_at_its_corners():
+    ones, zeros = torch.ones(4), torch.zeros(4)
+    assert float(affinity(zeros, ones, 0.2)["affinity"]) == 1.0  # fresh data
+    assert float(affinity(zeros, zeros, 0.2)["affinity"]) == 0.0  # nothing to learn
+    outside = affinity(torch.tensor([torch.inf, -torch.inf, 2.0, -2.0]), ones, 0.2)
+    assert [float(x) for x in outside.values()] == [0.0, 0.0, 0.0]  # nothing in the band
 
 
 def test_share_by_hand():

@@ -1,6 +1,7 @@
 """The loop, on a world of random numbers in which episodes end in both ways and often."""
 
 import copy
+import itertools
 import math
 from dataclasses import replace
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from agents import dapo
 from agents.p3o import P3O, Config
 from ess_rl import random
 from ess_rl.contract import Draw, Precision, Step, VectorEnv
@@ -231,6 +233,7 @@ def test_diagnostics_are_of_the_fresh_rollout_after_its_updates(replay: int):
     for name, k in (("log_ratio_q01", 0), ("log_ratio_q50", 11), ("log_ratio_q99", 23)):
         torch.testing.assert_close(last.metrics[name], in_order[:, k], rtol=1e-4, atol=1e-5)
     assert (last.metrics["ess_end_advantage"] < 1.0).all()
+    assert ((last.metrics["affinity_end"] > 0.0) & (last.metrics["affinity_end"] < 1.0)).all()
     assert ("replayed_share" in last.metrics) == (replay > 0)
 
 
@@ -265,6 +268,25 @@ def test_samples_of_older_rollouts_are_prepared_under_the_present_policy():
         for name, x in alone.items():
             torch.testing.assert_close(data[name][:, age * T * N : (age + 1) * T * N], x)
         assert (data["age"][:, age * T * N : (age + 1) * T * N] == age).all()
+
+
+def test_what_an_agent_makes_anew_is_made_as_each_epoch_begins():
+    config = dapo.Config(hidden=(8,), num_envs=N, rollout=T, epochs=3, minibatch=8, learning_rate=1e-2, replay=1)
+    population = Population(dapo.DAPO(config, OBS, ACT), SEEDS)
+    ring, epoch, seen = Replay(2 * T, 2, N, OBS, ACT, "cpu"), population.epoch, []
+
+    def spy(data: dict[str, Tensor], indices: Tensor) -> dict[str, Tensor]:
+        present = [population.refresh(rollout)["divergence_ahead"] for rollout in ring.rollouts(T, 2)]
+        torch.testing.assert_close(data["divergence_ahead"], torch.cat(present, dim=1))
+        seen.append(data)
+        return epoch(data, indices)
+
+    population.epoch = spy
+    run((population, RandomWorld(2 * N), ring), iterations=4, reset_every=4)
+    assert len(seen) == 3 * 3
+    for one, next_one in itertools.pairwise(seen[:3]):
+        assert not torch.allclose(one["divergence_ahead"], next_one["divergence_ahead"])
+        assert all(torch.equal(one[name], next_one[name]) for name in one if name != "divergence_ahead")
 
 
 @pytest.mark.parametrize("lag", [1, 3])

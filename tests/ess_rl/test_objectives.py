@@ -7,7 +7,18 @@ from torch import Tensor
 
 from ess_rl.ess import effective_sample_size
 from ess_rl.gaussian import Gaussian, kl
-from ess_rl.objectives import k3, p3o, ppo_band, ppo_clip, ppo_decoupled, ppo_generalized, ppo_kl, ppo_variance
+from ess_rl.objectives import (
+    divergence_slope,
+    k3,
+    p3o,
+    p4o,
+    ppo_band,
+    ppo_clip,
+    ppo_decoupled,
+    ppo_generalized,
+    ppo_kl,
+    ppo_variance,
+)
 
 
 def three_samples() -> dict[str, Any]:
@@ -148,6 +159,143 @@ def test_a_broken_ratio_reaches_the_loss():
     samples = three_samples()
     samples["behavior_log_prob"] = torch.tensor([-1.0, -torch.inf, -3.0])
     assert p3o(**samples)[0].isnan()
+
+
+def two_anchors() -> dict[str, Any]:
+    """`three_samples` (e_b = 6/7), and p with pi / p = 1, 1, 2: e_p = 4^2 / (3 * 6) = 8/9."""
+    samples = three_samples()
+    proximal = samples["log_prob"].detach() - torch.log(torch.tensor([1.0, 1.0, 2.0]))
+    return samples | {
+        "proximal_log_prob": proximal,
+        "proximal_kl": torch.tensor([0.3, 0.1, 0.5], requires_grad=True),
+    }
+
+
+def test_p4o_by_hand():
+    # 1 - e_b = 1/7 = 9/63, 1 - e_p = 1/9 = 7/63: w_b = 9/16, w_p = 7/16. e = 6/7: weights as in P3O.
+    samples = two_anchors()
+    loss, metrics = p4o(**samples, mixture_kl="convex")
+    policy = 0.5 * (-1.0 + math.log(0.5)) - 24.0 / 7.0 - 6.0 / 7.0 * (-3.0 + math.log(1.5))
+    to_mixture = 9.0 / 16.0 * 0.2 + 7.0 / 16.0 * 0.3  # of the means
+    assert float(loss.detach()) == pytest.approx(-policy / 3.0 + to_mixture / 7.0, rel=1e-5)
+    loss.backward()
+    assert samples["behavior_kl"].grad.tolist() == pytest.approx([9.0 / 16.0 / 21.0] * 3, rel=1e-5)
+    assert samples["proximal_kl"].grad.tolist() == pytest.approx([7.0 / 16.0 / 21.0] * 3, rel=1e-5)
+    assert metrics.pop("weight").tolist() == pytest.approx([0.5, 6.0 / 7.0, 6.0 / 7.0])
+    expected = {
+        "ess": 6.0 / 7.0, "ess_proximal": 8.0 / 9.0, "behavior_share": 9.0 / 16.0, "behavior_kl": 0.2,
+        "proximal_kl": 0.3, "mixture_kl": to_mixture, "capped_fraction": 2.0 / 3.0, "log_ratio_max": math.log(1.5),
+    }  # fmt: skip
+    assert {name: float(x) for name, x in metrics.items()} == pytest.approx(expected, rel=1e-5)
+    assert all(x.shape == () and not x.requires_grad for x in metrics.values())
+
+    samples = two_anchors()
+    loss, metrics = p4o(**samples)
+    near = [(9.0 * math.exp(-b) + 7.0 * math.exp(-p)) / 16.0 for b, p in ((0.1, 0.3), (0.2, 0.1), (0.3, 0.5))]
+    assert float(metrics["mixture_kl"]) == pytest.approx(-sum(map(math.log, near)) / 3.0, rel=1e-5)
+    loss.backward()
+    pulls = [9.0 / 16.0 * math.exp(-b) / m / 21.0 for b, m in zip((0.1, 0.2, 0.3), near, strict=True)]
+    assert samples["behavior_kl"].grad.tolist() == pytest.approx(pulls, rel=1e-5)
+
+    # k3: the mixture over pi is (9 b + 7 p) / (16 pi) = (9 / rho_b + 7 / rho_p) / 16.
+    inverse = [(9.0 / b + 7.0 / p) / 16.0 for b, p in ((0.5, 1.0), (1.0, 1.0), (1.5, 2.0))]
+    expected = sum(-math.log(x) + x - 1.0 for x in inverse) / 3.0
+    assert float(p4o(**two_anchors(), mixture_kl="k3")[1]["mixture_kl"]) == pytest.approx(expected, rel=1e-5)
+
+
+MIXTURES: list[Any] = ["variational", "convex", "k3"]
+
+
+@pytest.mark.parametrize("mixture_kl", MIXTURES)
+@pytest.mark.parametrize("anchor", ["behavior", "current"])
+def test_p4o_with_one_anchor_is_p3o(mixture_kl: Any, anchor: str):
+    """p = b: both anchors are one. p = pi, as when an epoch begins: it has lost no sample, and b pulls alone."""
+    samples, plain = three_samples(), three_samples()
+    if mixture_kl == "k3":
+        plain["behavior_kl"] = k3(plain["log_prob"], plain["behavior_log_prob"])
+    of_p = {
+        "behavior": (samples["behavior_log_prob"], samples["behavior_kl"]),
+        "current": (samples["log_prob"].detach(), torch.zeros(3)),
+    }
+    log_prob, proximal_kl = of_p[anchor]
+    loss, _ = p4o(**samples, proximal_log_prob=log_prob, proximal_kl=proximal_kl, mixture_kl=mixture_kl)
+    expected, _ = p3o(**plain)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(samples["log_prob"].grad, plain["log_prob"].grad)
+    if mixture_kl != "k3":
+        torch.testing.assert_close(samples["behavior_kl"].grad, plain["behavior_kl"].grad)
+
+
+@pytest.mark.parametrize("mixture_kl", MIXTURES)
+def test_on_fresh_data_nothing_pulls_in_p4o(mixture_kl: Any):
+    samples = three_samples()
+    log_prob = samples["log_prob"].detach()
+    anchors: Any = {"behavior_log_prob": log_prob, "proximal_log_prob": log_prob, "proximal_kl": torch.ones(3)}
+    loss, metrics = p4o(**samples | anchors, mixture_kl=mixture_kl)
+    loss.backward()
+    assert metrics["ess"] == metrics["ess_proximal"] == 1.0
+    assert samples["log_prob"].grad.tolist() == pytest.approx([-x / 3.0 for x in (1.0, 2.0, -1.0)])
+    assert samples["behavior_kl"].grad is None or samples["behavior_kl"].grad.tolist() == [0.0] * 3
+
+
+@pytest.mark.parametrize("pi", [(0.3, 1.0), (-1.0, 0.6), (2.0, 1.5)])
+def test_the_stand_ins_bound_the_kl_to_the_mixture(pi: tuple[float, float]):
+    """One dimension, b = N(0, 1) and p = N(0.5, 0.8^2), weights of the ESS that are given; the KL by summation."""
+    x = torch.linspace(-12.0, 12.0, 4001, dtype=torch.float64)[:, None]
+
+    def gaussian(mean: float, std: float) -> Gaussian:
+        return Gaussian(torch.full_like(x, mean), torch.full_like(x, math.log(std)))
+
+    policy, b, p = gaussian(*pi), gaussian(0.0, 1.0), gaussian(0.5, 0.8)
+    log_prob, log_b, log_p = (each.log_prob(x) for each in (policy, b, p))
+    numbers = (log_prob, log_b, log_p, torch.ones_like(log_b), kl(policy, b), kl(policy, p))
+    bounds = {name: p4o(*numbers, mixture_kl=name)[1] for name in ("variational", "convex")}
+    w = bounds["convex"]["behavior_share"]
+    assert 0.0 < w < 1.0
+    mixture = torch.log(w * log_b.exp() + (1.0 - w) * log_p.exp())
+    exact = (log_prob.exp() * (log_prob - mixture)).sum() * (x[1, 0] - x[0, 0])
+    assert exact < bounds["variational"]["mixture_kl"] < bounds["convex"]["mixture_kl"]
+
+
+def test_an_unknown_kl_to_the_mixture_is_refused():
+    with pytest.raises(ValueError, match="mixture_kl='exact': choose one of variational, convex, k3"):
+        p4o(**two_anchors(), mixture_kl=cast(Any, "exact"))
+
+
+@pytest.mark.parametrize(
+    ("divergence", "f"),
+    [
+        ("kl", lambda rho: rho * rho.log()),
+        ("reverse_kl", lambda rho: -rho.log()),
+        ("hellinger", lambda rho: (rho.sqrt() - 1.0).square()),
+    ],
+)
+def test_the_slope_of_a_divergence_makes_its_gradient(divergence: Any, f: Any):
+    """grad E_b[f(rho)] = E_b[rho slope grad log pi], of a Gaussian's mean and log_std; expectations by summation."""
+    x = torch.linspace(-6.0, 6.0, 4001, dtype=torch.float64)[:, None]
+    b = Gaussian(torch.zeros_like(x), torch.zeros_like(x))
+    density = b.log_prob(x).exp()
+    density = density / density.sum()
+    theta = torch.tensor([0.1, -0.02], dtype=torch.float64, requires_grad=True)  # no exponent is clamped so near
+    log_prob = Gaussian(theta[:1].expand_as(x), theta[1:].expand_as(x)).log_prob(x)
+    log_ratio = log_prob - b.log_prob(x)
+    expected = torch.autograd.grad((density * f(log_ratio.exp())).sum(), theta, retain_graph=True)
+    ratio, slope = log_ratio.exp().detach(), divergence_slope(log_ratio, divergence).detach()
+    found = torch.autograd.grad((density * ratio * slope * log_prob).sum(), theta)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert divergence_slope(torch.zeros(2), divergence).tolist() == [0.0, 0.0]
+
+
+def test_slopes_by_hand():
+    log_ratio = torch.log(torch.tensor([4.0, 0.25, 1e-9]))
+    assert divergence_slope(log_ratio[:2], "kl").tolist() == pytest.approx([math.log(4.0), -math.log(4.0)])
+    # 1 - 1 / rho and 1 - 1 / sqrt(rho); the last is cut: 1 - e^3.
+    assert divergence_slope(log_ratio, "reverse_kl").tolist() == pytest.approx([0.75, -3.0, 1.0 - math.exp(3.0)])
+    assert divergence_slope(log_ratio, "hellinger").tolist() == pytest.approx([0.5, -1.0, 1.0 - math.exp(3.0)])
+    with pytest.raises(ValueError, match="divergence='tv': choose one of kl, reverse_kl, hellinger"):
+        divergence_slope(log_ratio, cast(Any, "tv"))
 
 
 def test_ppo_clip_by_hand():

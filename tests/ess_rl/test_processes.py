@@ -37,6 +37,8 @@ VARIANTS = {
     "p3o": ("p3o", {}),
     "ppo": ("ppo", {}),
     "old data": ("p3o", dict(replay=1, lag=1, draw="ess", correction="vtrace", keep_ess=0.81)),
+    "p4o": ("p4o", dict(replay=1)),
+    "dapo": ("dapo", dict(objective="p3o", replay=1)),
     "ppo kl": ("ppo", dict(objective="kl", correction="ess", replay=1)),
 }
 

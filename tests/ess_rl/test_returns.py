@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ess_rl.ess import effective_sample_size
-from ess_rl.returns import Correction, corrected, gae, retrace, reverse_recurrence, vtrace
+from ess_rl.returns import Correction, corrected, divergence_ahead, gae, retrace, reverse_recurrence, vtrace
 
 DISCOUNT = 0.97
 
@@ -137,6 +137,7 @@ def estimators(log_ratio: Tensor, s: dict[str, Tensor]) -> list[Tensor]:
     return [
         *gae(**s, discount=DISCOUNT, lambda_=0.9),
         *vtrace(log_ratio, **s, discount=DISCOUNT, lambda_=0.9, rho_bar=1.5),
+        divergence_ahead(log_ratio, log_ratio, s["last"], discount=DISCOUNT, c_bar=0.9),
     ]
 
 
@@ -176,6 +177,46 @@ def test_discount_and_lambda_may_be_tensors():
     torch.testing.assert_close(
         gae(**s, discount=torch.tensor(0.9), lambda_=torch.tensor(0.5)), gae(**s, discount=0.9, lambda_=0.5)
     )
+
+
+def test_divergence_ahead_by_hand():
+    # discount 1/2, c_bar 1/4; d = 1, 2, 4 and ratios 4, 1/2, 1/4. In the second column an episode ends at t = 1.
+    # V_2 = 1/4 4 = 1,   V_1 = 1/2 2 + 1/2 1/4 V_2 = 9/8 and 1
+    # ahead_2 = 0,   ahead_1 = 1/2 V_2 = 1/2 and 0,   ahead_0 = 1/2 V_1 = 9/16 and 1/2
+    # As released d_{t+1} stands for d_t: V_2 = 1/4 4 = 1, V_1 = 1/2 4 + 1/8 and 2 + 0, ahead_0 = 17/16 and 1
+    d = torch.tensor([1.0, 2.0, 4.0])[:, None].expand(-1, 2)
+    log_ratio = torch.log(torch.tensor([4.0, 0.5, 0.25]))[:, None].expand(-1, 2)
+    last = torch.tensor([[False, False], [False, True], [False, False]])
+    ahead = divergence_ahead(d, log_ratio, last, discount=0.5, c_bar=0.25)
+    torch.testing.assert_close(ahead, torch.tensor([[9.0 / 16.0, 0.5], [0.5, 0.0], [0.0, 0.0]]))
+    ahead = divergence_ahead(d, log_ratio, last, discount=0.5, c_bar=0.25, released=True)
+    torch.testing.assert_close(ahead, torch.tensor([[17.0 / 16.0, 1.0], [0.5, 0.0], [0.0, 0.0]]))
+
+
+@pytest.mark.parametrize("released", [False, True])
+@pytest.mark.parametrize("c_bar", [0.0, 0.9, 1.0])
+@pytest.mark.parametrize("steps", [1, 2, 37])
+def test_divergence_ahead_equals_a_loop(steps: int, c_bar: float, released: bool):
+    s = segments(steps)
+    d, log_ratio = s["reward"], 0.5 * s["value"]
+    ratio, expected = log_ratio.exp(), torch.zeros_like(d)
+    value = torch.zeros(5, dtype=torch.float64)
+    for t in reversed(range(steps)):
+        expected[t] = DISCOUNT * (~s["last"][t] * value)
+        paid = d[min(t + 1, steps - 1)] if released else d[t]
+        value = ratio[t].clamp(max=1.0) * paid + ratio[t].clamp(max=c_bar) * expected[t]
+    found = divergence_ahead(d, log_ratio, s["last"], discount=DISCOUNT, c_bar=c_bar, released=released)
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_divergence_ahead_of_ratios_below_the_cuts_is_importance_sampling():
+    """Ratios below 1 are not cut: the divergence ahead is the sum of what is paid, weighted by products of ratios."""
+    d = segments(6)["reward"]
+    log_ratio, never = -segments(6, seed=1)["reward"].abs(), torch.zeros(6, 5, dtype=torch.bool)
+    expected = torch.zeros(5, dtype=torch.float64)
+    for t in range(1, 6):
+        expected += DISCOUNT**t * log_ratio[1 : t + 1].sum(0).exp() * d[t]
+    torch.testing.assert_close(divergence_ahead(d, log_ratio, never, discount=DISCOUNT)[0], expected)
 
 
 CORRECTIONS: list[Correction] = ["none", "vtrace", "retrace", "ess"]
