@@ -17,6 +17,7 @@ Draw = Literal["uniform", "recency", "ess"]
 Precision = Literal["fp32", "bf16", "fp16", "fp8"]
 State = dict[str, Tree]  # all that an agent knows: parameters, optimizer, statistics, hyperparameters
 BeginEpoch = Callable[[State, dict[str, Tensor]], State]
+Prepare = Callable[[State, Transitions], dict[str, Tensor]]
 Metrics = dict[str, Tensor]  # 0-dim tensors, left on their device until somebody logs
 
 
@@ -175,7 +176,7 @@ class OfflineConfig(Protocol):
 
 
 class OfflineAgent(Protocol):
-    """An agent that learns from a fixed data set: as `Agent`, with three functions.
+    """An agent that learns from a fixed data set: as `Agent`, with three functions, and a fourth where it needs it.
 
     `state` holds at least "hyper", "params" and "progress" as there, and "data_stats", which the loop sets: "obs", the
     statistics of all observations (`ess_rl.normalizer`), and "return_range" (`ess_rl.returns`).
@@ -194,9 +195,17 @@ class OfflineAgent(Protocol):
         """The policy at raw observations [..., obs_dim]; evaluation takes its mean."""
         ...
 
+    @property
+    def prepare(self) -> Prepare | None:
+        """At the beginning of each stretch of updates (`ess_rl.offline.train`): what is asked of all data, if it is.
+
+        (state, transitions [N, ...] in the order of their episodes) -> columns [N, ...] of names of their own
+        """
+        ...
+
     def update(self, state: State, batch: dict[str, Tensor]) -> tuple[State, Metrics]:
         """One gradient step on a minibatch [n, ...] of transitions.
 
-        Their fields as in `Transitions`, raw; and "noise" [n, 2, act_dim], standard normal.
+        Their fields as in `Transitions`, raw; the columns of `prepare`; and "noise" [n, 2, act_dim], standard normal.
         """
         ...

@@ -195,7 +195,11 @@ def k3(log_prob: Tensor, behavior_log_prob: Tensor, *, clamp: float = 10.0) -> T
 
 
 def advantage_weights(
-    advantage: Tensor, temperature: float | Tensor, form: Literal["exponential", "softmax"], *, cap: float = 100.0
+    advantage: Tensor,
+    temperature: float | Tensor,
+    form: Literal["exponential", "softmax"],
+    *,
+    cap: float | Tensor = 100.0,
 ) -> Tensor:
     """How much each action of the data counts in an advantage-weighted regression, [n], without gradient.
 
@@ -205,11 +209,12 @@ def advantage_weights(
     Source: Nair et al. 2020 (AWAC, arXiv 2006.09359): Eq. 8 and the appendix have the exponential, with the normalizer
     Z(s) left out; their code takes the softmax over the minibatch, whose mean weight is 1 whatever the scale of A. The
     cap of 100 is that of Kostrikov et al. 2021 (IQL, arXiv 2110.06169, Appendix B) and of later implementations.
-    IQL's inverse temperature beta is 1 / temperature.
+    IQL's inverse temperature beta is 1 / temperature. Peng et al. 2019 (AWR, arXiv 1910.00177) have a cap of 20.
     """
     scaled = advantage.detach() / temperature
     if form == "exponential":
-        return torch.exp(scaled.clamp(max=math.log(cap)))
+        highest = torch.log(cap) if isinstance(cap, Tensor) else math.log(cap)
+        return torch.exp(scaled.clamp(max=highest))
     return torch.softmax(scaled, dim=0) * scaled.shape[0]
 
 
