@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from agents import awac, awr, bc, brac, iql, p3o, p3o_offline, ppo, td3_bc
+from agents import awac, awr, bc, brac, chord, iql, p3o, p3o_offline, ppo, td3_bc
 
 
 class Entry(NamedTuple):
@@ -19,6 +19,7 @@ AGENTS: dict[str, Entry] = {
         p3o.P3O, p3o.Config, "the batch's effective sample size caps the ratio and sets the pull to the behavior"
     ),
     "ppo": Entry(ppo.PPO, ppo.Config, "clips the ratio at a fixed range: the field's usual on-policy baseline"),
+    "chord": Entry(chord.CHORD, chord.Config, "ppo or p3o, and beside it imitation of a data set (--dataset ID)"),
 }
 
 # They learn from a data set alone: `ess_rl.contract.OfflineAgent`.

@@ -154,7 +154,11 @@ class Agent(Protocol):
         ...
 
     def update(self, state: State, batch: dict[str, Tensor]) -> tuple[State, Metrics]:
-        """One gradient step on a minibatch of those samples. With replay each has its "age", 0 in the fresh rollout."""
+        """One gradient step on a minibatch of those samples. With replay each has its "age", 0 in the fresh rollout.
+
+        Where the population has demonstrations, each has one beside it: "expert_obs", raw, and "expert_action". An
+        agent that needs them has a field `demonstrations` in its Config, the name of where they come from.
+        """
         ...
 
     def observe(self, state: State, rollout: Transitions) -> State:
