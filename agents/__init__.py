@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from agents import awac, bc, dapo, iql, p3o, p3o_2019, p3o_offline, p4o, ppo, td3_bc
+from agents import awac, awr, bc, brac, chord, dapo, iql, p3o, p3o_2019, p3o_offline, p4o, ppo, td3_bc
 
 
 class Entry(NamedTuple):
@@ -26,16 +26,19 @@ AGENTS: dict[str, Entry] = {
     "dapo": Entry(
         dapo.DAPO, dapo.Config, "charges an action with the divergence from the behavior over the steps that follow"
     ),
+    "chord": Entry(chord.CHORD, chord.Config, "ppo or p3o, and beside it imitation of a data set (--dataset ID)"),
 }
 
 # They learn from a data set alone: `ess_rl.contract.OfflineAgent`.
 OFFLINE_AGENTS: dict[str, Entry] = {
     "bc": Entry(bc.BC, bc.Config, "clones the actions of a data set"),
+    "awr": Entry(awr.AWR, awr.Config, "imitates a data set's actions, weighted by exp(return less value)"),
     "awac": Entry(awac.AWAC, awac.Config, "imitates a data set's actions, weighted by exp(advantage)"),
     "iql": Entry(iql.IQL, iql.Config, "as awac, with a critic that asks of no action outside the data"),
     "td3_bc": Entry(
         td3_bc.TD3BC, td3_bc.Config, "a deterministic policy up its critic, with a squared pull to the data"
     ),
+    "brac": Entry(brac.BRAC, brac.Config, "up its critics, with a KL penalty to the behavior in value and policy"),
     "p3o_offline": Entry(
         p3o_offline.P3OOffline, p3o_offline.Config, "P3O from the behavior on: the batch says how far to leave the data"
     ),

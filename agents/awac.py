@@ -70,6 +70,8 @@ class AWAC:
         obs = normalizer.standardize(state["data_stats"]["obs"], obs)
         return self._policy(state["params"]["policy"], obs, state["hyper"])
 
+    prepare = None
+
     def update(self, state: State, batch: dict[str, Tensor]) -> tuple[State, Metrics]:
         hyper, stats = state["hyper"], state["data_stats"]
         obs, next_obs = (normalizer.standardize(stats["obs"], batch[name]) for name in ("obs", "next_obs"))

@@ -50,6 +50,8 @@ class BC:
         obs = normalizer.standardize(state["data_stats"]["obs"], obs)
         return gaussian(state["params"]["policy"], obs, state["hyper"]["log_std_floor"])
 
+    prepare = None
+
     def update(self, state: State, batch: dict[str, Tensor]) -> tuple[State, Metrics]:
         hyper = state["hyper"]
         obs = normalizer.standardize(state["data_stats"]["obs"], batch["obs"])

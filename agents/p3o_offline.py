@@ -74,6 +74,8 @@ class P3OOffline:
         obs = normalizer.standardize(state["data_stats"]["obs"], obs)
         return gaussian(state["params"]["policy"], obs, state["hyper"]["log_std_floor"])
 
+    prepare = None
+
     def update(self, state: State, batch: dict[str, Tensor]) -> tuple[State, Metrics]:
         hyper, stats, progress = state["hyper"], state["data_stats"], state["progress"]
         obs, next_obs = (normalizer.standardize(stats["obs"], batch[name]) for name in ("obs", "next_obs"))

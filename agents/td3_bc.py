@@ -66,6 +66,8 @@ class TD3BC:
         mean = self._policy(state["params"]["policy"], normalizer.standardize(state["data_stats"]["obs"], obs))
         return Gaussian(mean, torch.log(state["hyper"]["policy_noise"]).expand_as(mean))
 
+    prepare = None
+
     def update(self, state: State, batch: dict[str, Tensor]) -> tuple[State, Metrics]:
         hyper, target = state["hyper"], state["target"]
         obs, next_obs = (normalizer.standardize(state["data_stats"]["obs"], batch[x]) for x in ("obs", "next_obs"))

@@ -58,6 +58,16 @@ class DataSet:
         return None if low is None or high is None or low == high else (float(low), float(high))
 
 
+@dataclass(frozen=True)
+class Demonstrations:
+    """What a data set did where, in memory-mapped tensors."""
+
+    metadata: dict[str, Any]  # as Minari keeps it
+    obs: torch.Tensor  # [M, obs_dim]
+    action: torch.Tensor  # [M, act_dim], as it was sampled where the set says so
+    action_range: tuple[tuple[float, float], ...]  # of each action, in the simulator's units: of [-1, 1] here
+
+
 def root() -> Path:
     """Where Minari keeps data sets: MINARI_DATASETS_PATH, or its own place in the home folder."""
     from minari.storage.datasets_root_dir import get_dataset_path
@@ -130,6 +140,37 @@ def load(
         UsageError: the set is not here, its actions are no bounded Box, its observations cannot be flattened, an
             episode is empty, or a number is none (with its place).
     """
+    metadata, source, place, info, columns = _cached(dataset_id, trust, say)
+    nll = floored = None
+    if not info["recorded_behavior"]:
+        model = _fitted(place, columns, fit or behavior.Config(), say)
+        columns |= {name: _map(model / f"{name}.npy") for name in ("behavior_mean", "behavior_log_std")}
+        found = json.loads((model / "info.json").read_text())
+        nll, floored = found["nll"], found["floored"]
+    starts = columns.pop("starts")
+    version = torch.full((1,), -1, dtype=torch.int64).expand(len(columns["reward"]))
+    return DataSet(
+        id=dataset_id, metadata=metadata, source=source, transitions=Transitions(**columns, version=version),
+        starts=starts, action_range=_ranges(info),
+        obs_names=tuple(info["obs_names"]), recorded_behavior=info["recorded_behavior"],
+        behavior_nll=nll, behavior_floored=floored, cut=info["cut"],
+    )  # fmt: skip
+
+
+def demonstrations(dataset_id: str, *, say: Callable[[str], None] = lambda text: None) -> Demonstrations:
+    """What a local data set did where, and no more: no model of its behavior is fitted. Raises as `load`."""
+    metadata, _, _, info, columns = _cached(dataset_id, False, say)
+    return Demonstrations(metadata, columns["obs"], columns["action"], _ranges(info))
+
+
+def _ranges(info: dict[str, Any]) -> tuple[tuple[float, float], ...]:
+    return tuple((low, high) for low, high in info["action_range"])
+
+
+def _cached(
+    dataset_id: str, trust: bool, say: Callable[[str], None]
+) -> tuple[dict[str, Any], str, Path, dict[str, Any], dict[str, torch.Tensor]]:
+    """A local data set, flattened if it was not. -> (its metadata, hash, folder in the cache, info there, columns)"""
     folder = folder_of(dataset_id)
     metadata = json.loads((folder / "metadata.json").read_text())
     source = _hash(folder)
@@ -145,20 +186,7 @@ def load(
         _write(place, *_flatten(dataset_id, folder))
     info = json.loads((place / "info.json").read_text())
     columns = {name: _map(place / f"{name}.npy") for name in info["columns"]}
-    nll = floored = None
-    if not info["recorded_behavior"]:
-        model = _fitted(place, columns, fit or behavior.Config(), say)
-        columns |= {name: _map(model / f"{name}.npy") for name in ("behavior_mean", "behavior_log_std")}
-        found = json.loads((model / "info.json").read_text())
-        nll, floored = found["nll"], found["floored"]
-    starts = columns.pop("starts")
-    version = torch.full((1,), -1, dtype=torch.int64).expand(len(columns["reward"]))
-    return DataSet(
-        id=dataset_id, metadata=metadata, source=source, transitions=Transitions(**columns, version=version),
-        starts=starts, action_range=tuple((low, high) for low, high in info["action_range"]),
-        obs_names=tuple(info["obs_names"]), recorded_behavior=info["recorded_behavior"],
-        behavior_nll=nll, behavior_floored=floored, cut=info["cut"],
-    )  # fmt: skip
+    return metadata, source, place, info, columns
 
 
 def _hash(folder: Path) -> str:

@@ -18,6 +18,7 @@ Precision = Literal["fp32", "bf16", "fp16", "fp8"]
 State = dict[str, Tree]  # all that an agent knows: parameters, optimizer, statistics, hyperparameters
 BeginEpoch = Callable[[State, dict[str, Tensor]], State]
 Refresh = Callable[[State, Transitions], dict[str, Tensor]]
+Prepare = Callable[[State, Transitions], dict[str, Tensor]]
 Metrics = dict[str, Tensor]  # 0-dim tensors, left on their device until somebody logs
 
 
@@ -184,6 +185,9 @@ class Agent(Protocol):
 
         With replay each has its "age", 0 in the fresh rollout. Where fresh and replayed data take turns
         (`AlternatingConfig`), those of replayed segments alone have one.
+
+        Where the population has demonstrations, each has one beside it: "expert_obs", raw, and "expert_action". An
+        agent that needs them has a field `demonstrations` in its Config, the name of where they come from.
         """
         ...
 
@@ -206,7 +210,7 @@ class OfflineConfig(Protocol):
 
 
 class OfflineAgent(Protocol):
-    """An agent that learns from a fixed data set: as `Agent`, with three functions.
+    """An agent that learns from a fixed data set: as `Agent`, with three functions, and a fourth where it needs it.
 
     `state` holds at least "hyper", "params" and "progress" as there, and "data_stats", which the loop sets: "obs", the
     statistics of all observations (`ess_rl.normalizer`), and "return_range" (`ess_rl.returns`).
@@ -225,9 +229,17 @@ class OfflineAgent(Protocol):
         """The policy at raw observations [..., obs_dim]; evaluation takes its mean."""
         ...
 
+    @property
+    def prepare(self) -> Prepare | None:
+        """At the beginning of each stretch of updates (`ess_rl.offline.train`): what is asked of all data, if it is.
+
+        (state, transitions [N, ...] in the order of their episodes) -> columns [N, ...] of names of their own
+        """
+        ...
+
     def update(self, state: State, batch: dict[str, Tensor]) -> tuple[State, Metrics]:
         """One gradient step on a minibatch [n, ...] of transitions.
 
-        Their fields as in `Transitions`, raw; and "noise" [n, 2, act_dim], standard normal.
+        Their fields as in `Transitions`, raw; the columns of `prepare`; and "noise" [n, 2, act_dim], standard normal.
         """
         ...

@@ -34,7 +34,7 @@ from ess_rl.transitions import Transitions
 # Purposes of random numbers. An agent's `init` folds its own numbers, from 0, into the same seed: what it draws for
 # layer i are the bits of iteration i's noise, reshaped. Harmless; a purpose of its own would change all published runs.
 _ENVS, _ACTIONS, _ORDER, _EVALUATION = range(4)
-_REPLAYED = 7  # 4 and 5 are those of `ess_rl.offline`
+_DEMONSTRATIONS, _REPLAYED = 6, 7  # 4 and 5 are those of `ess_rl.offline`
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,8 @@ def train(
         return rollout, {name: processes.total(x) for name, x in found.items()}
 
     def targets() -> tuple[dict[str, Tensor], Tensor]:
-        return prepare(population, rollouts)
+        data, ess = prepare(population, rollouts)
+        return data | demonstrated(population, data["advantage"].shape[1], number), ess
 
     def updates() -> dict[str, Tensor]:
         seeds, epochs = random.fold_in(random.fold_in(population.seed, _ORDER), number), []
@@ -303,6 +304,20 @@ def _in_one(parts: list[dict[str, Tensor]], room: int) -> dict[str, Tensor]:
     return data
 
 
+def demonstrated(population: Population, samples: int, iteration: int | Tensor) -> dict[str, Tensor]:
+    """Beside each of a member's samples one of the population's demonstrations, drawn anew in each iteration.
+
+    -> "expert_obs" and "expert_action" [P, samples, ...], drawn with replacement; empty where there are none to draw
+    """
+    if not population.demonstrations:
+        return {}
+    count, num_envs = len(population.demonstrations["obs"]), population.agent.config.num_envs
+    seeds = random.fold_in(random.fold_in(population.seed, _DEMONSTRATIONS), iteration)
+    drawn = random.uniform(seeds, (samples // num_envs, num_envs * processes.count()), torch.float64)
+    index = (processes.share(drawn, 2).flatten(1) * count).long()
+    return {f"expert_{name}": x[index] for name, x in population.demonstrations.items()}
+
+
 def _order(seeds: Tensor, config: AgentConfig, ess: Tensor) -> Tensor:
     """Which samples an epoch sees: as many as a rollout has, of all rollouts. [P, samples]
 
@@ -349,6 +364,7 @@ def warm_up(population: Population, env: VectorEnv) -> float:
     for _ in range(2):
         population.act(part.obs, part.action)
         data, _ = prepare(population, [rollout])
+        data |= demonstrated(population, data["advantage"].shape[1], 0)
         population.epoch(refreshed(population, [rollout], data), index)
         population.diagnose(rollout, data["advantage"][:, :samples])
         population.observe(rollout)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ess_rl.ess import effective_sample_size
+from ess_rl.gaussian import Gaussian
 from ess_rl.processes import largest
 
 MixtureKL = Literal["variational", "convex", "k3"]
@@ -342,7 +343,11 @@ def divergence_slope(log_ratio: Tensor, divergence: Divergence) -> Tensor:
 
 
 def advantage_weights(
-    advantage: Tensor, temperature: float | Tensor, form: Literal["exponential", "softmax"], *, cap: float = 100.0
+    advantage: Tensor,
+    temperature: float | Tensor,
+    form: Literal["exponential", "softmax"],
+    *,
+    cap: float | Tensor = 100.0,
 ) -> Tensor:
     """How much each action of the data counts in an advantage-weighted regression, [n], without gradient.
 
@@ -352,11 +357,12 @@ def advantage_weights(
     Source: Nair et al. 2020 (AWAC, arXiv 2006.09359): Eq. 8 and the appendix have the exponential, with the normalizer
     Z(s) left out; their code takes the softmax over the minibatch, whose mean weight is 1 whatever the scale of A. The
     cap of 100 is that of Kostrikov et al. 2021 (IQL, arXiv 2110.06169, Appendix B) and of later implementations.
-    IQL's inverse temperature beta is 1 / temperature.
+    IQL's inverse temperature beta is 1 / temperature. Peng et al. 2019 (AWR, arXiv 1910.00177) have a cap of 20.
     """
     scaled = advantage.detach() / temperature
     if form == "exponential":
-        return torch.exp(scaled.clamp(max=math.log(cap)))
+        highest = torch.log(cap) if isinstance(cap, Tensor) else math.log(cap)
+        return torch.exp(scaled.clamp(max=highest))
     return torch.softmax(scaled, dim=0) * scaled.shape[0]
 
 
@@ -376,3 +382,53 @@ def td3_bc_weight(q: Tensor, alpha: float | Tensor) -> Tensor:
     Source: Fujimoto and Gu 2021 (TD3+BC, arXiv 2106.06860), Eq. 5.
     """
     return alpha / q.detach().abs().mean().clamp(min=1e-8)
+
+
+def expert_mass(pi: Gaussian, action: Tensor) -> Tensor:
+    """How much of `pi` is less likely than `action` [n, act_dim]: u in [0, 1], [n], without gradient.
+
+        m^2 = sum_i ((a_i - mean_i) / sigma_i)^2,     u = 1 - F(m^2), F the distribution function of chi^2 with act_dim
+
+    1 at the mean, towards 0 far from it; uniform, whatever act_dim is, where the actions are drawn from `pi`. It has no
+    unit, which the density has: so it can stand where a method for discrete actions has a probability. Ours; no source.
+    """
+    z = (action - pi.mean.detach()) * torch.exp(-pi.log_std.detach())
+    distance = z.square().sum(-1)
+    return torch.special.gammaincc(torch.full_like(distance, 0.5 * action.shape[-1]), 0.5 * distance)
+
+
+def width_correction(act_dim: int) -> float:
+    """kappa = E[u (1 - u) m^2 / act_dim] / E[u (1 - u)] of actions drawn from the policy itself (`expert_mass`).
+
+    0.705, 0.833, 0.885, 0.940, 0.979 in 1, 2, 3, 6, 17 dimensions. With d the dimension, x f_d(x) = d f_(d+2)(x) for
+    the density f_d of chi^2, and E[u (1 - u)] = 1 / 6: so it is 6 E[u (1 - u)] over chi^2 with d + 2.
+    """
+    highest = act_dim + 40.0 * math.sqrt(2.0 * act_dim) + 100.0
+    x = torch.linspace(0.0, 1.0, 20_001, dtype=torch.float64).square() * highest  # finer where few dimensions need it
+    u = torch.special.gammaincc(torch.full_like(x, 0.5 * act_dim), 0.5 * x)
+    step = torch.special.gammainc(torch.full_like(x, 0.5 * act_dim + 1.0), 0.5 * x).diff()
+    return 6.0 * ((u * (1.0 - u)).unfold(0, 2, 1).mean(-1) * step).sum().item()
+
+
+def imitation(
+    pi: Gaussian, action: Tensor, *, phi: Literal["one", "mass"] = "one", width: Literal["fixed"] | float = 1.0
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Weighted maximum likelihood of someone else's actions [n, act_dim], up to a constant:
+
+        loss = -mean( sg(phi) sum_i( -z_i^2 / 2 - width log sigma_i ) ),     z_i = (a_i - mean_i) / sigma_i
+        phi  = 1, or u (1 - u) with u of `expert_mass`: least for the alien and for what is done already
+
+    With width 1 the sum is log pi(a|s). The weight u (1 - u) prefers actions near the mean, and so narrows pi: from
+    actions of a standard normal, sigma would go to 0.58 in one dimension. With width = `width_correction(act_dim)` it
+    stays where it is; with "fixed" sigma gets no gradient.
+
+    Source: Zhang et al. 2025 (CHORD, arXiv 2508.11408), where phi is p (1 - p) of a token's probability p; u in its
+    place and the correction are ours. Metrics: `imitation_loss`, `expert_mass` (mean u), `weight` (phi).
+    """
+    u = expert_mass(pi, action)
+    weight = u * (1.0 - u) if phi == "mass" else torch.ones_like(u)
+    log_std = pi.log_std.detach() if width == "fixed" else pi.log_std
+    z = (action - pi.mean) * torch.exp(-log_std)
+    likelihood = (-0.5 * z.square() - (1.0 if isinstance(width, str) else width) * log_std).sum(-1)
+    loss = -(weight * likelihood).mean()
+    return loss, {"imitation_loss": loss.detach(), "expert_mass": u.mean(), "weight": weight}

@@ -1,13 +1,14 @@
 """Learning from a data set that somebody else collected: no environment, one set of transitions for all members.
 
-Every minibatch and every noise is a function of (member's seed, number of the update); see `ess_rl.random`. So a state
-and the number of its next update are all that a run needs to go on bit for bit.
+Every minibatch and every noise is a function of (member's seed, number of the update); see `ess_rl.random`. What an
+agent asks of the whole data set (`prepare`) it asks at the beginning of a stretch of updates, and stretches end where a
+run can be saved. So a state and the number of its next update are all that a run needs to go on bit for bit.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ from ess_rl.transitions import Transitions
 
 _MINIBATCH, _NOISE = 4, 5  # purposes of random numbers, after those of `ess_rl.loop`
 _DRAWN_AT_ONCE = 32  # updates whose random numbers are made together: one by one they would cost as much as an update
+_AT_ONCE = 16_384  # transitions of a data set whose hidden layers are in memory at the same time
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,18 @@ class OfflinePopulation:
         self._parameters = sum(x[0].numel() for x in tree_leaves(self.state["params"]))
 
         def update(
-            state: State, data: dict[str, Tensor], progress: Tensor, index: Tensor, noise: Tensor
+            state: State,
+            data: dict[str, Tensor],
+            prepared: dict[str, Tensor],
+            progress: Tensor,
+            index: Tensor,
+            noise: Tensor,
         ) -> tuple[State, Metrics]:
-            def one(state: State, index: Tensor, noise: Tensor) -> tuple[State, Metrics]:
-                return agent.update(state, {**{name: x[index] for name, x in data.items()}, "noise": noise})
+            def one(state: State, prepared: dict[str, Tensor], index: Tensor, noise: Tensor) -> tuple[State, Metrics]:
+                batch = {name: x[index] for name, x in (data | prepared).items()}
+                return agent.update(state, {**batch, "noise": noise})
 
-            return vmap(one)({**state, "progress": progress}, index, noise)
+            return vmap(one)({**state, "progress": progress}, prepared, index, noise)
 
         self._update = Program(update, compiled=compiled)
 
@@ -79,8 +87,19 @@ class OfflinePopulation:
         """The policy at obs [P, N, obs_dim], never compiled: for evaluation."""
         return vmap(self.agent.act)(self.state, obs)
 
-    def updates(self, data: dict[str, Tensor], first: int, count: int, total: int) -> Metrics:
-        """Updates number `first` to `first` + `count` - 1 of `total`, from 0. -> the mean of their metrics, [P]"""
+    def prepare(self, data: Transitions) -> dict[str, Tensor]:
+        """What each member's agent makes of a whole data set [N, ...]: [P, N, ...]. Most make nothing of it."""
+        if self.agent.prepare is None:
+            return {}
+        return vmap(self.agent.prepare, in_dims=(0, None))(self.state, data)
+
+    def updates(
+        self, data: dict[str, Tensor], first: int, count: int, total: int, prepared: dict[str, Tensor] | None = None
+    ) -> Metrics:
+        """Updates number `first` to `first` + `count` - 1 of `total`, from 0. -> the mean of their metrics, [P]
+
+        data: columns [N, ...] that all members share; prepared: [P, N, ...], each member's own.
+        """
         sums: Metrics = {}
         config, length = self.agent.config, data["reward"].shape[0]
         thread = one_thread() if is_small(self.size * config.minibatch * self._parameters) else nullcontext()
@@ -90,7 +109,7 @@ class OfflinePopulation:
                 index = minibatch_index(self.seed, numbers, length, config.minibatch)
                 noise = update_noise(self.seed, numbers, config.minibatch, self.agent.act_dim)
                 progress = (numbers.double() / total).float()[:, None].repeat(1, self.size)
-                self.state, metrics = self._update.scan(self.state, (data,), (progress, index, noise))
+                self.state, metrics = self._update.scan(self.state, (data, prepared or {}), (progress, index, noise))
                 stretch = {name: x.sum(0) for name, x in metrics.items()}
                 sums = {name: sums[name] + x for name, x in stretch.items()} if sums else stretch
         return {name: x / count for name, x in sums.items()}
@@ -120,6 +139,11 @@ def no_stats(obs_dim: int, device: torch.device) -> Tree:
     return {"obs": normalizer.init((obs_dim,), device), "return_range": torch.ones((), device=device)}
 
 
+def in_parts(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`function` of a column [N, ...], of a part of its rows at a time."""
+    return torch.cat([function(part) for part in x.split(_AT_ONCE)])
+
+
 def samples(data: Transitions, device: torch.device | str) -> dict[str, Tensor]:
     """The columns of transitions [N, ...] that updates read, on the learners' device."""
     names = ("obs", "action", "reward", "terminated", "next_obs", "behavior_mean", "behavior_log_std")
@@ -131,18 +155,19 @@ def train(
 ) -> Iterator[OfflineProgress]:
     """`updates` gradient steps of every member, in `blocks` stretches, from stretch `start` on.
 
-    The caller evaluates and saves between two stretches.
+    The caller evaluates and saves between two stretches. Each begins with the agent's `prepare`, if it has one.
 
     Raises:
         NonFiniteError: a metric is not a finite number.
     """
     if start == 0:
         population.describe(data)
+    data = data.map(lambda x: x.to(population.device))
     columns = samples(data, population.device)
     for block in range(start, blocks):
         began, first = time.perf_counter(), updates * block // blocks
         done = updates * (block + 1) // blocks
-        found = population.updates(columns, first, done - first, updates)
+        found = population.updates(columns, first, done - first, updates, population.prepare(data))
         metrics = {name: x.float().cpu() for name, x in found.items()}
         for name, x in metrics.items():
             if not torch.isfinite(x).all():
@@ -157,6 +182,7 @@ def train(
 def warm_up(population: OfflinePopulation, data: Transitions) -> float:
     """Update on the data twice and forget it, so that what is compiled is compiled now. -> seconds it took"""
     began, state = time.perf_counter(), dict(population.state)
-    population.updates(samples(data, population.device), 0, 2, 2)
+    data = data.map(lambda x: x.to(population.device))
+    population.updates(samples(data, population.device), 0, 2, 2, population.prepare(data))
     population.state = state
     return time.perf_counter() - began

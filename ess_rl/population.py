@@ -113,6 +113,8 @@ class Population:
         # Older states to act with, the oldest first: [lag] trees of what acting reads, at fixed places.
         self.behind: list[State] = [tree_map(torch.clone, self._acting()) for _ in range(agent.config.lag)]
         self._parameters = sum(x[0].numel() for x in tree_leaves(self._acting()))  # of one member, to the order
+        # For an agent that imitates, set from outside: "obs" and "action" [M, ...] of someone else, for all members.
+        self.demonstrations: dict[str, Tensor] = {}
 
         def act(state: State, obs: Tensor, noise: Tensor) -> tuple[Gaussian, Tensor]:
             def one(state: State, obs: Tensor, noise: Tensor) -> tuple[Gaussian, Tensor]:

@@ -46,9 +46,12 @@ def _train_agent(name: str, arguments: list[str]) -> None:
     chosen = tyro.cli(options.of_agent(AGENTS[name].config), args=arguments, prog=f"ess-rl train {name}")
     settings, sweep = options.split(AGENTS[name].config, chosen)
     if chosen.dataset:
-        if settings["replay_from"]:
-            raise UsageError("--dataset and --replay-from: a replay is filled from one of them")
-        settings["replay_from"] = chosen.dataset
+        imitates = "demonstrations" in settings
+        taken_by = "demonstrations" if imitates else "replay_from"
+        if settings[taken_by]:
+            what = "demonstrations come from" if imitates else "a replay is filled from"
+            raise UsageError(f"--dataset and --{taken_by.replace('_', '-')}: {what} one of them")
+        settings[taken_by] = chosen.dataset
     folder = run.start(
         name,
         chosen.env,
@@ -251,7 +254,7 @@ def benchmark(arguments: list[str]) -> None:
     ) -> list[str]:
         """
         Args:
-            suite: smoke, classic or mujoco; experiments/suites.py says what is in them.
+            suite: smoke, classic, mujoco or offline; experiments/suites.py says what is in them.
             out: where its run folders are; default: runs/SUITE.
             jobs: local: run sets at a time, each with its share of the cores; default: 1.
             on: local: this machine; ray: a Ray cluster, which needs the extra 'ray'.

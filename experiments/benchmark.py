@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from ess_rl.errors import UsageError
 from experiments import records, report
 from experiments.display import Line, clock
-from experiments.suites import SUITES, Job
+from experiments.suites import SUITES, Job, how_to_record
 
 _LOOK_EVERY = 0.5  # seconds
 
@@ -65,6 +65,7 @@ def benchmark(suite: str, out: Path | None = None, on: Callable[[Path], Executor
 
 def run_jobs(name: str, suite: Sequence[Job], out: Path, on: Callable[[Path], Executor]) -> list[str]:
     """The same for any jobs under a name of their own."""
+    _check_data_sets(name, suite)
     failed: dict[str, str] = {}
     waiting = [job for job in suite if not _is_done(job, out, failed)]
     print(f"{name}: {len(suite)} jobs, {len(waiting)} to run, in {out}", flush=True)
@@ -80,6 +81,21 @@ def run_jobs(name: str, suite: Sequence[Job], out: Path, on: Callable[[Path], Ex
     return [f"{name}: {reason}" for name, reason in failed.items()]
 
 
+def _check_data_sets(name: str, suite: Sequence[Job]) -> None:
+    """Raises UsageError where data sets of a suite are not here, with the command that records the first of them."""
+    wanted = list(dict.fromkeys(job.dataset for job in suite if job.dataset))
+    if not wanted:
+        return
+    from envs import minari_data
+
+    here = minari_data.local()
+    if missing := [dataset for dataset in wanted if dataset not in here]:
+        raise UsageError(
+            f"suite {name}: {len(missing)} of {len(wanted)} data sets are not in {minari_data.root()}: "
+            f"{', '.join(missing)}. The first is made by: {how_to_record(missing[0])}"
+        )
+
+
 def _is_done(job: Job, out: Path, failed: dict[str, str]) -> bool:
     """Whether nothing is to be done for a job: it has its result, or its place is taken by something else."""
     try:
@@ -92,21 +108,24 @@ def _is_done(job: Job, out: Path, failed: dict[str, str]) -> bool:
 
 def _prepare(job: Job, folder: Path) -> None:
     """Write config.json, or see that the one that stands there is this job's."""
-    from agents import AGENTS
-    from experiments import peers, plan, run
+    from agents import AGENTS, OFFLINE_AGENTS
+    from experiments import offline_run, peers, plan, run
 
     common: Any = {"settings": job.settings, "seeds": job.seeds, "steps": job.steps, **job.options}
-    if job.agent not in AGENTS:
+    if job.agent not in AGENTS and job.agent not in OFFLINE_AGENTS:
         if not (folder / "result.json").exists():
             peers.start(job.agent, job.env, out=folder, **common)
         return
+    kind, start, source = (offline_run, offline_run.start, job.dataset) if job.dataset else (plan, run.start, job.env)
     if not (folder / "config.json").exists():
-        run.start(job.agent, job.env, sweep=job.sweep, out=folder, **common)
+        start(job.agent, source, sweep=job.sweep, out=folder, **common)
         return
-    before, now = records.read_config(folder), plan.make(job.agent, job.env, sweep=job.sweep, **common)
-    for name in ("agent", "env", "backend", "seeds", "sweep", "steps", "episodes", "config"):
-        if before[name] != _as_json(now[name]):
-            raise UsageError(f"{folder} holds another run: its {name!r} is {before[name]}: remove it, or choose --out")
+    before, now = records.read_config(folder), kind.make(job.agent, source, sweep=job.sweep, **common)
+    for name in ("agent", "env", "dataset", "source", "backend", "seeds", "sweep", "steps", "episodes", "config"):
+        if before.get(name) != _as_json(now.get(name)):
+            raise UsageError(
+                f"{folder} holds another run: its {name!r} is {before.get(name)}: remove it, or choose --out"
+            )
 
 
 def _as_json(value: Any) -> Any:
@@ -119,6 +138,7 @@ def _run_all(suite: Sequence[Job], waiting: list[Job], executor: Executor, faile
     running: list[Job] = []
     began, at_first = time.monotonic(), sum(executor.steps(job) for job in suite)
     total = sum(job.steps * job.members for job in suite if job.name not in failed)
+    unit = records.unit({"dataset": suite[0].dataset})
     with Line() as line:
         while waiting or running:
             while waiting and executor.room():
@@ -138,7 +158,7 @@ def _run_all(suite: Sequence[Job], waiting: list[Job], executor: Executor, faile
             elapsed = time.monotonic() - began
             left = clock(elapsed * (total - done) / (done - at_first)) if done > at_first else "-"
             names = ", ".join(job.name for job in running[:4]) + f" and {len(running) - 4} more" * (len(running) > 4)
-            line.show(done / total, f"{100 * done / total:3.0f} %  {done:>13,} env steps  {left} left  {names}")
+            line.show(done / total, f"{100 * done / total:3.0f} %  {done:>13,} {unit}  {left} left  {names}")
 
 
 class Local:
@@ -231,9 +251,9 @@ def why_failed(folder: Path, status: int) -> str | None:
 
 
 def steps_done(job: Job, folder: Path) -> int:
-    """Env steps of all members of a job so far, by its files."""
+    """Env steps (updates) of all members of a job so far, by its files."""
     if (folder / "result.json").exists():
         return job.steps * job.members
     seeds = len(list(folder.glob("seed-*.json")))  # of a peer
     rows = records.last_metrics(folder)
-    return job.steps * seeds + min(job.steps, rows["env_steps"] if rows else 0) * job.members
+    return job.steps * seeds + min(job.steps, records.steps_of(rows) if rows else 0) * job.members

@@ -73,7 +73,7 @@ def record(
     random: str | None = None,
     steps: int = 100_000,
     member: int = 0,
-    checkpoint: int | None = None,
+    checkpoint: tuple[int, ...] = (),
     temperature: float = 1.0,
     num_envs: int = 16,
     seed: int = 0,
@@ -91,7 +91,7 @@ def record(
         random: in place of a run: a task, in which a random Gaussian acts.
         steps: at least so many; every environment ends the episode it is in.
         member: of the run's population.
-        checkpoint: steps of training; the checkpoint nearest to that acts. Default: the newest.
+        checkpoint: steps of training; the checkpoint nearest acts. Several share the steps. Default: the newest.
         temperature: what the policy's standard deviation is multiplied with.
         num_envs: environments side by side.
         seed: of environments and actions.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -64,19 +65,10 @@ def check(source: str, env: VectorEnv, config: Any) -> int:
     """
     if config.replay == 0:
         raise UsageError(f"--replay-from {source}: with --replay 0 nothing is replayed; give --replay 3, say")
-    here = {
-        "env": env.env_id,
-        "observation size": env.obs_dim,
-        "action scale": [list(pair) for pair in env.action_range],
-    }
+    where = f"--replay-from {source}"
     if is_data_set(source):
         data = minari_data.load(source, say=print)
-        said = {
-            "env": minari_env.id_in(minari_env.spec_text(data.metadata)) or env.env_id,  # some sets do not say
-            "observation size": data.transitions.obs.shape[1],
-            "action scale": [list(pair) for pair in data.action_range],
-        }
-        _check_same(source, said, here)
+        check_task(where, data.metadata, data.transitions.obs, data.action_range, env)
         _check_length(source, len(data.transitions.reward), config)
         return _wanted(config) * memory.of_one_step(env.obs_dim, env.act_dim)
     path = Path(source) / SAVED
@@ -86,7 +78,7 @@ def check(source: str, env: VectorEnv, config: Any) -> int:
             f"Nor is it a data set: there are {', '.join(minari_data.local()) or 'none'}"
         )
     said = checkpoint.info(path)
-    _check_same(source, said, here | {"num_envs": config.num_envs})
+    _check_same(where, said, _task(env) | {"num_envs": config.num_envs})
     if said["steps"] < config.rollout:
         raise UsageError(
             f"--replay-from {source}: it holds {said['steps']} steps of each environment, and a rollout of this run is "
@@ -100,10 +92,27 @@ def is_data_set(source: str) -> bool:
     return not (Path(source) / SAVED).exists() and source in minari_data.local()
 
 
-def _check_same(source: str, said: Record, here: Record) -> None:
+def check_task(
+    where: str, metadata: Record, obs: Tensor, action_range: Sequence[tuple[float, float]], env: VectorEnv
+) -> None:
+    """Raises UsageError, beginning with `where`, unless a data set is of this env's task, scale and shape."""
+    said = {
+        "env": minari_env.id_in(minari_env.spec_text(metadata)) or env.env_id,  # some sets do not say
+        "observation size": obs.shape[1],
+        "action scale": [list(pair) for pair in action_range],
+    }
+    _check_same(where, said, _task(env))
+
+
+def _task(env: VectorEnv) -> Record:
+    scale = [list(pair) for pair in env.action_range]
+    return {"env": env.env_id, "observation size": env.obs_dim, "action scale": scale}
+
+
+def _check_same(where: str, said: Record, here: Record) -> None:
     for name, value in here.items():
         if said.get(name) != value:
-            raise UsageError(f"--replay-from {source}: its {name} is {said.get(name)}, that of this run is {value}")
+            raise UsageError(f"{where}: its {name} is {said.get(name)}, that of this run is {value}")
 
 
 def _wanted(config: Any) -> int:

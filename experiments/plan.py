@@ -19,7 +19,7 @@ from ess_rl import loop, processes
 from ess_rl.contract import AlternatingConfig
 from ess_rl.errors import UsageError
 from ess_rl.population import members
-from experiments import memory, old_data, records
+from experiments import demonstrations, memory, old_data, records
 from experiments.records import Record
 
 
@@ -71,6 +71,9 @@ def make(
     resolved_backend, episode, dimensions = probe.backend, probe.max_episode_steps, (probe.obs_dim, probe.act_dim)
     older = getattr(config, "replay_from", "")
     file = old_data.check(older, probe, config) if older else 0
+    shown = getattr(config, "demonstrations", None)
+    if shown is not None:
+        file += demonstrations.check(agent, shown, probe)
     probe.close()
     if episode is None:
         raise UsageError(
@@ -134,6 +137,11 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "cloning": (lambda x: 0.0 <= x < 1.0, "from 0 to below 1"),
     "tau": (lambda x: 0.0 < x <= 1.0, "above 0 and at most 1"),
     "return_range": (lambda x: x >= 0.0, "0 or more"),
+    "max_weight": (lambda x: x > 0.0, "above 0"),
+    "mu_peak": (lambda x: 0.0 <= x <= 1.0, "from 0 to 1"),
+    "mu_valley": (lambda x: 0.0 <= x <= 1.0, "from 0 to 1"),
+    "mu_warm_up": (lambda x: 0.0 <= x <= 1.0, "from 0 to 1"),
+    "mu_decay": (lambda x: 0.0 <= x <= 1.0, "from 0 to 1"),
 }
 
 

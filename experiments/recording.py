@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ def record(
     env_id: str | None = None,
     steps: int = 100_000,
     member: int = 0,
-    checkpoint: int | None = None,
+    checkpoint: Sequence[int] = (),
     temperature: float = 1.0,
     num_envs: int = 16,
     seed: int = 0,
@@ -49,7 +49,8 @@ def record(
         source: a run folder; None: a Gaussian with mean 0 and the standard deviation of uniform actions.
         env_id: the task of the random policy.
         steps: at least so many; every environment ends the episode it is in.
-        checkpoint: env steps (or updates) of training; the checkpoint nearest to that acts. None: the newest.
+        checkpoint: env steps (or updates) of training; the checkpoint nearest to that acts. Several: each takes an
+            equal share of the steps, in their order, the k-th with `seed` + k. None named: the newest acts.
         temperature: what the policy's standard deviation is multiplied with.
         ref_min, ref_max: returns that normalized scores 0 and 1 stand for. By default those of the suite's table of
             references, 0 being measured if the table does not know the task.
@@ -63,13 +64,11 @@ def record(
     minari_write.check_name(dataset_id, overwrite=overwrite)
     config: records.Record
     if source is not None:
-        act, config, what = _of_run(source, member, checkpoint)
+        acts, configs, whats = zip(*[_of_run(source, member, one) for one in checkpoint or [None]], strict=True)
+        config, what = configs[0], ", then ".join(whats)
     elif env_id is not None:
-        act, config, what = (
-            _random(env_id),
-            {"env": env_id, "backend": "auto"},
-            "random: Gaussian, mean 0, log_std -0.55",
-        )
+        acts, config = [_random(env_id)], {"env": env_id, "backend": "auto"}
+        what = "random: Gaussian, mean 0, log_std -0.55"
     else:
         raise UsageError("name what acts: a run folder, or --random ENV")
     env_id = str(config["env"])
@@ -78,9 +77,13 @@ def record(
         raise UsageError(f"{env_id} has no time limit, so an episode may never end")
     try:
         with Line() as line:
-            episodes = list(
-                roll_out(env, act, steps, seed, temperature, lambda done: line.show(done, _told(done, steps)))
-            )
+            episodes: list[Episode] = []
+            for k, act in enumerate(acts):
+
+                def tell(done: float, before: int = k) -> None:
+                    line.show((before + done) / len(acts), _told((before + done) / len(acts), steps))
+
+                episodes += roll_out(env, act, -(-steps // len(acts)), seed + k, temperature, tell)
     finally:
         env.close()
     total = sum(len(episode.reward) for episode in episodes)

@@ -29,7 +29,7 @@ from ess_rl.errors import UsageError
 from ess_rl.offline import OfflinePopulation
 from ess_rl.population import Population
 from ess_rl.replay import Replay
-from experiments import figures, old_data, past, plan, records
+from experiments import demonstrations, figures, old_data, past, plan, records
 from experiments.display import Display
 from experiments.records import Record
 
@@ -47,6 +47,8 @@ def start(agent: str, env_id: str, *, out: Path, overwrite: bool = False, **argu
     records.prepare_folder(out, overwrite=overwrite)
     if source:
         old_data.copy(source, out, AGENTS[agent].config(**record["config"]))
+    if shown := record["config"].get("demonstrations"):
+        demonstrations.copy(shown, out)
     records.write_json(out / "config.json", record)
     return out
 
@@ -82,7 +84,8 @@ def _carry_on(run: Path, config: Record) -> Record:
             )
     iteration = load_newest(run, config, population)
     begins_from, raised = past.read(run, config, replay, population, iteration)
-    processes.tell({"config": config, "iteration": iteration})
+    shown = demonstrations.read(run, env)
+    processes.tell({"config": config, "iteration": iteration, "demonstrations": len(shown["obs"]) if shown else 0})
     rows = records.cut_metrics(run, iteration)
     shutil.rmtree(run / "tensorboard", ignore_errors=True)
     trained = rows[-1]["seconds"] if rows else 0.0
@@ -90,8 +93,10 @@ def _carry_on(run: Path, config: Record) -> Record:
     if raised is not None:
         steps = int(begins_from["replay"]["size"])
         print(old_data.describe(config["config"]["replay_from"], steps, sum(raised)), flush=True)
-    progress, compile_seconds = _train(config, population, env, replay, iteration, begins_from)
-    del begins_from  # a replay may be large
+    if shown:
+        print(f"demonstrations: {len(shown['obs']):,} steps of {config['config']['demonstrations']}", flush=True)
+    progress, compile_seconds = _train(config, population, env, replay, iteration, begins_from, shown)
+    del begins_from, shown  # a replay may be large
     writer = SummaryWriter(str(run / "tensorboard"))
     for row in rows:
         tensorboard(writer, row)
@@ -144,8 +149,9 @@ def follow() -> None:
     config = task["config"]
     population, env, replay = _parts(config)
     room = past.room(config, replay, population, task["iteration"])
-    progress, _ = _train(config, population, env, replay, task["iteration"], room)
-    del room
+    shown = demonstrations.room(task["demonstrations"], env)
+    progress, _ = _train(config, population, env, replay, task["iteration"], room, shown)
+    del room, shown
     for done in progress:
         if _is_checkpoint(config, done):
             past.tree(config, replay, population)  # the first process writes it
@@ -166,12 +172,19 @@ def _parts(config: Record) -> tuple[Population, VectorEnv, Replay]:
 
 
 def _train(
-    config: Record, population: Population, env: VectorEnv, replay: Replay, iteration: int, begins_from: Tree
+    config: Record,
+    population: Population,
+    env: VectorEnv,
+    replay: Replay,
+    iteration: int,
+    begins_from: Tree,
+    shown: Tree,
 ) -> tuple[Iterator[loop.Progress], float]:
     """Take up what the first process read, and compile. -> (the iterations that are left, seconds of compilation)"""
     if iteration > 0:
         population.state = processes.of_first(population.state)
     past.take_up(begins_from, replay, population)
+    population.demonstrations = {name: x.to(population.device) for name, x in processes.of_first(shown).items()}
     compile_seconds = 0.0
     if population.compiled and iteration < config["iterations"]:
         print("compiling ...", end=" ", flush=True)

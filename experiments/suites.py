@@ -13,19 +13,20 @@ from experiments import records
 class Job:
     """One run set: an agent on a task, all its seeds and settings as one program."""
 
-    agent: str  # one of AGENTS or PEERS
+    agent: str  # one of AGENTS, OFFLINE_AGENTS or PEERS
     env: str
-    steps: int = 1_000_000  # env steps of each seed
+    steps: int = 1_000_000  # env steps of each seed; updates on a data set
     seeds: Sequence[int] = range(10)
     settings: Mapping[str, Any] = field(default_factory=dict)  # fields of the agent's Config that differ
     sweep: Mapping[str, Sequence[float]] = field(default_factory=dict)  # fields with several values
     options: Mapping[str, Any] = field(default_factory=dict)  # of `plan.make`: episodes, compiled, backend ...
     label: str = ""  # what tells it from another job of the same agent on the same task
+    dataset: str = ""  # what an offline agent learns from, a set of that env
 
     @property
     def name(self) -> str:
         """Of its folder."""
-        folder = records.default_folder(self.agent, self.env).name
+        folder = records.default_folder(self.agent, self.dataset or self.env).name
         return f"{folder}-{self.label.replace(' ', '-')}" if self.label else folder
 
     @property
@@ -62,6 +63,25 @@ CLASSIC = (
     "ess/TwoLinkArm-v0",
     "ess/LQR-v0",
 )
+# Data sets of our own runs (suite mujoco), and how each level is recorded.
+OFFLINE = {"halfcheetah": "HalfCheetah-v5", "hopper": "Hopper-v5", "walker2d": "Walker2d-v5"}
+LEVELS = {
+    "medium": "--checkpoint 300000 --steps 1000000",
+    "medium-replay": "--checkpoint 50000 100000 150000 200000 250000 300000 --steps 300000",
+    "medium-expert": "--checkpoint 300000 1000000 --steps 2000000",
+}
+OFFLINE_AGENTS = ("bc", "awac", "iql", "td3_bc", "p3o_offline")
+
+
+def how_to_record(dataset: str) -> str:
+    """The command that records a data set; RUN is a run of a million steps on its env."""
+    for name, env in OFFLINE.items():
+        for level, options in LEVELS.items():
+            if dataset == f"ess/{name}/{level}-v0":
+                return f"ess-rl dataset record RUN --id {dataset} {options}, RUN a finished run on {env}"
+    return f"ess-rl dataset record RUN --id {dataset}"
+
+
 SMALL = {"num_envs": 4, "rollout": 64, "epochs": 2, "minibatch": 64, "hidden": (8, 8)}
 SMOKE: Any = {  # of jobs that take seconds: they show that something works
     "steps": 4_096,
@@ -82,5 +102,13 @@ SUITES: dict[str, tuple[Job, ...]] = {
         for env in MUJOCO
         for job in (Job("p3o", env), Job("ppo", env, sweep={"clip": CLIPS}), Job("sb3-ppo", env))
         if job.agent != "sb3-ppo" or env in MUJOCO[:3]
+    ),
+    # Five agents on nine data sets, which must have been recorded. Tables of others are of a million updates: this is a
+    # tenth, and takes days on two cores.
+    "offline": tuple(
+        Job(agent, env, dataset=f"ess/{name}/{level}-v0", steps=100_000)
+        for name, env in OFFLINE.items()
+        for level in LEVELS
+        for agent in OFFLINE_AGENTS
     ),
 }

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from agents import AGENTS
-from ess_rl import random
+from ess_rl import loop, random
 from ess_rl.contract import Agent
 from ess_rl.errors import UsageError
 from ess_rl.ess import effective_sample_size
@@ -56,6 +56,15 @@ def collect(population: Population, iteration: int, columns: list[int] | None = 
     )
 
 
+def prepared(population: Population, rollout: Transitions) -> dict[str, Tensor]:
+    """Its samples, beside each a demonstration for an agent that imitates."""
+    if hasattr(population.agent.config, "demonstrations"):
+        one = torch.tensor(1)
+        obs, action = 2.0 + 3.0 * random.normal(one, (40, OBS)), 0.5 * random.normal(one, (40, ACT))
+        population.demonstrations = {"obs": obs, "action": action}
+    return population.prepare(rollout) | loop.demonstrated(population, T * N, 0)
+
+
 def indices(updates: int) -> list[Tensor]:
     """The samples of each update, alike for all members."""
     return [random.permutation(torch.tensor(i), T * N)[:MINIBATCH] for i in range(updates)]
@@ -67,7 +76,7 @@ def learn(population: Population, iterations: int = 2, updates: int = 2, columns
     seen = []
     for iteration in range(1, iterations):
         rollout = collect(population, iteration, columns)
-        data = population.prepare(rollout)
+        data = prepared(population, rollout)
         order = torch.stack(indices(updates)).unsqueeze(1).expand(-1, population.size, -1)
         epochs = []
         for index in order.split(2):
@@ -120,7 +129,7 @@ def test_fresh_data_have_an_effective_sample_size_of_one(name: str):
     population = Population(build(name, learning_rate=1e-3), SEEDS)
     for iteration in range(3):
         rollout = collect(population, iteration)
-        data = population.prepare(rollout)
+        data = prepared(population, rollout)
         first, second = (population.update(data, index.expand(3, -1)) for index in indices(2))
         assert ((1.0 - first["ess"]).abs() < 1e-5).all()
         assert (first["behavior_kl"].abs() < 1e-5).all()
@@ -138,7 +147,7 @@ def test_the_value_behind_an_end_counts_after_a_truncation_only(name: str):
     def changed(where: Tensor) -> Tensor:
         """Which value targets move when next_obs does, [P, T * N]."""
         moved = torch.where(where[..., None], rollout.next_obs + 1.0, rollout.next_obs)
-        before, after = (population.prepare(r)["value_target"] for r in (rollout, replace(rollout, next_obs=moved)))
+        before, after = (prepared(population, r)["value_target"] for r in (rollout, replace(rollout, next_obs=moved)))
         return ~torch.isclose(before, after)
 
     truncated = rollout.truncated & ~rollout.terminated
@@ -159,7 +168,7 @@ def test_metrics_are_finite_and_one_a_member(name: str):
 def test_no_function_changes_its_arguments(name: str):
     population = Population(build(name), SEEDS)
     rollout = collect(population, 0)
-    data = population.prepare(rollout)
+    data = prepared(population, rollout)
     state = population.state
     before = pytree.tree_map(torch.clone, (state, rollout, data))
     population.update(data, indices(1)[0].expand(3, -1))
@@ -193,7 +202,9 @@ def has(name: str, field: str) -> bool:
 @pytest.mark.parametrize(("name", "field"), float_fields())
 def test_members_can_differ_in_every_float_of_the_config(name: str, field: str):
     # A high learning rate, so that ratios leave the clip range, and a gradient beyond max_grad_norm.
-    objective = {"objective": "kl"} if field == "target_kl" else {}
+    objective: dict[str, Any] = {"objective": "kl"} if field == "target_kl" else {}
+    if name == "chord":  # at half of training neither at the peak nor at the valley
+        objective = {"mu_warm_up": 0.2, "mu_decay": 0.9, "mu_peak": 0.5}
     agent = build(name, learning_rate=0.05, max_grad_norm=0.1, **objective)
     value = getattr(agent.config, field)
     # A KL that these rates do not exceed, and an ESS that they do not keep to.
@@ -212,7 +223,7 @@ def test_members_can_differ_in_every_float_of_the_config(name: str, field: str):
 def test_the_learning_rate_falls_to_zero(name: str):
     final = {"final_learning_rate": 0.0} if has(name, "final_learning_rate") else {}
     population = Population(build(name, **final), SEEDS)
-    data = population.prepare(collect(population, 0))
+    data = prepared(population, collect(population, 0))
     population.state["progress"] = torch.ones(3)
     before = population.state["params"]
     population.update(data, indices(1)[0].expand(3, -1))
@@ -223,9 +234,10 @@ def test_the_learning_rate_falls_to_zero(name: str):
 def test_a_fraction_of_the_policys_learning_rate_is_kept(name: str):
     """At the end of training, 0.3 x 1e-2 is the policy's rate and 0 the value's, whatever it began with."""
     ends = []
+    steady = {"mu_peak": 0.1, "mu_valley": 0.1} if name == "chord" else {}  # else another gradient at the end
     for rate, final, progress in [(1e-2, 0.3, 1.0), (3e-3, 0.9, 0.0)]:
-        population = Population(build(name, learning_rate=rate, final_learning_rate=final), SEEDS)
-        began, data = population.state["params"], population.prepare(collect(population, 0))
+        population = Population(build(name, learning_rate=rate, final_learning_rate=final, **steady), SEEDS)
+        began, data = population.state["params"], prepared(population, collect(population, 0))
         population.state["progress"] += progress
         population.update(data, indices(1)[0].expand(3, -1))
         ends.append(population.state["params"])
@@ -237,7 +249,7 @@ def test_a_fraction_of_the_policys_learning_rate_is_kept(name: str):
 def test_ess_of_the_batch_is_that_of_the_epochs_samples_as_it_begins():
     population = Population(build("p3o", ess="batch", learning_rate=0.05), SEEDS)
     rollout = collect(population, 0)
-    data = population.prepare(rollout)
+    data = prepared(population, rollout)
     order = torch.stack(indices(2)).unsqueeze(1).expand(-1, 3, -1).contiguous()  # 12 samples of 24 in each of two
     pi = population.policy(rollout.obs.transpose(0, 1).flatten(1, 2))
     for epoch in range(3):
@@ -367,7 +379,7 @@ def test_p3o_holds_its_learning_rate_back_by_the_ess():
         population = Population(build("p3o", learning_rate=rate, keep_ess=0.81), SEEDS)
         for iteration in range(30):
             rollout = collect(population, iteration)
-            data = population.prepare(rollout)
+            data = prepared(population, rollout)
             for index in indices(3):
                 population.update(data, index.expand(3, -1))
             pi = population.policy(rollout.obs.transpose(0, 1).flatten(1, 2))
@@ -417,6 +429,30 @@ def test_the_learning_rate_follows_the_ess_by_hand():
         assert_close(population.state["rate_factor"], torch.full((3,), after), rtol=1e-3, atol=0.0)
 
 
+@pytest.mark.parametrize(("objective", "like"), [("clip", "ppo"), ("p3o", "p3o")])
+def test_chord_that_imitates_nothing_is_the_agent_whose_objective_it_has(objective: str, like: str):
+    ends, rates = [], {"learning_rate": 1e-2, "value_learning_rate": 1e-2, "final_learning_rate": 0.0}
+    silent = {"objective": objective, "mu_peak": 0.0, "mu_valley": 0.0}
+    for name, changes in (("chord", silent), (like, {"keep_ess": 0.0} if like == "p3o" else {})):
+        *_, state = learn(Population(build(name, **rates, **changes), SEEDS), iterations=3, updates=4)[-1]
+        ends.append(state["params"])
+    assert_close(*ends, rtol=1e-4, atol=1e-5)
+
+
+def test_mu_of_chord_rises_falls_and_stays():
+    """Warm up for a fifth, fall for two fifths: at 0.1 half of the peak, at 0.4 half way between peak and valley."""
+    for settings, expected in [
+        ({"mu_warm_up": 0.2, "mu_decay": 0.4}, {0.0: 0.0, 0.1: 0.4, 0.2: 0.8, 0.4: 0.5, 0.6: 0.2, 1.0: 0.2}),
+        ({"mu_warm_up": 0.0, "mu_decay": 0.4}, {0.0: 0.8, 0.2: 0.5, 0.4: 0.2}),
+        ({"mu_warm_up": 0.2, "mu_decay": 0.0}, {0.1: 0.1, 0.2: 0.2, 0.5: 0.2}),
+    ]:
+        population = Population(build("chord", mu_peak=0.8, mu_valley=0.2, **settings), SEEDS)
+        data = prepared(population, collect(population, 0))
+        for progress, mu in expected.items():
+            population.state["progress"] = torch.full((3,), progress)
+            assert population.update(data, indices(1)[0].expand(3, -1))["mu"].tolist() == pytest.approx([mu] * 3)
+
+
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "p3o": [
         {"cap": 0.5},
@@ -448,6 +484,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"recursion": "released"},
         {"objective": "p3o", "c_bar": 0.0},
     ],
+    "chord": [{"objective": "p3o"}, {"phi": "mass", "mu_peak": 0.5}],
 }
 
 
@@ -529,7 +566,7 @@ def test_acting_in_fp8_compiles():
 def test_an_epoch_is_one_update_after_the_other(compiled: bool):
     """Also for two populations in turn."""
     pairs = [[Population(build("p3o"), SEEDS[:k], compiled=compiled) for _ in range(2)] for k in (1, 2)]
-    data = [one.prepare(collect(one, 0)) for one, _ in pairs]
+    data = [prepared(one, collect(one, 0)) for one, _ in pairs]
     order = [torch.stack([i.expand(one.size, -1) for i in indices(3)]) for one, _ in pairs]
     for _ in range(2):
         for (one, other), samples, index in zip(pairs, data, order, strict=True):

@@ -103,7 +103,7 @@ def test_the_state_keeps_its_strides(name: str):
 
 
 # What the data of the bandit cannot show, and why: every step ends its task, so nothing is bootstrapped.
-SILENT = {"discount", "tau", "policy_noise", "noise_clip"}
+SILENT = {"discount", "lambda_", "tau", "policy_noise", "noise_clip"}
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ SILENT = {"discount", "tau", "policy_noise", "noise_clip"}
 def test_members_can_differ_in_every_float_of_the_config(name: str, field: str):
     agent = build(name, learning_rate=0.03, **({"max_grad_norm": 0.05} if name == "p3o_offline" else {}))
     value: float = getattr(agent.config, field)
-    others = {"log_std_floor": 0.5, "return_range": 10.0, "cloning": 0.8}
+    others = {"log_std_floor": 0.5, "return_range": 7.0, "cloning": 0.8, "max_weight": 1.1}
     other: float = others[field] if field in others else 0.5 * value + 0.01
     data = bandit()
     if field in SILENT:
@@ -130,7 +130,8 @@ def test_members_can_differ_in_every_float_of_the_config(name: str, field: str):
 def test_a_critic_leads_to_better_actions_than_the_behavior(name: str):
     """On the bandit the best action is 0.4 s and the behavior's is 0: cloning stays there, the others find it."""
     settings: dict[str, Any] = {"hidden": (32,), "minibatch": 64, "learning_rate": 1e-2}
-    settings |= {"p3o_offline": {"policy_learning_rate": 1e-2, "pull": 0.1, "cap": 1.0}}.get(name, {})
+    fast = {"policy_learning_rate": 1e-2}
+    settings |= {"p3o_offline": {**fast, "pull": 0.1, "cap": 1.0}, "brac": {**fast, "return_range": 30.0}}.get(name, {})
     population = OfflinePopulation(build(name, **settings), [5])
     data = bandit(2000)
     learn(population, updates=250, blocks=1, data=data)
@@ -179,3 +180,62 @@ def test_a_loss_that_is_no_number_stops_the_run():
     data.reward[:] = torch.inf
     with pytest.raises(NonFiniteError, match=r"non-finite .* in member 0 \(seed 11\) in updates 1 to 2"):
         learn(OfflinePopulation(build("iql"), SEEDS), data=data)
+
+
+def test_awr_regresses_on_returns_of_whole_episodes():
+    """By hand: discount 0.5, lambda 1, two episodes; V is 2 everywhere; rewards are left as they are.
+
+    The first is cut by its clock after rewards 1, 2: R = 2 + 0.5 V = 3, then 1 + 0.5 * 3 = 2.5. The second ends its
+    task with reward 4: R = 4. A = R - 2 = 0.5, 1, 2: mean 7 / 6, squares of the differences 16 / 36, 1 / 36, 25 / 36.
+    """
+    data = bandit(3)
+    data = replace(
+        data,
+        reward=torch.tensor([1.0, 2.0, 4.0]),
+        terminated=torch.tensor([False, False, True]),
+        truncated=torch.tensor([False, True, False]),
+    )
+    population = OfflinePopulation(build("awr", discount=0.5, lambda_=1.0, return_range=0.0), [5, 6])
+    value = pytree.tree_map(torch.zeros_like, population.state["params"]["value"])
+    value["1"]["bias"] += 2.0
+    population.state["params"]["value"] = value
+    found = population.prepare(data)
+    assert found["value_target"].tolist() == [[2.5, 3.0, 4.0]] * 2
+    std = math.sqrt(42 / 36 / 2)
+    expected = torch.tensor([-4 / 6, -1 / 6, 5 / 6]) / std
+    torch.testing.assert_close(found["advantage"], expected.expand(2, -1))
+
+
+def test_what_is_asked_of_all_data_is_asked_anew_in_each_stretch():
+    """With a discount of 0 lambda-returns are rewards at any time; else they follow the value."""
+    ended = torch.arange(COUNT) % 5 == 4
+    data, targets = replace(bandit(), terminated=ended & False, truncated=ended), {}
+    for discount in (0.0, 0.9):
+        population = OfflinePopulation(build("awr", discount=discount, return_range=0.0, learning_rate=0.01), SEEDS)
+        population.describe(data)
+        before = population.prepare(data)["value_target"]
+        learn(population, updates=8, data=data)
+        targets[discount] = before, population.prepare(data)["value_target"]
+    assert_equal(targets[0.0][1], data.reward.expand(3, -1), 1e-4)
+    assert torch.isclose(*targets[0.9]).float().mean() < 0.05
+
+
+def test_a_penalty_of_brac_keeps_to_the_behavior():
+    """The larger alpha, the nearer; its value penalty is what its critics lose by it, alpha D."""
+    ends, q = {}, {}
+    for alpha, penalty in [(0.1, "value"), (30.0, "value"), (30.0, "policy")]:
+        agent = build("brac", alpha=alpha, penalty=penalty, hidden=(32,), minibatch=64, learning_rate=1e-2,
+                      policy_learning_rate=1e-2, return_range=0.0, cloning=0.5)  # fmt: skip
+        metrics = learn(OfflinePopulation(agent, [5]), updates=200, blocks=4, data=bandit(2000))[-1].metrics
+        ends[alpha, penalty], q[penalty] = metrics["behavior_kl"].item(), metrics["q"].item()
+    assert ends[30.0, "value"] < 0.3 * ends[0.1, "value"]
+    assert q["value"] < q["policy"]
+
+
+def test_cloning_of_brac_does_not_look_at_rewards():
+    rewards = []
+    for sign in (1.0, -1.0):
+        population = OfflinePopulation(build("brac", cloning=0.99), [5])
+        learn(population, updates=20, data=replace(bandit(), reward=sign * bandit().reward))
+        rewards.append(population.state["params"]["policy"])
+    assert_equal(*rewards)

@@ -57,6 +57,9 @@ def parts(agent: str, env_id: str, device: torch.device, members: int = 2, **set
     assert entry.dynamics is not None
     env = TorchVectorEnv(env_id, entry.dynamics(), members * N, device)
     population = Population(AGENTS[agent].agent(config, env.obs_dim, env.act_dim), range(members), device=device)
+    if agent == "chord":
+        obs, action = torch.ones(5, env.obs_dim, device=device), torch.ones(5, env.act_dim, device=device)
+        population.demonstrations = {"obs": obs, "action": action}
     replay = Replay((1 + config.replay) * T, members, N, env.obs_dim, env.act_dim, device)
     return population, env, replay
 
@@ -74,6 +77,7 @@ def parts(agent: str, env_id: str, device: torch.device, members: int = 2, **set
         ("p4o", "Pendulum-v1", {"replay": 1}),
         ("dapo", "Pendulum-v1", {"replay": 1}),
         ("dapo", "Pendulum-v1", {"objective": "p3o", "divergence": "hellinger", "recursion": "released"}),
+        ("chord", "Pendulum-v1", {"phi": "mass", "replay": 1}),
         ("p3o", "Pendulum-v1", {"lag": 2, "rollout_precision": "fp8", "cap": 0.5, "pull": 0.0, "behavior_kl": "k3"}),
     ],
 )

@@ -9,6 +9,8 @@ from ess_rl.ess import effective_sample_size
 from ess_rl.gaussian import Gaussian, kl
 from ess_rl.objectives import (
     divergence_slope,
+    expert_mass,
+    imitation,
     k3,
     p3o,
     p4o,
@@ -18,6 +20,7 @@ from ess_rl.objectives import (
     ppo_generalized,
     ppo_kl,
     ppo_variance,
+    width_correction,
 )
 
 
@@ -458,3 +461,65 @@ def test_the_weight_is_what_the_gradient_says(name: str):
     torch.testing.assert_close(metrics["weight"] * advantage, -200.0 * x.grad)
     silent = (metrics["weight"] == 0.0).float().mean()
     assert (0.1 < silent < 0.9) if name in ("ppo_clip", "ppo_decoupled", "ppo_generalized") else silent == 0.0
+
+
+def test_expert_mass_by_hand():
+    """Two dimensions: m^2 is exponential, u = exp(-m^2 / 2). One: the two tails of a normal, erfc(|z| / sqrt(2))."""
+    pi = Gaussian(torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.log(torch.tensor([0.5, 2.0])))
+    action = torch.tensor([[2.0, 0.0], [0.0, 2.0]])  # two sigmas away, one sigma away
+    assert expert_mass(pi, action).tolist() == pytest.approx([math.exp(-2.0), math.exp(-0.5)])
+    one = Gaussian(torch.zeros(3, 1), torch.zeros(1))
+    found = expert_mass(one, torch.tensor([[0.0], [-1.0], [1e6]]))
+    assert found.tolist() == pytest.approx([1.0, math.erfc(math.sqrt(0.5)), 0.0])
+
+
+@pytest.mark.parametrize("act_dim", [1, 3, 17])
+def test_expert_mass_of_a_policys_own_actions_is_uniform(act_dim: int):
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(20_000, act_dim, generator=generator)
+    u = expert_mass(Gaussian(torch.zeros(act_dim), torch.zeros(act_dim)), noise)
+    assert u.mean().item() == pytest.approx(0.5, abs=0.01)
+    assert (u * (1.0 - u)).mean().item() == pytest.approx(1.0 / 6.0, abs=0.003)
+    kappa = (u * (1.0 - u) * noise.square().sum(-1)).mean() / (act_dim * (u * (1.0 - u)).mean())
+    assert width_correction(act_dim) == pytest.approx(kappa.item(), abs=0.01)
+
+
+def test_width_correction_in_a_few_dimensions():
+    found = [width_correction(act_dim) for act_dim in (1, 2, 3, 6, 17)]
+    assert found == pytest.approx([0.705, 0.833, 0.885, 0.940, 0.979], abs=6e-4)
+
+
+def test_imitation_without_weights_is_maximum_likelihood():
+    action = torch.tensor([[0.5, -0.2], [3.0, 0.1]])
+    grads = []
+    for which in (0, 1):
+        mean, log_std = torch.zeros(2, 2, requires_grad=True), torch.full((2,), -0.5, requires_grad=True)
+        pi = Gaussian(mean, log_std)
+        loss = imitation(pi, action)[0] if which else -pi.log_prob(action).mean()
+        loss.backward()
+        grads.append([cast(Tensor, mean.grad), cast(Tensor, log_std.grad)])
+    torch.testing.assert_close(grads[0], grads[1])
+
+
+def test_the_weight_of_imitation_leaves_the_width_where_it_is_if_corrected():
+    """Actions of the policy itself: no score of sigma, where maximum likelihood with that weight has one to narrow it.
+
+    And an action fifty sigmas away pulls at nothing.
+    """
+    generator = torch.Generator().manual_seed(0)
+    action = torch.randn(20_000, 2, generator=generator)
+    found: dict[Any, float] = {}
+    for width in (1.0, width_correction(2), "fixed"):
+        mean, log_std = torch.zeros(2, requires_grad=True), torch.zeros(2, requires_grad=True)
+        loss, metrics = imitation(Gaussian(mean.expand(len(action), 2), log_std), action, phi="mass", width=width)
+        loss.backward()
+        assert metrics["weight"].mean().item() == pytest.approx(1.0 / 6.0, abs=0.003)
+        assert cast(Tensor, mean.grad).abs().max() < 0.005
+        found[width] = 0.0 if log_std.grad is None else log_std.grad.mean().item()
+    # E[phi (1 - z^2)] = (1 - kappa) / 6 with kappa 5 / 6; the loss is its negative score, so sigma would fall
+    assert found[1.0] == pytest.approx(1.0 / 36.0, abs=0.003) and found["fixed"] == 0.0
+    assert abs(found[width_correction(2)]) < 0.003
+    mean = torch.zeros(1, 2, requires_grad=True)
+    loss, _ = imitation(Gaussian(mean, torch.zeros(2)), torch.full((1, 2), 50.0), phi="mass")
+    loss.backward()
+    assert cast(Tensor, mean.grad).tolist() == [[0.0, 0.0]]

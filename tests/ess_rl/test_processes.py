@@ -22,7 +22,7 @@ from torch import distributed as dist
 import envs
 from agents import AGENTS
 from torch.func import vmap
-from ess_rl import loop, normalizer, processes
+from ess_rl import loop, normalizer, processes, random
 from ess_rl.errors import NonFiniteError
 from ess_rl.ess import effective_sample_size
 from ess_rl.normalizer import standardize_batch
@@ -39,6 +39,7 @@ VARIANTS = {
     "old data": ("p3o", dict(replay=1, lag=1, draw="ess", correction="vtrace", keep_ess=0.81)),
     "p4o": ("p4o", dict(replay=1)),
     "dapo": ("dapo", dict(objective="p3o", replay=1)),
+    "chord": ("chord", dict(replay=1, phi="mass", mu_peak=0.5)),
     "ppo kl": ("ppo", dict(objective="kl", correction="ess", replay=1)),
 }
 
@@ -63,6 +64,10 @@ def learn(variant, broken=False):
     env = envs.make("ess/LQR-v0", len(SEEDS) * config.num_envs, backend="torch", max_episode_steps=20)
     env = Broken(env) if broken else env
     population = Population(AGENTS[name].agent(config, env.obs_dim, env.act_dim), SEEDS)
+    if name == "chord":
+        one = torch.tensor(1)
+        shown = {"obs": random.normal(one, (9, env.obs_dim)), "action": 0.3 * random.normal(one, (9, env.act_dim))}
+        population.demonstrations = shown
     replay = Replay((1 + config.replay) * T, len(SEEDS), config.num_envs, env.obs_dim, env.act_dim, "cpu")
     done = list(loop.train(population, env, replay, iterations=ITERATIONS, reset_every=RESET))
     for one in done:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import envs
-from agents import AGENTS
+from agents import AGENTS, OFFLINE_AGENTS
 from ess_rl.errors import UsageError
 from experiments import benchmark, plan, records, run, suites
 from experiments.peers import PEERS
@@ -41,7 +41,10 @@ def suite(monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.mark.parametrize("name", sorted(SUITES))
 def test_every_job_of_a_suite_can_be_planned(name: str):
     for job in SUITES[name]:
-        if job.agent in AGENTS:
+        if job.dataset:
+            assert job.agent in OFFLINE_AGENTS and OFFLINE_AGENTS[job.agent].config(**job.settings)
+            assert job.env in suites.how_to_record(job.dataset) and job.dataset in suites.how_to_record(job.dataset)
+        elif job.agent in AGENTS:
             made = plan.make(
                 job.agent, job.env, settings=job.settings, sweep=job.sweep,
                 seeds=job.seeds, steps=job.steps, **job.options,
@@ -89,6 +92,14 @@ def test_a_place_that_holds_another_run_is_refused(suite: str, tmp_path: Path, m
     assert "holds another run: its 'seeds' is [0, 1, 2, 3, 4]" in line
     with pytest.raises(UsageError, match="unknown suite 'no': choose one of smoke, classic, mujoco"):
         benchmark.benchmark("no", tmp_path)
+
+
+def test_data_sets_that_are_missing_are_named_with_how_to_record_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "sets"))
+    first = "ess-rl dataset record RUN --id ess/halfcheetah/medium-v0 --checkpoint 300000 --steps 1000000"
+    with pytest.raises(UsageError, match=rf"9 of 9 data sets .* made by: {first}, RUN a finished run on HalfCheetah"):
+        benchmark.benchmark("offline", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the runs outlive a killed benchmark")

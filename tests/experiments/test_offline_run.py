@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,18 @@ import torch
 from agents import p3o
 from envs import minari_data
 from ess_rl.replay import Replay
-from experiments import __main__, collection, datasets, offline_run, old_data, recording, records, run
+from experiments import (
+    __main__,
+    collection,
+    datasets,
+    demonstrations,
+    offline_run,
+    old_data,
+    recording,
+    records,
+    run,
+    suites,
+)
 
 SET = "ess/pendulum/tiny-v0"
 QUICK = ["--hidden", "8", "--minibatch", "16", "--compile", "off", "--episodes", "2", "--steps", "40", "--seeds", "2"]
@@ -91,6 +103,69 @@ def test_a_data_set_as_old_replay(place: Path):
     assert "a replay is filled from one of them" in both
     nothing = refused(*online, "--env", "Pendulum-v1", "--dataset", "ess/no-v0", "--replay", "2")
     assert f"Nor is it a data set: there are {SET}" in nothing
+
+
+def test_chord_imitates_a_data_set_while_it_acts(place: Path, monkeypatch: pytest.MonkeyPatch):
+    """16 iterations, a checkpoint after 13 and at the end; the copy in the folder is all that a resumed run reads."""
+    small = ["--num-envs", "4", "--rollout", "64", "--epochs", "1", "--minibatch", "64", "--hidden", "8"]
+    words = ["train", "chord", *small, "--steps", "4000", "--seeds", "2", "--episodes", "2", "--compile", "off"]
+    here = ["--env", "Pendulum-v1", "--dataset", SET]
+    assert f"demonstrations: 2,000 steps of {SET}" in works(*words, *here, "--out", "chord")
+    rows = records.read_metrics(place / "chord")
+    # The first iteration learns nothing; at 1 / 16 of training an eighth of the way is gone, after half of it all.
+    assert "mu" not in rows[0]
+    assert rows[1]["mu"] == pytest.approx([0.05 + 0.85 * 0.5 * (1.0 + math.cos(math.pi / 8))] * 2)
+    assert rows[-1]["mu"] == pytest.approx([0.05, 0.05]) and rows[-1]["imitation_loss"][0] != 0.0
+    held = demonstrations.read(place / "chord", run.envs.make("Pendulum-v1", 1))
+    data = minari_data.load(SET).transitions
+    assert torch.equal(held["obs"], data.obs) and torch.equal(held["action"], data.action)
+    with monkeypatch.context() as impatient:
+
+        def stop(display: Any, row: records.Record) -> None:
+            if row["iteration"] == 14:
+                raise KeyboardInterrupt
+
+        impatient.setattr(run.Display, "update", stop)
+        assert ess_rl(*words, *here, "--out", "chord-stopped")[0] == 130
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(place / "nothing"))
+    works("resume", "chord-stopped")
+    ends = [records.checkpoints(place / name)[-1].read_bytes() for name in ("chord", "chord-stopped")]
+    assert ends[0] == ends[1]
+    assert f"--demonstrations {SET}" in str(collection.command(records.read_config(place / "chord")))
+    monkeypatch.undo()
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(place / "sets"))
+    monkeypatch.chdir(place)
+    assert "chord imitates demonstrations" in refused(*words, "--env", "Pendulum-v1")
+    other = refused(*words, "--env", "ess/LQR-v0", "--dataset", SET)
+    assert f"--dataset {SET}: its env is Pendulum-v1, that of this run is ess/LQR-v0" in other
+    assert "demonstrations come from one of them" in refused(*words, *here, "--demonstrations", SET)
+    assert "no data set 'ess/no-v0'" in refused(*words, "--env", "Pendulum-v1", "--dataset", "ess/no-v0")
+    assert "chord acts in an environment" in refused("train", "chord", "--dataset", SET)
+    assert "--mu-peak 2: must be from 0 to 1" in refused(*words, *here, "--mu-peak", "2")
+
+
+def test_a_suite_of_offline_jobs(place: Path, monkeypatch: pytest.MonkeyPatch):
+    """Two agents on one small set; given again, nothing is left to do."""
+    how: Any = {"dataset": SET, "steps": 20, "seeds": range(2), "settings": {"hidden": (8,), "minibatch": 16}}
+    how["options"] = {"episodes": 1, "compiled": "off", "checkpoints": 1}
+    jobs = tuple(suites.Job(agent, "Pendulum-v1", **how) for agent in ("awr", "brac"))
+    monkeypatch.setitem(suites.SUITES, "tiny", jobs)
+    said = works("benchmark", "tiny", "--out", "suite", "--jobs", "2")
+    assert "tiny: 2 jobs, 2 to run" in said and "| awr" in said and "| brac" in said
+    assert records.read_json(place / "suite" / "awr-ess-pendulum-tiny-v0" / "result.json")["updates"] == 20
+    assert "2 jobs, 0 to run" in works("benchmark", "tiny", "--out", "suite")
+
+
+def test_several_checkpoints_share_the_steps_of_a_set(place: Path):
+    record = ["dataset", "record", "source", "--num-envs", "2", "--steps", "800", "--id", "ess/pendulum/two-v0"]
+    said = works(*record, "--checkpoint", "100", "10000")
+    assert "800 steps in 4 episodes" in said
+    assert "p3o of seed 0 after 3,328 env steps, then p3o of seed 0 after 5,120 env steps" in said
+    data = minari_data.load("ess/pendulum/two-v0").transitions
+    for steps, part in ((100, slice(0, 400)), (10_000, slice(400, 800))):
+        population, *_ = run.load_checkpoint(place / "source", steps)
+        b = population.policy(data.obs[part].expand(2, -1, -1))
+        torch.testing.assert_close(data.behavior_mean[part], b.mean[0], rtol=1e-4, atol=1e-5)
 
 
 def test_what_acted_is_what_was_recorded(place: Path):
