@@ -14,6 +14,7 @@ from ess_rl import checkpoint
 from ess_rl.contract import Tree, VectorEnv
 from ess_rl.errors import UsageError
 from experiments import old_data
+from experiments.records import Record
 
 COPIED = "demonstrations.safetensors"
 
@@ -45,11 +46,11 @@ def copy(source: str, run: Path) -> None:
     part.replace(run / COPIED)
 
 
-def read(run: Path, env: VectorEnv) -> Tree:
-    """The copy in a run folder: obs [M, obs_dim] and action [M, act_dim], on the CPU; empty where there is none."""
-    path = run / COPIED
-    if not path.exists():
+def read(run: Path, config: Record, env: VectorEnv) -> Tree:
+    """The copy in a run folder: obs [M, obs_dim] and action [M, act_dim], on the CPU; empty if the run has none."""
+    if not config["config"].get("demonstrations"):
         return {}
+    path = run / COPIED
     return checkpoint.load(path, room(checkpoint.info(path)["count"], env))[0]
 
 

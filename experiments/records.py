@@ -6,6 +6,7 @@ tensorboard/      the same for TensorBoard
 checkpoints/      NNNNNNNNN.safetensors, named by env steps of a member, or its updates on a data set
 curve.png         learning curves
 replay.safetensors, replay-from.safetensors   where asked for: see experiments/old_data.py
+demonstrations.safetensors                    of an agent that imitates: see experiments/demonstrations.py
 result.json       last, by rename: a folder that has it is a finished run
 lock              held by the process that trains the run
 """
@@ -40,6 +41,7 @@ FILES = (
     "result.json",
     "replay.safetensors",
     "replay-from.safetensors",
+    "demonstrations.safetensors",
     "seed-*.json",
     "*.part",
 )

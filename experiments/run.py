@@ -84,7 +84,7 @@ def _carry_on(run: Path, config: Record) -> Record:
             )
     iteration = load_newest(run, config, population)
     begins_from, raised = past.read(run, config, replay, population, iteration)
-    shown = demonstrations.read(run, env)
+    shown = demonstrations.read(run, config, env)
     processes.tell({"config": config, "iteration": iteration, "demonstrations": len(shown["obs"]) if shown else 0})
     rows = records.cut_metrics(run, iteration)
     shutil.rmtree(run / "tensorboard", ignore_errors=True)

@@ -116,7 +116,8 @@ def test_chord_imitates_a_data_set_while_it_acts(place: Path, monkeypatch: pytes
     assert "mu" not in rows[0]
     assert rows[1]["mu"] == pytest.approx([0.05 + 0.85 * 0.5 * (1.0 + math.cos(math.pi / 8))] * 2)
     assert rows[-1]["mu"] == pytest.approx([0.05, 0.05]) and rows[-1]["imitation_loss"][0] != 0.0
-    held = demonstrations.read(place / "chord", run.envs.make("Pendulum-v1", 1))
+    config = records.read_config(place / "chord")
+    held = demonstrations.read(place / "chord", config, run.envs.make("Pendulum-v1", 1))
     data = minari_data.load(SET).transitions
     assert torch.equal(held["obs"], data.obs) and torch.equal(held["action"], data.action)
     with monkeypatch.context() as impatient:
@@ -131,7 +132,9 @@ def test_chord_imitates_a_data_set_while_it_acts(place: Path, monkeypatch: pytes
     works("resume", "chord-stopped")
     ends = [records.checkpoints(place / name)[-1].read_bytes() for name in ("chord", "chord-stopped")]
     assert ends[0] == ends[1]
-    assert f"--demonstrations {SET}" in str(collection.command(records.read_config(place / "chord")))
+    assert f"--demonstrations {SET}" in str(collection.command(config))
+    works("train", "ppo", *words[2:], "--env", "Pendulum-v1", "--out", "chord", "--overwrite")
+    assert not (place / "chord" / "demonstrations.safetensors").exists()
     monkeypatch.undo()
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(place / "sets"))
     monkeypatch.chdir(place)
