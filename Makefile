@@ -22,7 +22,7 @@ test: lint smoke .venv/.ray
 smoke: .venv
 	folder=$$(mktemp -d) && \
 	$(BIN)/ess-rl benchmark smoke --out $$folder/suite --jobs 2 && $(BIN)/ess-rl report $$folder/suite && \
-	$(BIN)/ess-rl study clip-sensitivity --quick --out $$folder/study --jobs 2 && \
+	$(BIN)/ess-rl study family --quick --out $$folder/study --jobs 2 && \
 	rm -r $$folder
 
 lint: .venv

@@ -7,6 +7,7 @@ from experiments.studies import (
     clip_sensitivity,
     correction,
     ess_against_age,
+    family,
     precision,
     sample_efficiency,
     staleness,
@@ -25,5 +26,6 @@ STUDIES: dict[str, Study] = {
         ablations,
         ess_against_age,
         sample_efficiency,
+        family,
     )
 }

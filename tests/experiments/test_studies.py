@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from ess_rl.errors import UsageError
-from experiments import __main__, records
+from experiments import __main__, records, references
 from experiments.studies import (
     STUDIES,
     ablations,
     clip_sensitivity,
     correction,
     ess_against_age,
+    family,
     precision,
     sample_efficiency,
     staleness,
@@ -201,6 +202,38 @@ def test_sample_efficiency_where_seeds_disagree_is_undecided():
     found = sample_efficiency.reached(p3o, outcome["0 ppo", "ppo"])
     assert found.low == 10.0 and found.high == np.inf
     assert sample_efficiency.judge({**outcome, ("1 p3o", "p3o"): p3o}).word == "undecided"
+
+
+def methods(**at_the_longest_lag: float) -> study.Outcome:
+    """Half way to the reference on each task for all, or at lag 16 what is said."""
+    outcome = {}
+    for env in family.TASKS:
+        known = references.REFERENCES[env]
+        for lag in family.LAGS:
+            for name in family.METHODS:
+                share = at_the_longest_lag.get(name, 0.5) if lag == 16 else 0.5
+                assert known.reference is not None
+                level = known.random + share * (known.reference - known.random)
+                outcome[f"{env} {name} lag {lag}", "label"] = SPREAD + level
+    return outcome
+
+
+@pytest.mark.parametrize(
+    ("levels", "word"),
+    [
+        ({"PPO": 0.3, "band": 0.2}, "supported"),
+        ({"PPO": 0.3}, "undecided"),
+        ({"band": 0.3, "KL": 0.3}, "undecided"),
+        ({"PPO": 0.3, "band": 0.2, "P4O": 0.7}, "refuted"),
+    ],
+)
+def test_the_verdict_on_the_family(levels: dict[str, float], word: str, tmp_path: Path):
+    outcome = methods(**levels)
+    verdict = family.judge(outcome)
+    assert verdict.word == word
+    assert "lag 0: P3O's normalized IQM is 0.50" in verdict.sentences
+    family.draw(outcome, tmp_path / "study.png")
+    assert (tmp_path / "study.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize("name", STUDIES)

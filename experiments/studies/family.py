@@ -1,0 +1,120 @@
+"""The whole family, on fresh data and on data of a policy four and sixteen iterations old.
+
+Every method has the numbers it has everywhere; none was tuned for a lag. An iteration of P3O 2019 is a sixteenth of
+PPO's env steps, so its lag is as many policies old, but not as many env steps.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import references, statistics
+from experiments.studies.study import Difference, Finals, Outcome, Study, Verdict, picture
+from experiments.suites import SMALL, SMOKE, Job
+
+TASKS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5")
+LAGS = (0, 4, 16)
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "P3O": ("p3o", {}),
+    "P3O-2019": ("p3o_2019", {}),
+    "P4O": ("p4o", {}),
+    "P3O-DA": ("dapo", {"objective": "p3o", "learning_rate": 1.5e-4, "rollout": 256, "minibatch": 128}),
+    "DAPO": ("dapo", {}),
+    "PPO": ("ppo", {}),
+    "decoupled": ("ppo", {"objective": "decoupled"}),
+    "GePPO": ("ppo", {"objective": "generalized"}),
+    "band": ("ppo", {"objective": "band"}),
+    "KL": ("ppo", {"objective": "kl"}),
+    "variance": ("ppo", {"objective": "variance"}),
+    "V-trace": ("p3o", {"cap": 1.0, "pull": 0.0, "correction": "vtrace"}),
+}
+
+
+def jobs(quick: bool) -> tuple[Job, ...]:
+    made = []
+    for lag in (0, 2) if quick else LAGS:
+        for env in ("Pendulum-v1",) if quick else TASKS:
+            for name, (agent, changes) in METHODS.items():
+                if quick and lag == 0 and name not in ("P3O", "PPO"):
+                    continue
+                how: Any = {**SMOKE, "seeds": range(2)} if quick else {"steps": 300_000}
+                settings = {**changes, **(SMALL if quick else {}), "lag": lag}
+                made.append(Job(agent, env, **{**how, "settings": settings, "label": f"{name} lag {lag}"}))
+    return tuple(made)
+
+
+def _table(outcome: Outcome) -> dict[int, dict[str, Finals]]:
+    """lag -> method -> normalized final returns [seeds, tasks]; returns as they are, where a task has no reference."""
+    columns: dict[int, dict[str, list[Finals]]] = {}
+    for (job, _), finals in outcome.items():
+        name, lag = job.rsplit(" lag ", 1)
+        env, _, name = name.rpartition(" ")
+        scores = [references.normalized(env, x) if env else None for x in finals]
+        column = finals if None in scores else np.array(scores, dtype=np.float64)
+        columns.setdefault(int(lag), {}).setdefault(name, []).append(column)
+    return {lag: {name: np.stack(of, axis=1) for name, of in rows.items()} for lag, rows in columns.items()}
+
+
+def _difference(one: Finals, other: Finals) -> Difference:
+    """Of IQMs over seeds and tasks, in hundredths of the way to the reference."""
+
+    def estimator(x: Finals, y: Finals) -> Finals:
+        return np.asarray(100.0 * (statistics.iqm(x) - statistics.iqm(y)))
+
+    low, high = statistics.bootstrap_interval_of_two(one, other, estimator, np.random.default_rng(0))
+    return Difference(float(estimator(one, other)), float(low), float(high))
+
+
+def judge(outcome: Outcome) -> Verdict:
+    sentences, above, below = [], [], []
+    table = _table(outcome)
+    for lag in sorted(table):
+        p3o = table[lag]["P3O"]
+        sentences.append(f"lag {lag}: P3O's normalized IQM is {float(statistics.iqm(p3o)):.2f}")
+        for name, scores in table[lag].items():
+            if name == "P3O":
+                continue
+            d = _difference(scores, p3o)
+            sentences.append(f"lag {lag}: {name} less P3O, in hundredths: {d}")
+            above += [f"{name} at lag {lag}"] if d.low > 0.0 else []
+            below += [name] if d.high < 0.0 and lag == max(table) else []
+    sentences.append(f"clearly above P3O: {', '.join(above) or 'none'}")
+    sentences.append(f"clearly below P3O at lag {max(table)}: {', '.join(below) or 'none'}")
+    if above:
+        return Verdict("refuted", tuple(sentences))
+    return Verdict("supported" if "PPO" in below and len(below) > 1 else "undecided", tuple(sentences))
+
+
+def draw(outcome: Outcome, path: Path) -> None:
+    table = _table(outcome)
+    with picture(path) as axis:
+        for shift, lag in enumerate(sorted(table)):
+            names = list(table[lag])
+            rows = np.array([_interval(scores) for scores in table[lag].values()])
+            places = np.array([list(METHODS).index(name) for name in names]) + 0.22 * (shift - 1)
+            errors = np.stack([rows[:, 0] - rows[:, 1], rows[:, 2] - rows[:, 0]])
+            axis.errorbar(rows[:, 0], places, xerr=errors, fmt="o", capsize=2, markersize=4, label=f"lag {lag}")
+        axis.set_yticks(range(len(METHODS)), list(METHODS))
+        axis.invert_yaxis()
+        axis.set(xlabel="normalized final return over the tasks (IQM, 95 % interval)")
+
+
+def _interval(scores: Finals) -> tuple[float, float, float]:
+    low, high = statistics.bootstrap_interval(scores, statistics.iqm, np.random.default_rng(0))
+    return float(statistics.iqm(scores)), float(low), float(high)
+
+
+STUDY = Study(
+    name="family",
+    question="Which method learns most from fresh data, and which from data of policies 4 and 16 iterations old?",
+    prediction=(
+        "Over the three tasks no method is clearly above P3O at any lag, and PPO and at least one more are clearly "
+        "below it at lag 16."
+    ),
+    jobs=jobs,
+    judge=judge,
+    draw=draw,
+)
