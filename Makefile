@@ -15,8 +15,11 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 quickstart: .venv
 	$(BIN)/ess-rl quickstart
 
+# Files of tests go to so many processes, each of some 600 MiB.
+WORKERS ?= 2
+
 test: lint smoke .venv/.ray
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 # The whole chain as users walk it: runs, report, study. About a minute.
 smoke: .venv
