@@ -43,9 +43,7 @@ class Config:
     objective: Literal["clip", "p3o"] = "clip"  # of the policy beside imitation: PPO's, P3O's
     clip: float = 0.2  # of PPO's: how far the ratio may leave 1 before its sample stops pulling
     phi: Literal["one", "mass"] = "one"  # weight of a demonstration: 1, or u (1 - u)
-    width: Literal["corrected", "fixed", "plain"] = (
-        "corrected"  # with phi "mass", sigma is unbiased, left alone, biased
-    )
+    width: Literal["corrected", "fixed", "plain"] = "corrected"  # of sigma by phi "mass": unbiased, left, biased
     mu_peak: float = 0.9  # weight of imitation, of the policy loss 1 - mu: the highest
     mu_valley: float = 0.05  # the same at the end
     mu_warm_up: float = 0.0  # share of training in which mu rises to its peak

@@ -34,9 +34,7 @@ Objective = Literal["clip", "decoupled", "generalized", "band", "kl", "variance"
 
 @dataclass(frozen=True)
 class Config:
-    objective: Objective = (
-        "clip"  # about the iteration's first policy: decoupled, generalized; CISPO's band; penalties: kl, variance
-    )
+    objective: Objective = "clip"  # by a recent policy: decoupled, generalized; CISPO's band; penalties: kl, variance
     clip: float = 0.2  # how far the ratio may leave 1 before its sample stops pulling; the root of its variance
     target_kl: float = 0.01  # of the objective kl: KL(b || pi) in nats, to which the weight of that KL is led
     learning_rate: float = 3e-4  # of Adam, for the policy, at the start
