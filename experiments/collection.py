@@ -80,6 +80,14 @@ class Method(NamedTuple):
     settings: tuple[tuple[str, str], ...]  # name -> value as JSON, sorted by name
 
 
+class Series(NamedTuple):
+    """What runs share that differ in their seeds alone: a row of a comparison, and a line of a picture."""
+
+    task: Task
+    label: str  # the agent, and what was swept in its run
+    method: Method
+
+
 @dataclass(frozen=True)
 class Run:
     """One folder."""
@@ -184,6 +192,12 @@ def read_run(root: Path, path: Path) -> Run:
     except UsageError as error:
         return Run(path, name, "damaged", str(error).replace(f"{path}{os.sep}", ""), config)
     return Run(path, name, "finished", "", config, result)
+
+
+def series(config: Record) -> dict[Series, list[int]]:
+    """The members of a run by everything but the seed -> their indices."""
+    task = _task(config)
+    return {Series(task, label, method_of(config, group[0])): group for label, group in records.groups(config).items()}
 
 
 def method_of(config: Record, member: int) -> Method:

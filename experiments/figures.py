@@ -6,13 +6,13 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ess_rl.errors import UsageError
 from experiments import collection, records
+from experiments.collection import Series
 from experiments.records import Record
 
 BINS = 50
@@ -66,7 +66,7 @@ def read_curves(run: Path) -> Curves:
 def learning_curves(runs: Sequence[Path], out: Path) -> None:
     """One picture of runs of the same env: return, ESS and KL over env steps of a member.
 
-    A thin line is a member, a thick one the mean of those that share all settings but the seed, in whatever runs.
+    A thin line is a member, a thick one the mean of those that differ in their seeds alone, in whatever runs.
 
     Raises:
         UsageError: the runs are of several envs, or one has nothing to draw.
@@ -85,13 +85,14 @@ def learning_curves(runs: Sequence[Path], out: Path) -> None:
         raise UsageError(f"one picture shows one data set, not {' and '.join(x or 'an env' for x in sets)}")
     figure, axes = plt.subplots(1, len(PANELS), figsize=(4.6 * len(PANELS), 3.6), layout="constrained")
     colors = iter(plt.rcParams["axes.prop_cycle"].by_key()["color"] * 10)
-    methods: dict[Any, list[tuple[Curves, list[int]]]] = {}
+    backends = sorted({one.config["backend"] for one in curves})
+    found: dict[tuple[Series, tuple[int, ...]], list[tuple[Curves, list[int]]]] = {}
     for one in curves:
-        for label, group in records.groups(one.config).items():
-            method = collection.method_of(one.config, group[0])
-            methods.setdefault((label, method, tuple(one.env_steps)), []).append((one, group))
-    for (label, _, steps), parts in methods.items():
+        for series, group in collection.series(one.config).items():  # a run that goes on has not all its steps yet
+            found.setdefault((series, tuple(one.env_steps)), []).append((one, group))
+    for ((task, label, _), steps), parts in found.items():
         color, count = next(colors), sum(len(group) for _, group in parts)
+        label += f", {task.backend}" * (len(backends) > 1)
         for axis, (name, _) in zip(axes, PANELS, strict=True):
             values = np.concatenate([one.values[name][:, group] for one, group in parts], axis=1)
             whole = ~np.isnan(values).any(1)
@@ -103,9 +104,8 @@ def learning_curves(runs: Sequence[Path], out: Path) -> None:
         axis.set_xlabel(f"{records.unit(curves[0].config)} of one seed")
         axis.grid(alpha=0.25)
     axes[0].legend(fontsize=8)
-    figure.suptitle(
-        f"{tasks[0]}{', learned from ' * bool(sets[0])}{sets[0]}  (backend {curves[0].config['backend']})", fontsize=11
-    )
+    where = f"backend{'s' * (len(backends) > 1)} {' and '.join(backends)}"
+    figure.suptitle(f"{tasks[0]}{', learned from ' * bool(sets[0])}{sets[0]}  ({where})", fontsize=11)
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name("part-" + out.name)
     figure.savefig(part, dpi=110)
