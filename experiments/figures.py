@@ -124,9 +124,7 @@ def publish(run: Path, out: Path) -> list[str]:
     """
     config, result = records.read_config(run), records.read_json(run / "result.json")
     curves = read_curves(run) if "iterations" in config else None
-    if out.exists() and {path.name for path in out.iterdir()} - {"config.json", "result.json", "curves.csv"}:
-        raise UsageError(f"{out} holds other files than those of a published run: choose another place")
-    out.mkdir(parents=True, exist_ok=True)
+    records.prepare_published(out, ("config.json", "result.json", "curves.csv"))
     records.write_json(out / "config.json", config)
     records.write_json(out / "result.json", result)
     if curves is not None:

@@ -101,6 +101,25 @@ def test_a_picture_draws_them_as_one_line(tmp_path: Path, monkeypatch: pytest.Mo
     ]  # fmt: skip
 
 
+def test_a_place_that_holds_something_else_is_not_published_to(tmp_path: Path) -> None:
+    place = tmp_path / "published"
+    for _ in range(2):  # what was published there may be published again
+        records.prepare_published(place, ("a", "b"))
+        (place / "a").write_text("")
+    with pytest.raises(
+        UsageError, match=r"published holds other files than what is to be published \(a\): choose another"
+    ):
+        records.prepare_published(place, ("b",))
+    for name in "cde":
+        (place / name).write_text("")
+    with pytest.raises(UsageError, match=r"published \(c, d, e\)"):
+        records.prepare_published(place, ("a",))
+    with pytest.raises(UsageError, match=r"published \(a, c, d \.\.\.\)"):
+        records.prepare_published(place, ())
+    with pytest.raises(UsageError, match="is a file"):
+        records.prepare_published(place / "a", ())
+
+
 def test_options_come_from_the_config_and_its_remarks() -> None:
     from agents import AGENTS
 
