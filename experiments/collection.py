@@ -359,7 +359,7 @@ def _check_result(config: Record, result: Any) -> None:
         if not isinstance(score, int | float) or not math.isfinite(score):
             raise UsageError(f"result.json: the final return of seed {seed} is {score!r}, no finite number")
     if not isinstance(records.steps_of(result), int):
-        raise UsageError(f"result.json: {records.unit(config).replace(' ', '_')!r} is missing")
+        raise UsageError(f"result.json: {records.steps_name(config)!r} is missing")
 
 
 def _progress(path: Path, config: Record) -> tuple[str, str]:

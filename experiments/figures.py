@@ -130,16 +130,12 @@ def publish(run: Path, out: Path) -> list[str]:
     if curves is not None:
         with open(out / "curves.csv", "w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow([_steps_column(config), "member", *curves.values])
+            writer.writerow([records.steps_name(config), "member", *curves.values])
             for k, steps in enumerate(curves.env_steps):
                 for member in range(len(config["seeds"])):
                     row = [value[k, member] for value in curves.values.values()]
                     writer.writerow([steps, member, *("" if np.isnan(x) else f"{x:.6g}" for x in row)])
     return ["config.json", "result.json"] + ["curves.csv"] * (curves is not None)
-
-
-def _steps_column(config: Record) -> str:
-    return records.unit(config).replace(" ", "_")
 
 
 def _from_csv(config: Record, path: Path) -> Curves:
@@ -150,6 +146,6 @@ def _from_csv(config: Record, path: Path) -> Curves:
         values = {
             name: np.array([float(row.get(name) or "nan") for row in rows]).reshape(-1, members) for name, _ in CURVES
         }
-        return Curves(config, np.array([int(row[_steps_column(config)]) for row in rows[::members]]), values)
+        return Curves(config, np.array([int(row[records.steps_name(config)]) for row in rows[::members]]), values)
     except (KeyError, TypeError, ValueError):
         raise UsageError(f"{path}: not the curves of {members} members; the file is damaged") from None

@@ -129,6 +129,11 @@ def unit(config: Record) -> str:
     return "updates" if config.get("dataset") else "env steps"
 
 
+def steps_name(config: Record) -> str:
+    """What that count is called in files."""
+    return unit(config).replace(" ", "_")
+
+
 def steps_of(record: Record) -> Any:
     """That count in a line of metrics.jsonl or in a result.json; None where there is none."""
     return record.get("updates", record.get("env_steps"))
