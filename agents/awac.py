@@ -23,7 +23,7 @@ from ess_rl.gaussian import Gaussian, kl
 from ess_rl.networks import policy, policy_init, twin_q, twin_q_init
 from ess_rl.objectives import advantage_weights
 from ess_rl.offline import no_stats
-from ess_rl.optim import adam_init, adam_step, polyak
+from ess_rl.optim import adam_init, adam_steps, polyak
 from ess_rl.random import fold_in
 
 
@@ -105,10 +105,7 @@ class AWAC:
             }
 
         grads, metrics = grad(loss_function, has_aux=True)(state["params"])
-        params, optimizer = {}, {}
-        for name in grads:
-            params[name], optimizer[name] = adam_step(
-                state["params"][name], grads[name], state["optimizer"][name], hyper["learning_rate"]
-            )
+        rates = dict.fromkeys(grads, hyper["learning_rate"])
+        params, optimizer = adam_steps(state["params"], grads, state["optimizer"], rates)
         target_q = polyak(state["target_q"], params["q"], hyper["tau"])
         return {**state, "params": params, "target_q": target_q, "optimizer": optimizer}, metrics

@@ -29,7 +29,7 @@ from ess_rl.gaussian import Gaussian, kl
 from ess_rl.networks import policy, policy_init, value, value_init
 from ess_rl.objectives import advantage_weights
 from ess_rl.offline import in_parts, no_stats
-from ess_rl.optim import adam_init, adam_step
+from ess_rl.optim import adam_init, adam_steps
 from ess_rl.random import fold_in
 from ess_rl.returns import gae
 from ess_rl.transitions import Transitions
@@ -118,9 +118,6 @@ class AWR:
             }
 
         grads, metrics = grad(loss_function, has_aux=True)(state["params"])
-        params, optimizer = {}, {}
-        for name in grads:
-            params[name], optimizer[name] = adam_step(
-                state["params"][name], grads[name], state["optimizer"][name], hyper["learning_rate"]
-            )
+        rates = dict.fromkeys(grads, hyper["learning_rate"])
+        params, optimizer = adam_steps(state["params"], grads, state["optimizer"], rates)
         return {**state, "params": params, "optimizer": optimizer}, metrics

@@ -18,7 +18,7 @@ from ess_rl.ess import effective_sample_size
 from ess_rl.gaussian import Gaussian, kl
 from ess_rl.networks import gaussian, gaussian_init
 from ess_rl.offline import no_stats
-from ess_rl.optim import adam_init, adam_step
+from ess_rl.optim import adam_init, adam_steps
 from ess_rl.random import fold_in
 
 
@@ -69,9 +69,6 @@ class BC:
             }
 
         grads, metrics = grad(loss_function, has_aux=True)(state["params"])
-        params, optimizer = {}, {}
-        for name in grads:
-            params[name], optimizer[name] = adam_step(
-                state["params"][name], grads[name], state["optimizer"][name], hyper["learning_rate"]
-            )
+        rates = dict.fromkeys(grads, hyper["learning_rate"])
+        params, optimizer = adam_steps(state["params"], grads, state["optimizer"], rates)
         return {**state, "params": params, "optimizer": optimizer}, metrics

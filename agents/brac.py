@@ -31,7 +31,7 @@ from ess_rl.ess import effective_sample_size
 from ess_rl.gaussian import Gaussian, kl
 from ess_rl.networks import gaussian, gaussian_init, twin_q, twin_q_init
 from ess_rl.offline import no_stats
-from ess_rl.optim import adam_init, adam_step, polyak
+from ess_rl.optim import adam_init, adam_steps, polyak
 from ess_rl.random import fold_in
 
 
@@ -121,10 +121,6 @@ class BRAC:
 
         grads, metrics = grad(loss_function, has_aux=True)(state["params"])
         rates = {"policy": hyper["policy_learning_rate"], "q": hyper["learning_rate"]}
-        params, optimizer = {}, {}
-        for name, rate in rates.items():
-            params[name], optimizer[name] = adam_step(
-                state["params"][name], grads[name], state["optimizer"][name], rate
-            )
+        params, optimizer = adam_steps(state["params"], grads, state["optimizer"], rates)
         target_q = polyak(state["target_q"], params["q"], hyper["tau"])
         return {**state, "params": params, "target_q": target_q, "optimizer": optimizer}, metrics

@@ -24,7 +24,7 @@ from ess_rl.gaussian import Gaussian, kl
 from ess_rl.networks import policy, policy_init, twin_q, twin_q_init, value, value_init
 from ess_rl.objectives import advantage_weights, expectile_loss
 from ess_rl.offline import no_stats
-from ess_rl.optim import adam_init, adam_step, polyak
+from ess_rl.optim import adam_init, adam_steps, polyak
 from ess_rl.random import fold_in
 
 
@@ -109,11 +109,7 @@ class IQL:
 
         grads, metrics = grad(loss_function, has_aux=True)(state["params"])
         cosine = 0.5 * (1.0 + torch.cos(math.pi * state["progress"]))
-        params, optimizer = {}, {}
-        for name in grads:
-            rate = hyper["learning_rate"] * (cosine if name == "policy" else 1.0)
-            params[name], optimizer[name] = adam_step(
-                state["params"][name], grads[name], state["optimizer"][name], rate
-            )
+        rates = dict.fromkeys(grads, hyper["learning_rate"]) | {"policy": hyper["learning_rate"] * cosine}
+        params, optimizer = adam_steps(state["params"], grads, state["optimizer"], rates)
         target_q = polyak(state["target_q"], params["q"], hyper["tau"])
         return {**state, "params": params, "target_q": target_q, "optimizer": optimizer}, metrics

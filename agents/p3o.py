@@ -29,10 +29,10 @@ from ess_rl.ess import effective_sample_size
 from ess_rl.gaussian import Gaussian, kl
 from ess_rl.networks import policy, policy_init, value, value_init
 from ess_rl.objectives import k3, p3o
-from ess_rl.optim import adam_init, adam_step, clip_by_global_norm, gradient
+from ess_rl.optim import adam_init, adam_steps, clip_by_global_norm, gradient
 from ess_rl.random import fold_in
 from ess_rl.returns import Correction, corrected
-from ess_rl.transitions import Transitions
+from ess_rl.transitions import Transitions, flat_samples
 
 
 @dataclass(frozen=True)
@@ -108,16 +108,7 @@ class P3O:
             discount=hyper["discount"],
             lambda_=hyper["lambda_"],
         )
-        samples = {
-            "obs": obs,
-            "action": rollout.action,
-            "behavior_mean": rollout.behavior_mean,
-            "behavior_log_std": rollout.behavior_log_std,
-            "advantage": advantage,
-            "value_target": value_target,
-            "log_ratio": log_ratio,
-        }
-        return {name: x.flatten(0, 1) for name, x in samples.items()}
+        return flat_samples(rollout, obs=obs, advantage=advantage, value_target=value_target, log_ratio=log_ratio)
 
     refresh = None
 
@@ -167,11 +158,7 @@ class P3O:
             "value": hyper["value_learning_rate"] * (1.0 - state["progress"]),
         }
         metrics["learning_rate"] = rates["policy"]
-        params, optimizer = {}, {}
-        for name, rate in rates.items():
-            params[name], optimizer[name] = adam_step(
-                state["params"][name], grads[name], state["optimizer"][name], rate
-            )
+        params, optimizer = adam_steps(state["params"], grads, state["optimizer"], rates)
         return {**state, "params": params, "optimizer": optimizer}, metrics
 
     def observe(self, state: State, rollout: Transitions) -> State:

@@ -35,7 +35,7 @@ from ess_rl.objectives import p3o
 from ess_rl.optim import adam_init, adam_step, clip_by_global_norm, gradient, rmsprop_init, rmsprop_step
 from ess_rl.random import fold_in
 from ess_rl.returns import Correction, corrected
-from ess_rl.transitions import Transitions
+from ess_rl.transitions import Transitions, flat_samples
 
 
 @dataclass(frozen=True)
@@ -110,16 +110,7 @@ class P3O2019:
             discount=hyper["discount"],
             lambda_=hyper["lambda_"],
         )
-        samples = {
-            "obs": obs,
-            "action": rollout.action,
-            "behavior_mean": rollout.behavior_mean,
-            "behavior_log_std": rollout.behavior_log_std,
-            "advantage": advantage,
-            "value_target": value_target,
-            "log_ratio": log_ratio,
-        }
-        return {name: x.flatten(0, 1) for name, x in samples.items()}
+        return flat_samples(rollout, obs=obs, advantage=advantage, value_target=value_target, log_ratio=log_ratio)
 
     refresh = None
     begin_epoch = None

@@ -26,7 +26,7 @@ from ess_rl.gaussian import Gaussian, kl
 from ess_rl.networks import gaussian, gaussian_init, twin_q, twin_q_init, value, value_init
 from ess_rl.objectives import expectile_loss, p3o
 from ess_rl.offline import no_stats
-from ess_rl.optim import adam_init, adam_step, clip_by_global_norm, polyak
+from ess_rl.optim import adam_init, adam_steps, clip_by_global_norm, polyak
 from ess_rl.random import fold_in
 
 
@@ -122,11 +122,7 @@ class P3OOffline:
         grads["policy"], metrics["grad_norm"] = clip_by_global_norm(grads["policy"], hyper["max_grad_norm"])
         left = (1.0 - progress) / (1.0 - hyper["cloning"]).clamp(min=1e-3)
         policy_rate = torch.where(clones, hyper["learning_rate"], left * hyper["policy_learning_rate"])
-        params, optimizer = {}, {}
-        for name in grads:
-            rate = policy_rate if name == "policy" else hyper["learning_rate"]
-            params[name], optimizer[name] = adam_step(
-                state["params"][name], grads[name], state["optimizer"][name], rate
-            )
+        rates = dict.fromkeys(grads, hyper["learning_rate"]) | {"policy": policy_rate}
+        params, optimizer = adam_steps(state["params"], grads, state["optimizer"], rates)
         target_q = polyak(state["target_q"], params["q"], hyper["tau"])
         return {**state, "params": params, "target_q": target_q, "optimizer": optimizer}, metrics

@@ -24,17 +24,17 @@ from ess_rl.diagnostics import share
 from ess_rl.gaussian import Gaussian, kl
 from ess_rl.networks import policy, policy_init, value, value_init
 from ess_rl.objectives import ppo_band, ppo_clip, ppo_decoupled, ppo_generalized, ppo_kl, ppo_variance
-from ess_rl.optim import adam_init, adam_step, clip_by_global_norm, gradient
+from ess_rl.optim import adam_init, adam_steps, clip_by_global_norm, gradient
 from ess_rl.random import fold_in
 from ess_rl.returns import Correction, corrected
-from ess_rl.transitions import Transitions
+from ess_rl.transitions import Transitions, flat_samples
 
 Objective = Literal["clip", "decoupled", "generalized", "band", "kl", "variance"]
 
 
 @dataclass(frozen=True)
 class Config:
-    objective: Objective = "clip"  # decoupled, generalized: about a recent policy; CISPO's band; penalized kl, variance
+    objective: Objective = "clip"  # by a recent policy: decoupled, generalized; CISPO's band; penalties: kl, variance
     clip: float = 0.2  # how far the ratio may leave 1 before its sample stops pulling; the root of its variance
     target_kl: float = 0.01  # of the objective kl: KL(b || pi) in nats, to which the weight of that KL is led
     learning_rate: float = 3e-4  # of Adam, for the policy, at the start
@@ -102,17 +102,8 @@ class PPO:
             discount=hyper["discount"],
             lambda_=hyper["lambda_"],
         )
-        samples = {
-            "obs": obs,
-            "action": rollout.action,
-            "behavior_mean": rollout.behavior_mean,
-            "behavior_log_std": rollout.behavior_log_std,
-            "advantage": advantage,
-            "value_target": value_target,
-            "log_ratio": log_ratio,
-            "proximal_log_prob": log_prob,
-        }
-        return {name: x.flatten(0, 1) for name, x in samples.items()}
+        samples = flat_samples(rollout, obs=obs, advantage=advantage, value_target=value_target, log_ratio=log_ratio)
+        return samples | {"proximal_log_prob": log_prob.flatten(0, 1)}
 
     begin_epoch = None
     refresh = None
@@ -159,11 +150,7 @@ class PPO:
             "policy": hyper["learning_rate"] * (1.0 - (1.0 - hyper["final_learning_rate"]) * state["progress"]),
             "value": hyper["value_learning_rate"] * (1.0 - state["progress"]),
         }
-        params, optimizer = {}, {}
-        for name, rate in rates.items():
-            params[name], optimizer[name] = adam_step(
-                state["params"][name], grads[name], state["optimizer"][name], rate
-            )
+        params, optimizer = adam_steps(state["params"], grads, state["optimizer"], rates)
         return {**state, "params": params, "optimizer": optimizer}, metrics
 
     def observe(self, state: State, rollout: Transitions) -> State:

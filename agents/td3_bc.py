@@ -21,7 +21,7 @@ from ess_rl.gaussian import Gaussian
 from ess_rl.networks import mlp, mlp_init, twin_q, twin_q_init
 from ess_rl.objectives import td3_bc_weight
 from ess_rl.offline import no_stats
-from ess_rl.optim import adam_init, adam_step, polyak
+from ess_rl.optim import adam_init, adam_steps, polyak
 from ess_rl.random import fold_in
 
 
@@ -94,11 +94,8 @@ class TD3BC:
             }
 
         grads, metrics = grad(loss_function, has_aux=True)(state["params"])
-        params, optimizer = {}, {}
-        for name in grads:
-            params[name], optimizer[name] = adam_step(
-                state["params"][name], grads[name], state["optimizer"][name], hyper["learning_rate"]
-            )
+        rates = dict.fromkeys(grads, hyper["learning_rate"])
+        params, optimizer = adam_steps(state["params"], grads, state["optimizer"], rates)
         moves = optimizer["q"]["step"] % self.config.policy_delay == 0
 
         def chosen(new: Tree, old: Tree) -> Tree:

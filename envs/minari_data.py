@@ -12,6 +12,7 @@ missing, a fitted model (`ess_rl.behavior`) fills the first two in.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import shutil
@@ -190,8 +191,15 @@ def _cached(
 
 
 def _hash(folder: Path) -> str:
+    """Of all its files, read once a process as long as none has another size or time: a run asks two or three times."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return _hash_of(tuple((path, (status := path.stat()).st_size, status.st_mtime_ns) for path in files))
+
+
+@functools.cache
+def _hash_of(files: tuple[tuple[Path, int, int], ...]) -> str:
     found = hashlib.blake2b(f"{_VERSION}".encode(), digest_size=8)
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for path, _, _ in files:
         with open(path, "rb") as file:
             found.update(path.name.encode() + hashlib.file_digest(file, "sha1").digest())  # a gigabyte a second
     return found.hexdigest()

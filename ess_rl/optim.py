@@ -1,6 +1,6 @@
 """Optimization as pure functions of trees of tensors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -54,6 +54,14 @@ def adam_step(
     root = torch.sqrt(1.0 - beta_2**step)
     params = pytree.tree_map(lambda p, m, v: p - rate * m / (torch.sqrt(v) / root + epsilon), params, m, v)
     return params, {"m": m, "v": v, "step": step}
+
+
+def adam_steps(
+    params: Tree, grads: Tree, optimizer: Tree, rates: Mapping[str, float | Tensor]
+) -> tuple[dict[str, Tree], dict[str, Tree]]:
+    """`adam_step` of each network in `rates`, name -> learning rate; each has moments of its own in `optimizer`."""
+    steps = {name: adam_step(params[name], grads[name], optimizer[name], rate) for name, rate in rates.items()}
+    return {name: new for name, (new, _) in steps.items()}, {name: moments for name, (_, moments) in steps.items()}
 
 
 def rmsprop_init(params: Tree) -> Tree:

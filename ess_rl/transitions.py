@@ -64,5 +64,11 @@ class Transitions:
         )
 
 
+def flat_samples(rollout: Transitions, **columns: Tensor) -> dict[str, Tensor]:
+    """A rollout [T, N] as samples [T * N, ...] to draw minibatches from: what acted how, and `columns` [T, N, ...]."""
+    acted = {name: getattr(rollout, name) for name in ("action", "behavior_mean", "behavior_log_std")}
+    return {name: x.flatten(0, 1) for name, x in (acted | columns).items()}
+
+
 # vmap and compiled programs see through the record as they see through a dictionary.
 pytree.register_dataclass(Transitions)

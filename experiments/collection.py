@@ -80,6 +80,14 @@ class Method(NamedTuple):
     settings: tuple[tuple[str, str], ...]  # name -> value as JSON, sorted by name
 
 
+class Series(NamedTuple):
+    """What runs share that differ in their seeds alone: a row of a comparison, and a line of a picture."""
+
+    task: Task
+    label: str  # the agent, and what was swept in its run
+    method: Method
+
+
 @dataclass(frozen=True)
 class Run:
     """One folder."""
@@ -184,6 +192,12 @@ def read_run(root: Path, path: Path) -> Run:
     except UsageError as error:
         return Run(path, name, "damaged", str(error).replace(f"{path}{os.sep}", ""), config)
     return Run(path, name, "finished", "", config, result)
+
+
+def series(config: Record) -> dict[Series, list[int]]:
+    """The members of a run by everything but the seed -> their indices."""
+    task = _task(config)
+    return {Series(task, label, method_of(config, group[0])): group for label, group in records.groups(config).items()}
 
 
 def method_of(config: Record, member: int) -> Method:
@@ -345,7 +359,7 @@ def _check_result(config: Record, result: Any) -> None:
         if not isinstance(score, int | float) or not math.isfinite(score):
             raise UsageError(f"result.json: the final return of seed {seed} is {score!r}, no finite number")
     if not isinstance(records.steps_of(result), int):
-        raise UsageError(f"result.json: {records.unit(config).replace(' ', '_')!r} is missing")
+        raise UsageError(f"result.json: {records.steps_name(config)!r} is missing")
 
 
 def _progress(path: Path, config: Record) -> tuple[str, str]:

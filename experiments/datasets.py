@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import tyro
 
 from envs import minari_data, minari_env
 from ess_rl.errors import UsageError
-from experiments import records
+from experiments import recording, records
 from experiments.report_text import table
 
 Positional = tyro.conf.Positional
@@ -64,52 +64,6 @@ def audit(dataset_id: Positional[str], model_updates: int = 3000, trust_env_spec
 
     records.check_positive({"model_updates": model_updates})
     return dataset_audit.audit(minari_data.load(dataset_id, trust=trust_env_spec, say=print), model_updates)
-
-
-def record(
-    source: Annotated[Positional[Path | None], tyro.conf.arg(metavar="[RUN]")] = None,
-    *,
-    id: str,
-    random: str | None = None,
-    steps: int = 100_000,
-    member: int = 0,
-    checkpoint: tuple[int, ...] = (),
-    temperature: float = 1.0,
-    num_envs: int = 16,
-    seed: int = 0,
-    ref_min: float | None = None,
-    ref_max: float | None = None,
-    author: str | None = None,
-    code_permalink: str | None = None,
-    overwrite: bool = False,
-) -> str:
-    """Record a policy, with what it is, into a Minari data set: ess-rl dataset record RUN --id ID
-
-    Args:
-        source: the run folder whose policy acts.
-        id: the name of the new set, e.g. ess/hopper/medium-v0.
-        random: in place of a run: a task, in which a random Gaussian acts.
-        steps: at least so many; every environment ends the episode it is in.
-        member: of the run's population.
-        checkpoint: steps of training; the checkpoint nearest acts. Several share the steps. Default: the newest.
-        temperature: what the policy's standard deviation is multiplied with.
-        num_envs: environments side by side.
-        seed: of environments and actions.
-        ref_min: return of the normalized score 0. Default: that of the random policy.
-        ref_max: return of the normalized score 1. Default: that of the suite's table of references.
-        author: who answers for the set.
-        code_permalink: where the code is.
-        overwrite: replace the set of that name.
-    """
-    from experiments import recording
-
-    if (source is None) == (random is None):
-        raise UsageError("name what acts: a run folder, or --random ENV, and not both")
-    return recording.record(
-        id, source=source, env_id=random, steps=steps, member=member, checkpoint=checkpoint, temperature=temperature,
-        num_envs=num_envs, seed=seed, ref_min=ref_min, ref_max=ref_max, author=author, code_permalink=code_permalink,
-        overwrite=overwrite,
-    )  # fmt: skip
 
 
 def score(dataset_id: Positional[str], runs: Positional[tuple[Path, ...]]) -> str:
@@ -171,7 +125,7 @@ COMMANDS: dict[str, Callable[..., str]] = {
     "list": list_sets,
     "show": show,
     "audit": audit,
-    "record": record,
+    "record": recording.record,
     "score": score,
     "import-d4rl": import_d4rl,
 }

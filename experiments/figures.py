@@ -6,13 +6,13 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ess_rl.errors import UsageError
 from experiments import collection, records
+from experiments.collection import Series
 from experiments.records import Record
 
 BINS = 50
@@ -66,7 +66,7 @@ def read_curves(run: Path) -> Curves:
 def learning_curves(runs: Sequence[Path], out: Path) -> None:
     """One picture of runs of the same env: return, ESS and KL over env steps of a member.
 
-    A thin line is a member, a thick one the mean of those that share all settings but the seed, in whatever runs.
+    A thin line is a member, a thick one the mean of those that differ in their seeds alone, in whatever runs.
 
     Raises:
         UsageError: the runs are of several envs, or one has nothing to draw.
@@ -85,13 +85,14 @@ def learning_curves(runs: Sequence[Path], out: Path) -> None:
         raise UsageError(f"one picture shows one data set, not {' and '.join(x or 'an env' for x in sets)}")
     figure, axes = plt.subplots(1, len(PANELS), figsize=(4.6 * len(PANELS), 3.6), layout="constrained")
     colors = iter(plt.rcParams["axes.prop_cycle"].by_key()["color"] * 10)
-    methods: dict[Any, list[tuple[Curves, list[int]]]] = {}
+    backends = sorted({one.config["backend"] for one in curves})
+    found: dict[tuple[Series, tuple[int, ...]], list[tuple[Curves, list[int]]]] = {}
     for one in curves:
-        for label, group in records.groups(one.config).items():
-            method = collection.method_of(one.config, group[0])
-            methods.setdefault((label, method, tuple(one.env_steps)), []).append((one, group))
-    for (label, _, steps), parts in methods.items():
+        for series, group in collection.series(one.config).items():  # a run that goes on has not all its steps yet
+            found.setdefault((series, tuple(one.env_steps)), []).append((one, group))
+    for ((task, label, _), steps), parts in found.items():
         color, count = next(colors), sum(len(group) for _, group in parts)
+        label += f", {task.backend}" * (len(backends) > 1)
         for axis, (name, _) in zip(axes, PANELS, strict=True):
             values = np.concatenate([one.values[name][:, group] for one, group in parts], axis=1)
             whole = ~np.isnan(values).any(1)
@@ -103,9 +104,8 @@ def learning_curves(runs: Sequence[Path], out: Path) -> None:
         axis.set_xlabel(f"{records.unit(curves[0].config)} of one seed")
         axis.grid(alpha=0.25)
     axes[0].legend(fontsize=8)
-    figure.suptitle(
-        f"{tasks[0]}{', learned from ' * bool(sets[0])}{sets[0]}  (backend {curves[0].config['backend']})", fontsize=11
-    )
+    where = f"backend{'s' * (len(backends) > 1)} {' and '.join(backends)}"
+    figure.suptitle(f"{tasks[0]}{', learned from ' * bool(sets[0])}{sets[0]}  ({where})", fontsize=11)
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name("part-" + out.name)
     figure.savefig(part, dpi=110)
@@ -124,24 +124,18 @@ def publish(run: Path, out: Path) -> list[str]:
     """
     config, result = records.read_config(run), records.read_json(run / "result.json")
     curves = read_curves(run) if "iterations" in config else None
-    if out.exists() and {path.name for path in out.iterdir()} - {"config.json", "result.json", "curves.csv"}:
-        raise UsageError(f"{out} holds other files than those of a published run: choose another place")
-    out.mkdir(parents=True, exist_ok=True)
+    records.prepare_published(out, ("config.json", "result.json", "curves.csv"))
     records.write_json(out / "config.json", config)
     records.write_json(out / "result.json", result)
     if curves is not None:
         with open(out / "curves.csv", "w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow([_steps_column(config), "member", *curves.values])
+            writer.writerow([records.steps_name(config), "member", *curves.values])
             for k, steps in enumerate(curves.env_steps):
                 for member in range(len(config["seeds"])):
                     row = [value[k, member] for value in curves.values.values()]
                     writer.writerow([steps, member, *("" if np.isnan(x) else f"{x:.6g}" for x in row)])
     return ["config.json", "result.json"] + ["curves.csv"] * (curves is not None)
-
-
-def _steps_column(config: Record) -> str:
-    return records.unit(config).replace(" ", "_")
 
 
 def _from_csv(config: Record, path: Path) -> Curves:
@@ -152,6 +146,6 @@ def _from_csv(config: Record, path: Path) -> Curves:
         values = {
             name: np.array([float(row.get(name) or "nan") for row in rows]).reshape(-1, members) for name, _ in CURVES
         }
-        return Curves(config, np.array([int(row[_steps_column(config)]) for row in rows[::members]]), values)
+        return Curves(config, np.array([int(row[records.steps_name(config)]) for row in rows[::members]]), values)
     except (KeyError, TypeError, ValueError):
         raise UsageError(f"{path}: not the curves of {members} members; the file is damaged") from None

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 import envs
 from agents import OFFLINE_AGENTS
@@ -25,8 +23,7 @@ from ess_rl import behavior, checkpoint, offline
 from ess_rl.errors import UsageError
 from ess_rl.offline import OfflinePopulation, OfflineProgress
 from ess_rl.population import members
-from experiments import figures, plan, records, run
-from experiments.display import Display
+from experiments import plan, records, run
 from experiments.records import Record
 
 BLOCKS = 100  # lines of metrics.jsonl, at most
@@ -160,7 +157,6 @@ def _carry_on(folder: Path, config: Record, data: DataSet) -> Record:
     population, _ = run.restore_population(config)
     block = run.load_newest(folder, config, population)
     rows = records.cut_metrics(folder, block)
-    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
     trained = rows[-1]["seconds"] if rows else 0.0
     print(run.describe(config), flush=True)
     compile_seconds = 0.0
@@ -171,38 +167,20 @@ def _carry_on(folder: Path, config: Record, data: DataSet) -> Record:
     progress = offline.train(
         population, data.transitions, updates=config["steps"], blocks=config["iterations"], start=block
     )
-    writer = SummaryWriter(str(folder / "tensorboard"))
-    for row in rows:
-        run.tensorboard(writer, row)
-    with open(folder / "metrics.jsonl", "a") as log, Display(config, block) as display:
+    with run.log(folder, config, block, rows) as write:
         for done in progress:
             trained += done.seconds
             saves = done.block % config["reset_every"] == 0 or done.block == config["iterations"]
-            row = _row(done, trained, _on_the_way(population, config, done) if saves else None)
-            rows.append(row)
-            records.append_line(log, row)
-            run.tensorboard(writer, row)
-            display.update(row)
+            write(_row(done, trained, _on_the_way(population, config, done) if saves else None))
             if saves:
                 path = folder / "checkpoints" / f"{done.updates:09d}.safetensors"
                 info = {"iteration": done.block, "of": run.fingerprint(config)}
                 checkpoint.save(path, population.state, info)
-    writer.close()
-    figures.learning_curves([folder], folder / "curve.png")
-    final = run.evaluate(population, config, config["episodes"]).mean(1).tolist()
-    kept = ("agent", "dataset", "references", "env", "backend", "seeds", "sweep", "device", "compiled")
+    outcome = run.outcome(folder, config, population, rows, compile_seconds)
     result = {
-        "format": records.FORMAT,
-        **{name: config[name] for name in kept},
-        "updates": rows[-1]["updates"],
-        "final_return": final,
-        "normalized_score": normalized(config["references"], final),
+        **outcome,
+        "normalized_score": normalized(config["references"], outcome["final_return"]),
         "training_return": [None] * population.size,  # nothing was acted in training
-        "episodes": config["episodes"],
-        "steps_per_second": rows[-1]["updates"] * population.size / trained,
-        "training_seconds": trained,
-        "compile_seconds": compile_seconds,
-        "peak_memory_mib": records.peak_memory_mib(),
         **records.origin(),
     }
     records.write_json(folder / "result.json", result)

@@ -1,13 +1,17 @@
-"""Data sets from policies: whole episodes of a run's checkpoint, or of a random policy, with what acted in them."""
+"""Data sets from policies: whole episodes of a run's checkpoint, or of a random policy, with what acted in them.
+
+They act with their own noise: the mean 0 and the standard deviation of uniform actions where nothing was trained.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+import tyro
 from torch import Tensor
 
 import envs
@@ -17,7 +21,7 @@ from ess_rl import random
 from ess_rl.contract import VectorEnv
 from ess_rl.errors import UsageError
 from ess_rl.gaussian import Gaussian
-from experiments import records, references, run
+from experiments import records, references
 from experiments.display import Line
 
 RANDOM_LOG_STD = -0.5 * float(np.log(3.0))  # that of the uniform distribution over [-1, 1], but Gaussian
@@ -27,13 +31,13 @@ Act = Callable[[Tensor], Gaussian]  # obs [N, obs_dim] -> the policy there
 
 
 def record(
-    dataset_id: str,
+    source: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[RUN]")] = None,
     *,
-    source: Path | None,
-    env_id: str | None = None,
+    dataset_id: Annotated[str, tyro.conf.arg(name="id")],
+    random_env: Annotated[str | None, tyro.conf.arg(name="random")] = None,
     steps: int = 100_000,
     member: int = 0,
-    checkpoint: Sequence[int] = (),
+    checkpoint: tuple[int, ...] = (),
     temperature: float = 1.0,
     num_envs: int = 16,
     seed: int = 0,
@@ -43,21 +47,27 @@ def record(
     code_permalink: str | None = None,
     overwrite: bool = False,
 ) -> str:
-    """Act with a policy's own noise, and write what happened. -> what to print
+    """Record a policy, with what it is, into a Minari data set: ess-rl dataset record RUN --id ID
 
     Args:
-        source: a run folder; None: a Gaussian with mean 0 and the standard deviation of uniform actions.
-        env_id: the task of the random policy.
+        source: the run folder whose policy acts.
+        dataset_id: the name of the new set, e.g. ess/hopper/medium-v0.
+        random_env: in place of a run: a task, in which a random Gaussian acts.
         steps: at least so many; every environment ends the episode it is in.
-        checkpoint: env steps (or updates) of training; the checkpoint nearest to that acts. Several: each takes an
-            equal share of the steps, in their order, the k-th with `seed` + k. None named: the newest acts.
+        member: of the run's population.
+        checkpoint: steps of training; the checkpoint nearest acts. Several share the steps, in their order, the k-th
+            with seed + k. Default: the newest.
         temperature: what the policy's standard deviation is multiplied with.
-        ref_min, ref_max: returns that normalized scores 0 and 1 stand for. By default those of the suite's table of
-            references, 0 being measured if the table does not know the task.
-
-    Raises:
-        UsageError: anything in it cannot work. A set that is not whole is never left.
+        num_envs: environments side by side.
+        seed: of environments and actions.
+        ref_min: return of the normalized score 0. Default: that of the random policy.
+        ref_max: return of the normalized score 1. Default: that of the suite's table of references.
+        author: who answers for the set.
+        code_permalink: where the code is.
+        overwrite: replace the set of that name.
     """
+    if (source is None) == (random_env is None):
+        raise UsageError("name what acts: a run folder, or --random ENV, and not both")
     records.check_positive({"steps": steps, "num_envs": num_envs})
     if temperature <= 0.0:
         raise UsageError(f"--temperature {temperature:g}: must be above 0")
@@ -66,11 +76,9 @@ def record(
     if source is not None:
         acts, configs, whats = zip(*[_of_run(source, member, one) for one in checkpoint or [None]], strict=True)
         config, what = configs[0], ", then ".join(whats)
-    elif env_id is not None:
-        acts, config = [_random(env_id)], {"env": env_id, "backend": "auto"}
-        what = "random: Gaussian, mean 0, log_std -0.55"
     else:
-        raise UsageError("name what acts: a run folder, or --random ENV")
+        acts, config = [_random(str(random_env))], {"env": random_env, "backend": "auto"}
+        what = "random: Gaussian, mean 0, log_std -0.55"
     env_id = str(config["env"])
     env = envs.make(env_id, num_envs, backend=config["backend"], **config.get("env_options", {}))
     if env.max_episode_steps is None:
@@ -178,6 +186,8 @@ def _random(env_id: str) -> Act:
 
 def _of_run(source: Path, member: int, checkpoint: int | None) -> tuple[Act, records.Record, str]:
     """-> (its policy, its configuration, in words)"""
+    from experiments import run
+
     population, config, _, path = run.load_checkpoint(source, checkpoint)
     if not 0 <= member < population.size:
         raise UsageError(f"--member {member}: the run has members 0 to {population.size - 1}")

@@ -21,7 +21,7 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -129,6 +129,11 @@ def unit(config: Record) -> str:
     return "updates" if config.get("dataset") else "env steps"
 
 
+def steps_name(config: Record) -> str:
+    """What that count is called in files."""
+    return unit(config).replace(" ", "_")
+
+
 def steps_of(record: Record) -> Any:
     """That count in a line of metrics.jsonl or in a result.json; None where there is none."""
     return record.get("updates", record.get("env_steps"))
@@ -199,6 +204,20 @@ def prepare_folder(out: Path, *, overwrite: bool) -> None:
             for name in FILES:
                 for path in out.glob(name):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def prepare_published(out: Path, names: Collection[str]) -> None:
+    """Make `out` a folder in which nothing lies but what is to be published there, by `names`, or refuse.
+
+    Raises:
+        UsageError: it is a file, or holds something else.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file: choose another place")
+    if out.exists() and (others := sorted({path.name for path in out.iterdir()} - set(names))):
+        shown = ", ".join(others[:3]) + " ..." * (len(others) > 3)
+        raise UsageError(f"{out} holds other files than what is to be published ({shown}): choose another place")
     out.mkdir(parents=True, exist_ok=True)
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ess_rl.errors import UsageError
 from experiments import collection, records, report_text, statistics
+from experiments.collection import Series
 from experiments.records import Record
 from experiments.report_text import table
 
@@ -72,22 +72,22 @@ def comparison(runs: Sequence[Path]) -> str:
         "training",
         "steps/s",
     ]
-    found: dict[tuple[Any, ...], list[tuple[Record, list[int]]]] = {}
+    found: dict[Series, list[tuple[Record, list[int]]]] = {}
     for run in runs:
         config, result = records.read_config(run), records.read_json(run / "result.json")
-        task = (result["env"], result.get("dataset"), result["backend"], records.unit(result), config["steps"])
-        for label, group in records.groups(result).items():
-            method = collection.method_of(config, group[0])
-            found.setdefault((*task, label, method, records.steps_of(result)), []).append((result, group))
-    units = {task[3] for task in found}
+        for series, group in collection.series(config).items():
+            found.setdefault(series, []).append((result, group))
+    units = {series.task.unit for series in found}
     rows = [[" or ".join(sorted(units)) if name == "env steps" else name for name in head]]
-    for (env, dataset, backend, _, _, label, _, steps), parts in found.items():
+    for (task, label, _), parts in found.items():
         finals = [result["final_return"][member] for result, group in parts for member in group]
         trainings = [result["training_return"][member] for result, group in parts for member in group]
         speed = np.mean([result["steps_per_second"] for result, _ in parts])
         seeds = [result["seeds"][member] for result, group in parts for member in group]
         if len(set(seeds)) < len(seeds):
-            raise UsageError(f"{label} on {env}: the runs share seeds, and none may count twice: leave one of them out")
+            raise UsageError(
+                f"{label} on {task.env}: the runs share seeds, and none may count twice: leave one of them out"
+            )
         scores = np.array(finals)[:, None]
         interval = "-"  # one seed says nothing of how far the next may fall
         if len(finals) > 1:
@@ -96,8 +96,8 @@ def comparison(runs: Sequence[Path]) -> str:
         known = [x for x in trainings if x is not None]
         training = f"{statistics.iqm(np.array(known)[:, None]):.0f}" if known else "-"
         rows.append([
-            " from ".join(filter(None, [env, dataset])), label, backend,
-            f"{steps:,}", str(len(finals)),
+            task.name, label, task.backend,
+            f"{records.steps_of(parts[0][0]):,}", str(len(finals)),
             f"{statistics.iqm(scores):.0f}", interval, f"{np.mean(finals):.0f}", f"{min(finals):.0f}",
             f"{max(finals):.0f}", training, f"{speed:,.0f}",
         ])  # fmt: skip

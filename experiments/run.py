@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,6 @@ def _carry_on(run: Path, config: Record) -> Record:
     shown = demonstrations.read(run, config, env)
     processes.tell({"config": config, "iteration": iteration, "demonstrations": len(shown["obs"]) if shown else 0})
     rows = records.cut_metrics(run, iteration)
-    shutil.rmtree(run / "tensorboard", ignore_errors=True)
     trained = rows[-1]["seconds"] if rows else 0.0
     print(describe(config), flush=True)
     if raised is not None:
@@ -97,44 +97,74 @@ def _carry_on(run: Path, config: Record) -> Record:
         print(f"demonstrations: {len(shown['obs']):,} steps of {config['config']['demonstrations']}", flush=True)
     progress, compile_seconds = _train(config, population, env, replay, iteration, begins_from, shown)
     del begins_from, shown  # a replay may be large
-    writer = SummaryWriter(str(run / "tensorboard"))
-    for row in rows:
-        tensorboard(writer, row)
-    with open(run / "metrics.jsonl", "a") as log, Display(config, iteration) as display:
+    with log(run, config, iteration, rows) as write:
         for done in progress:
             trained += sum(done.seconds.values())
             row = _row(done, trained)
             if done.iteration == 1 and raised is not None:
                 row["behavior_std_raised"] = raised
-            rows.append(row)
-            records.append_line(log, row)
-            tensorboard(writer, row)
-            display.update(row)
+            write(row)
             if _is_checkpoint(config, done):
                 _save(run, config, population, replay, done)
-    writer.close()
     if config.get("save_replay"):
         old_data.save(run, old_data.last(replay, config), env, config)
     env.close()
-
-    figures.learning_curves([run], run / "curve.png")
-    returns = evaluate(population, config, config["episodes"])
     result = {
-        "format": records.FORMAT,
-        **{name: config[name] for name in ("agent", "env", "backend", "seeds", "sweep", "device", "compiled")},
-        "env_steps": rows[-1]["env_steps"],
-        "final_return": returns.mean(1).tolist(),
+        **outcome(run, config, population, rows, compile_seconds),
         "training_return": training_return(rows),
-        "episodes": config["episodes"],
-        "steps_per_second": rows[-1]["env_steps"] * population.size / trained,
-        "training_seconds": trained,
-        "compile_seconds": compile_seconds,
         "seconds": {name: sum(row["phases"][name] for row in rows) for name in rows[-1]["phases"]},
-        "peak_memory_mib": records.peak_memory_mib(),
         **records.origin(),
     }
     records.write_json(run / "result.json", result)
     return result
+
+
+@contextmanager
+def log(run: Path, config: Record, iteration: int, rows: list[Record]) -> Iterator[Callable[[Record], None]]:
+    """A function that takes a row into `rows`, metrics.jsonl, TensorBoard and the display.
+
+    `rows` are those up to `iteration`. TensorBoard gets them anew: its files may have later ones, which are gone.
+    """
+    shutil.rmtree(run / "tensorboard", ignore_errors=True)
+    with (
+        SummaryWriter(str(run / "tensorboard")) as writer,
+        open(run / "metrics.jsonl", "a") as file,
+        Display(config, iteration) as display,
+    ):
+        for row in rows:
+            tensorboard(writer, row)
+
+        def write(row: Record) -> None:
+            rows.append(row)
+            records.append_line(file, row)
+            tensorboard(writer, row)
+            display.update(row)
+
+        yield write
+
+
+def outcome(
+    run: Path,
+    config: Record,
+    population: Population | OfflinePopulation,
+    rows: Sequence[Record],
+    compile_seconds: float,
+) -> Record:
+    """Draw the curves and evaluate the last policy. -> what result.json holds of a run, whatever it learned from"""
+    figures.learning_curves([run], run / "curve.png")
+    names = ("agent", "dataset", "references", "env", "backend", "seeds", "sweep", "device", "compiled")
+    steps, trained = records.steps_of(rows[-1]), rows[-1]["seconds"]
+    return {
+        "format": records.FORMAT,
+        **{name: config[name] for name in names if name in config},
+        records.steps_name(config): steps,
+        "final_return": evaluate(population, config, config["episodes"]).mean(1).tolist(),
+        "episodes": config["episodes"],
+        "steps_per_second": steps * population.size / trained,
+        "training_seconds": trained,
+        "compile_seconds": compile_seconds,
+        "peak_memory_mib": records.peak_memory_mib(),
+    }
 
 
 def follow() -> None:

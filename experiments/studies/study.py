@@ -125,9 +125,7 @@ def publish(folder: Path, out: Path) -> list[str]:
     """
     runs = sorted(path.parent for path in folder.glob("*/result.json"))
     names = ["study.json", "study.png", *(run.name for run in runs)]
-    if out.exists() and (others := {path.name for path in out.iterdir()} - set(names)):
-        raise UsageError(f"{out} holds {', '.join(sorted(others))}, not of this study: choose another place")
-    out.mkdir(parents=True, exist_ok=True)
+    records.prepare_published(out, names)
     for name in names[:2]:
         shutil.copyfile(folder / name, out / name)
     for run in runs:

@@ -139,6 +139,17 @@ def test_a_set_that_changed_is_flattened_again():
     assert list(minari_data.local()) == ["a-v0"]  # the cache is hidden from Minari
 
 
+def test_files_that_stay_are_read_once_for_their_hash(monkeypatch: pytest.MonkeyPatch):
+    minari_write.write("a-v0", "Pendulum-v1", [episode(5, 0)], {})
+    first = minari_data.load("a-v0")
+    with monkeypatch.context() as blind:
+        blind.setattr(minari_data.hashlib, "file_digest", lambda *_: pytest.fail("read again"))
+        assert minari_data.load("a-v0").source == minari_data._cached("a-v0", False, print)[1] == first.source
+    path = minari_data.root() / "a-v0" / "data" / "metadata.json"
+    path.write_text(path.read_text() + " ")
+    assert minari_data.load("a-v0").source != first.source
+
+
 def test_observations_of_dictionaries_are_flattened_by_name():
     space = spaces.Dict(
         {"goal": spaces.Box(-1.0, 1.0, (2,)), "at": spaces.Tuple([spaces.Box(-1.0, 1.0, ()), spaces.Discrete(3)])}

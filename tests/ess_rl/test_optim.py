@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-from ess_rl.optim import adam_init, adam_step, clip_by_global_norm, rmsprop_init, rmsprop_step
+from ess_rl.optim import adam_init, adam_step, adam_steps, clip_by_global_norm, rmsprop_init, rmsprop_step
 
 
 def tree(seed: int, scale: float = 1.0) -> dict:
@@ -29,6 +29,16 @@ def test_adam_equals_torch():
     assert state["step"] == 20.0
     for leaf, expected in zip(pytree.tree_leaves(params), leaves, strict=True):
         torch.testing.assert_close(leaf, expected.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_networks_step_at_their_own_rates():
+    params, grads = {"policy": tree(0), "value": tree(1)}, {"policy": tree(2), "value": tree(3)}
+    optimizer = {name: adam_init(net) for name, net in params.items()}
+    stepped, moments = adam_steps(params, grads, optimizer, {"value": 0.1, "policy": 0.0})
+    torch.testing.assert_close(stepped["policy"], params["policy"], rtol=0.0, atol=0.0)
+    alone = adam_step(params["value"], grads["value"], optimizer["value"], 0.1)
+    torch.testing.assert_close((stepped["value"], moments["value"]), alone, rtol=0.0, atol=0.0)
+    assert moments["policy"]["step"] == 1.0
 
 
 def test_rmsprop_equals_torch():

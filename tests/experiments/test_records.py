@@ -37,9 +37,9 @@ def test_training_return_by_hand() -> None:
     assert training_return(rows) == [7.5, None]
 
 
-def write_run(folder: Path, seeds: list[int], finals: list[float]) -> Path:
+def write_run(folder: Path, seeds: list[int], finals: list[float], backend: str = "torch") -> Path:
     """Two settings, each with these seeds."""
-    task = {"agent": "p3o", "env": "Pendulum-v1", "backend": "torch", "seeds": seeds * 2}
+    task = {"agent": "p3o", "env": "Pendulum-v1", "backend": backend, "seeds": seeds * 2}
     task["sweep"] = {"learning_rate": [1e-3] * len(seeds) + [1e-4] * len(seeds)}
     folder.mkdir()
     rest = {"format": records.FORMAT, "steps": 1000, "episodes": 2, "device": "cpu", "compiled": False}
@@ -69,12 +69,18 @@ def test_runs_that_differ_in_their_seeds_alone_are_one_row(tmp_path: Path) -> No
     assert len(rows) == 4 and rows[2].split("|")[5:7] == [" 4     ", " 4   "]  # the IQM of 1, 3, 5, 99 is that of 3, 5
     with pytest.raises(UsageError, match="share seeds"):
         report.comparison([first, first])
+    elsewhere = write_run(tmp_path / "c", [0, 1], [1.0, 3.0, 10.0, 10.0], "gymnasium")
+    assert len(report.comparison([first, elsewhere]).splitlines()) == 6
 
 
 def test_a_picture_draws_them_as_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[tuple[str, list[float]]] = []
-    for name, seeds, values in [("a", [0, 1], [1.0, 3.0, 9.0, 9.0]), ("b", [2], [8.0, 0.0])]:
-        run = write_run(tmp_path / name, seeds, values)
+    for name, seeds, values, backend in [
+        ("a", [0, 1], [1.0, 3.0, 9.0, 9.0], "torch"),
+        ("b", [2], [8.0, 0.0], "torch"),
+        ("c", [3], [7.0, 7.0], "gymnasium"),
+    ]:
+        run = write_run(tmp_path / name, seeds, values, backend)
         rows = [f"{steps},{m},{steps * x},,\n" for steps in (10, 20) for m, x in enumerate(values)]
         (run / "curves.csv").write_text("env_steps,member,return,ess,behavior_kl\n" + "".join(rows))
 
@@ -87,6 +93,31 @@ def test_a_picture_draws_them_as_one_line(tmp_path: Path, monkeypatch: pytest.Mo
         ("p3o learning_rate 0.001 (3 seeds)", [40.0, 80.0]),
         ("p3o learning_rate 0.0001 (3 seeds)", [60.0, 120.0]),
     ]
+    drawn.clear()
+    figures.learning_curves([tmp_path / "a", tmp_path / "c"], tmp_path / "curves.png")
+    assert [label for label, _ in drawn] == [
+        f"p3o learning_rate {rate}, {where} seed{s})"
+        for where, s in (("torch (2", "s"), ("gymnasium (1", "")) for rate in ("0.001", "0.0001")
+    ]  # fmt: skip
+
+
+def test_a_place_that_holds_something_else_is_not_published_to(tmp_path: Path) -> None:
+    place = tmp_path / "published"
+    for _ in range(2):  # what was published there may be published again
+        records.prepare_published(place, ("a", "b"))
+        (place / "a").write_text("")
+    with pytest.raises(
+        UsageError, match=r"published holds other files than what is to be published \(a\): choose another"
+    ):
+        records.prepare_published(place, ("b",))
+    for name in "cde":
+        (place / name).write_text("")
+    with pytest.raises(UsageError, match=r"published \(c, d, e\)"):
+        records.prepare_published(place, ("a",))
+    with pytest.raises(UsageError, match=r"published \(a, c, d \.\.\.\)"):
+        records.prepare_published(place, ())
+    with pytest.raises(UsageError, match="is a file"):
+        records.prepare_published(place / "a", ())
 
 
 def test_options_come_from_the_config_and_its_remarks() -> None:
