@@ -93,7 +93,9 @@ class TBA:
 
     def __init__(self, config: Config, obs_dim: int, act_dim: int):
         if config.segment_length < 1:
-            raise UsageError(f"segment_length {config.segment_length}: a segment has at least 1 step; 8 to 32 are usual")
+            raise UsageError(
+                f"segment_length {config.segment_length}: a segment has at least 1 step; 8 to 32 are usual"
+            )
         self.config, self.obs_dim, self.act_dim = config, obs_dim, act_dim
 
     def init(self, seed: Tensor, hyper: dict[str, Tensor]) -> State:
@@ -184,7 +186,10 @@ class TBA:
             if self.config.replay > 0:
                 metrics["replayed_share"] = share(weight, batch["age"] > 0)
             # Not used by the loss. Of first steps alone: over an epoch these are all steps, once.
-            first, b = Gaussian(pi.mean[:, 0], pi.log_std[:, 0]), Gaussian(batch["behavior_mean"], batch["behavior_log_std"])
+            first, b = (
+                Gaussian(pi.mean[:, 0], pi.log_std[:, 0]),
+                Gaussian(batch["behavior_mean"], batch["behavior_log_std"]),
+            )
             log_ratio = (log_prob[:, 0] - b.log_prob(batch["action"][:, 0])).detach()
             metrics |= {
                 "ess": effective_sample_size(log_ratio),

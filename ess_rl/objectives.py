@@ -362,7 +362,7 @@ def subtrajectory_balance(
     weights = path_weights(within, lambda_)
     residuals = path_residuals(charge.detach(), value, end_value, discount=discount)
     pulls = (weights * residuals).detach()
-    number = torch.arange(log_prob.shape[-1], device=log_prob.device)
+    number = torch.arange(log_prob.shape[-1], dtype=log_prob.dtype, device=log_prob.device)
     policy_loss = (pulls * (discount**number * log_prob).cumsum(-1)).sum(-1).mean()
     value_loss = 0.5 * (weights * residuals.square()).sum(-1).mean()
     return policy_loss + value_coef * value_loss, {"value_loss": value_loss.detach(), "weight": -pulls.sum(-1)}
@@ -377,8 +377,8 @@ def vargrad_trajectory_balance(
         loss    = mean( (log Z - log Z_j)^2 )
 
     the variance of log Z_j within groups. It is 0 where pi(tau) is proportional to pi_ref(tau) exp(R / beta) in each.
-    On the policy's own data the gradient is 2 / beta times that of REINFORCE with the group's mean as the baseline, of
-    R - beta log(pi / pi_ref) (but for 1 - 1 / K, since the mean holds the sample itself). Other data need no ratio.
+    The gradient is 2 / beta times that of REINFORCE on R - beta log(pi / pi_ref) with the group's mean as the baseline
+    (which holds the sample itself: 1 - 1 / K of the policy gradient). On data of others it stays as it is: no ratio.
 
     All trajectories of a group must begin in one state, and what follows must follow from the actions. No agent uses
     this: our environments begin from seeds of their own, and after its first episode each goes its own way; so groups

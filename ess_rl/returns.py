@@ -232,7 +232,7 @@ def path_residuals(charge: Tensor, value: Tensor, end_value: Tensor, *, discount
         value: [...] V(s_0).
         end_value: [..., k] V of what each step leads to, s_1 ... s_k; zero where the task ended.
     """
-    number = torch.arange(charge.shape[-1], device=charge.device)
+    number = torch.arange(charge.shape[-1], dtype=charge.dtype, device=charge.device)
     return value[..., None] - discount ** (number + 1) * end_value + (discount**number * charge).cumsum(-1)
 
 
