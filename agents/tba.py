@@ -13,7 +13,7 @@ and a beginning of its own. So segments of at most k steps are balanced, and a s
     minimized: sum_j w_j delta_j^2 over all t, w_j the weights of a lambda-return; lambda_ 1 is the longest j alone
 
 `prepare` makes a sample of each step: the segment that begins there, up to the end of its episode or of the rollout.
-So a minibatch of n is n segments, up to n k steps, and an epoch meets a step k times.
+So a minibatch of n is n segments, up to n k steps, and an epoch meets a step k times: hence five epochs, not ten.
 
 The reference, which for TBA is the model before training, is to be chosen:
 
@@ -63,13 +63,13 @@ from ess_rl.transitions import Transitions
 
 @dataclass(frozen=True)
 class Config:
-    beta: float = 0.5  # what a nat away from the reference costs, in standard deviations of the return
+    beta: float = 0.2  # what a nat away from the reference costs, in standard deviations of the return
     reference: Literal["iteration", "initial", "uniform"] = "iteration"  # pi_ref: see above
     segment_length: int = 16  # k, steps of a segment at most; an iteration's samples take k times the memory
     lambda_: float = 0.95  # how the lengths of a segment are weighted; 1: the longest alone, 0: single steps
-    learning_rate: float = 3e-4  # of Adam, for the policy, at the start
-    final_learning_rate: float = 0.0  # what is left of it at the end, as a fraction; falls linearly
-    value_learning_rate: float = 3e-4  # of Adam, for the value, at the start; falls linearly to 0
+    learning_rate: float = 6e-4  # of Adam, for the policy, at the start
+    final_learning_rate: float = 0.3  # what is left of it at the end, as a fraction; falls linearly
+    value_learning_rate: float = 1e-3  # of Adam, for the value, at the start; falls linearly to 0
     discount: float = 0.99  # per control step
     value_coef: float = 0.5  # weight of the value loss; it shares only the gradient clip with the policy
     entropy_coef: float = 0.0  # of entropy in the return: tau of PCL
@@ -84,7 +84,7 @@ class Config:
     hidden: tuple[int, ...] = (64, 64)  # tanh units of policy and value, which share nothing
     num_envs: int = 16  # environments of one agent
     rollout: int = 128  # steps of each environment between updates
-    epochs: int = 10  # passes over the num_envs * rollout segments
+    epochs: int = 5  # passes over the num_envs * rollout segments
     minibatch: int = 64  # segments of one update
 
 
