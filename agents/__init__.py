@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from agents import awac, awr, bc, brac, chord, dapo, iql, p3o, p3o_2019, p3o_offline, p4o, ppo, td3_bc
+from agents import awac, awr, bc, brac, chord, dapo, iql, p3o, p3o_2019, p3o_offline, p4o, ppo, tba, td3_bc
 
 
 class Entry(NamedTuple):
@@ -26,6 +26,7 @@ AGENTS: dict[str, Entry] = {
     "dapo": Entry(
         dapo.DAPO, dapo.Config, "charges an action with the divergence from the behavior over the steps that follow"
     ),
+    "tba": Entry(tba.TBA, tba.Config, "balances segments of trajectories against a reference policy, with no ratio"),
     "chord": Entry(chord.CHORD, chord.Config, "ppo or p3o, and beside it imitation of a data set (--dataset ID)"),
 }
 

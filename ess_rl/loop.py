@@ -296,7 +296,8 @@ def _in_one(parts: list[dict[str, Tensor]], room: int) -> dict[str, Tensor]:
     if room == 1:
         return parts[0]
     data = {
-        name: torch.zeros(x.shape[0], room * x.shape[1], *x.shape[2:], device=x.device) for name, x in parts[0].items()
+        name: torch.zeros(x.shape[0], room * x.shape[1], *x.shape[2:], dtype=x.dtype, device=x.device)
+        for name, x in parts[0].items()
     }
     for k, part in enumerate(parts):
         for name, x in part.items():

@@ -20,6 +20,7 @@ from torch import Tensor
 from ess_rl.ess import effective_sample_size
 from ess_rl.gaussian import Gaussian
 from ess_rl.processes import largest
+from ess_rl.returns import path_residuals, path_weights
 
 MixtureKL = Literal["variational", "convex", "k3"]
 Divergence = Literal["kl", "reverse_kl", "hellinger"]
@@ -304,6 +305,101 @@ def ppo_kl(
         "log_ratio_max": largest(log_ratio.max()),
         "weight": ratio.detach(),
     }
+
+
+def subtrajectory_balance(
+    log_prob: Tensor,
+    reference_log_prob: Tensor,
+    value: Tensor,
+    reward: Tensor,
+    end_value: Tensor,
+    within: Tensor,
+    *,
+    beta: float | Tensor,
+    discount: float | Tensor,
+    lambda_: float | Tensor = 1.0,
+    entropy_coef: float | Tensor = 0.0,
+    value_coef: float | Tensor = 1.0,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Trajectory balance of segments, with V as the logarithm of the normalizer: path consistency.
+
+        delta_j = V(s_0) - discount^j V(s_j) + sum_{i < j} discount^i ( beta log(pi / pi_ref)(a_i|s_i) - r_i )
+        minimized: mean( sum_j w_j delta_j^2 ) / 2,     w_j of `ess_rl.returns.path_weights`; lambda 1: j = L alone
+
+    It is 0, for all j and every path, where pi maximizes the return less beta KL(pi || pi_ref) and V is its value. So
+    whoever acted, no ratio corrects for it. That holds where the next state follows from state and action; from random
+    ones it takes the mean over next states for granted, as every squared residual of a single sample does.
+
+    What is differentiated is a sum of two terms with the gradient of that square, of the policy's part over beta:
+
+        loss = mean( sum_j w_j sg(delta_j) sum_{i < j} discount^i log pi(a_i|s_i) )
+               + value_coef mean( sum_j w_j sg_pi(delta_j)^2 ) / 2
+
+    so that beta = 0 remains the policy gradient (with any reference, where pi is pi_ref it is that too): -sum w_j
+    delta_j is then the generalized advantage estimate, cut off after k steps. An action is credited with the whole of
+    each segment it is in, also with the rewards before it, which adds variance and no bias on the policy's own data.
+
+    With entropy_coef = tau there is tau log pi in the bracket beside: a bonus for the entropy of this and later steps.
+
+    Source: Nachum et al. 2017 (PCL, arXiv 1702.08892), whose reference is uniform and which has the same two terms,
+    policy and value apart; 2018 (Trust-PCL, arXiv 1707.01891), with a second reference, a policy that follows behind.
+    As trajectory balance: Malkin et al. 2022 (arXiv 2201.13259); of parts, SubTB(lambda): Madan et al. 2022 (arXiv
+    2209.12782); for language models TBA, Bartoldson et al. 2025 (arXiv 2503.18929; `vargrad_trajectory_balance`).
+
+    Args:
+        log_prob: [n, k] of the policy being trained, with gradient, at k consecutive steps.
+        reference_log_prob: [n, k] of pi_ref; no gradient is taken through it.
+        value: [n] V at the first step, with gradient.
+        reward: [n, k]
+        end_value: [n, k] V of what each step leads to, zero where the task ended. PCL has a gradient through it too;
+            without one it is a target network's.
+        within: [n, k] bool: the step belongs to the segment; the first always does.
+
+    Returns:
+        The loss; `value_loss`, half the mean of sum_j w_j delta_j^2; `weight` [n], w A at a segment's first step.
+    """
+    charge = beta * (log_prob - reference_log_prob.detach()) + entropy_coef * log_prob - reward
+    weights = path_weights(within, lambda_)
+    residuals = path_residuals(charge.detach(), value, end_value, discount=discount)
+    pulls = (weights * residuals).detach()
+    number = torch.arange(log_prob.shape[-1], dtype=log_prob.dtype, device=log_prob.device)
+    policy_loss = (pulls * (discount**number * log_prob).cumsum(-1)).sum(-1).mean()
+    value_loss = 0.5 * (weights * residuals.square()).sum(-1).mean()
+    return policy_loss + value_coef * value_loss, {"value_loss": value_loss.detach(), "weight": -pulls.sum(-1)}
+
+
+def vargrad_trajectory_balance(
+    log_prob: Tensor, reference_log_prob: Tensor, reward: Tensor, *, beta: float | Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Trajectory balance of whole trajectories, the normalizer estimated from each group of K: VarGrad.
+
+        log Z_j = log pi_ref(tau_j) - log pi(tau_j) + R_j / beta,     log Z = sg( mean of log Z_j over the group )
+        loss    = mean( (log Z - log Z_j)^2 )
+
+    the variance of log Z_j within groups. It is 0 where pi(tau) is proportional to pi_ref(tau) exp(R / beta) in each.
+    The gradient is 2 / beta times that of REINFORCE on R - beta log(pi / pi_ref) with the group's mean as the baseline
+    (which holds the sample itself: 1 - 1 / K of the policy gradient). On data of others it stays as it is: no ratio.
+
+    All trajectories of a group must begin in one state, and what follows must follow from the actions. No agent uses
+    this: our environments begin from seeds of their own, and after its first episode each goes its own way; so groups
+    would need fresh starts from shared seeds, of which only each environment's first episode counts. Over a thousand
+    steps the sum of log ratios, squared, is noise as well: `subtrajectory_balance` is for those.
+
+    Source: Bartoldson et al. 2025 (TBA, arXiv 2503.18929), after Richter et al. 2020 (VarGrad, arXiv 2010.10436) and
+    Malkin et al. 2022 (arXiv 2201.13259).
+
+    Args:
+        log_prob: [..., K] log pi summed over the steps of each trajectory, with gradient.
+        reference_log_prob: [..., K] of pi_ref.
+        reward: [..., K] undiscounted returns.
+
+    Returns:
+        The loss; `log_z`, the mean of log Z; `weight` [..., K], w A, with the sign and scale of this loss.
+    """
+    log_z = reference_log_prob.detach() - log_prob + reward / beta
+    of_group = log_z.detach().mean(-1, keepdim=True)
+    loss = (of_group - log_z).square().mean()
+    return loss, {"log_z": of_group.mean(), "weight": 2.0 * (log_z.detach() - of_group)}
 
 
 def k3(log_prob: Tensor, behavior_log_prob: Tensor, *, clamp: float = 10.0) -> Tensor:

@@ -189,6 +189,53 @@ def divergence_ahead(
     return carry * _shifted(value, 1)
 
 
+def windows(x: Tensor, length: int) -> Tensor:
+    """The segment that begins at each step: x [T, B, ...] to [T, B, length, ...], steps t to t + length - 1.
+
+    Past the end the last step is repeated; `within_episode` says what counts.
+    """
+    steps = torch.arange(x.shape[0], device=x.device)
+    index = (steps[:, None] + steps[:length]).clamp(max=x.shape[0] - 1)
+    return x[index].movedim(1, 2)
+
+
+def within_episode(last: Tensor, length: int) -> Tensor:
+    """Which steps of `windows` lie in the episode, and the record, that the segment begins in: [T, B, length] bool."""
+    steps = torch.arange(last.shape[0], device=last.device)
+    held = steps[:, None] + steps[:length] < last.shape[0]
+    ends = windows(last, length).long()
+    return held[:, None] & (ends.cumsum(-1) == ends)  # no end among the steps before
+
+
+def path_weights(within: Tensor, lambda_: float | Tensor) -> Tensor:
+    """What each length of a segment counts, within [..., k] -> [..., k]; they sum to 1.
+
+        w_j = (1 - lambda) lambda^(j - 1) for j < L,     w_L = lambda^(L - 1)
+
+    with L the steps within the episode. 1 takes the longest alone, 0 a single step. These are the weights of the
+    lambda-return: weighted with them, `path_residuals` of charges -r are V less the lambda-return, cut off after k
+    steps. SubTB(lambda) (Madan et al. 2022, arXiv 2209.12782) has lambda^j, normalized.
+    """
+    number = torch.arange(within.shape[-1], device=within.device)
+    following = torch.cat([within[..., 1:], torch.zeros_like(within[..., :1])], dim=-1)
+    share = torch.where(following, 1.0 - lambda_, 1.0)
+    return within * share * torch.ones_like(share) * lambda_**number
+
+
+def path_residuals(charge: Tensor, value: Tensor, end_value: Tensor, *, discount: float | Tensor) -> Tensor:
+    """How far a segment is from balance, for each of its lengths j = 1 ... k: [..., k].
+
+        delta_j = V(s_0) - discount^j V(s_j) + sum_{i < j} discount^i c_i
+
+    Args:
+        charge: [..., k] what each step costs: -r, and what else is to be paid.
+        value: [...] V(s_0).
+        end_value: [..., k] V of what each step leads to, s_1 ... s_k; zero where the task ended.
+    """
+    number = torch.arange(charge.shape[-1], dtype=charge.dtype, device=charge.device)
+    return value[..., None] - discount ** (number + 1) * end_value + (discount**number * charge).cumsum(-1)
+
+
 def return_range(reward: Tensor, last: Tensor) -> Tensor:
     """Largest less smallest undiscounted return of the episodes in rewards [T, ...]; 0-dim, 1 where they are all equal.
 

@@ -26,16 +26,20 @@ def needed(agent: Agent, config: Any, obs_dim: int, act_dim: int, members: int, 
     """Bytes that the tensors of a population hold at the same time, while it learns.
 
     A lower bound: the replay and the rollout that is written into it, input and output of a hidden layer for all
-    their steps at once (`prepare` asks for their values), and the state twice, before and after an update. Libraries
-    and simulators come on top. Measured: 1,000 members on Pendulum-v1 took 3.9 GiB, of which this counts 2.6.
+    their steps at once (`prepare` asks for their values), samples where they are whole segments, and the state twice,
+    before and after an update. Libraries and simulators come on top. Measured: 1,000 members on Pendulum-v1 took
+    3.9 GiB, of which this counts 2.6.
     `kept` is how many rollouts the replay holds, if more than are learned from.
     """
     of_step = of_one_step(obs_dim, act_dim)
     of_state = sum(x.nbytes for x in tree_leaves(Population(agent, [0]).state))
     steps = config.rollout * config.num_envs
     of_layer = 4 * max(config.hidden)  # float32
+    of_sample = min(getattr(config, "segment_length", 0), config.rollout)
+    # Samples that are segments: observation and action of each of their steps, for each step that one begins at.
+    of_segment = 4 * (obs_dim + act_dim) * of_sample * (1 + config.replay)
     ring = max(1 + config.replay, kept)
-    return members * (steps * ((1 + ring) * of_step + 2 * of_layer) + 2 * of_state)
+    return members * (steps * ((1 + ring) * of_step + 2 * of_layer + of_segment) + 2 * of_state)
 
 
 def free(device: str) -> int | None:

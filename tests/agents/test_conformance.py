@@ -453,6 +453,40 @@ def test_mu_of_chord_rises_falls_and_stays():
             assert population.update(data, indices(1)[0].expand(3, -1))["mu"].tolist() == pytest.approx([mu] * 3)
 
 
+def test_advantages_of_tba_are_gae_of_the_segments():
+    """Where its reference is the policy itself, nothing is charged. In a world whose next_obs are true ones."""
+    rollout = collect(Population(build("ppo"), SEEDS), 0)
+    follows = torch.cat([torch.where(rollout.last[:-1, ..., None], rollout.next_obs[:-1], rollout.obs[1:])])
+    rollout = replace(rollout, next_obs=torch.cat([follows, rollout.next_obs[-1:]]))
+    ppo, tba = (prepared(Population(build(name), SEEDS), rollout) for name in ("ppo", "tba"))
+    assert_close(tba["advantage"], ppo["advantage"], rtol=1e-4, atol=1e-4)
+    assert_close(tba["value_target"], ppo["value_target"], rtol=1e-4, atol=1e-4)
+    short = prepared(Population(build("tba", segment_length=2), SEEDS), rollout)
+    assert not torch.allclose(short["advantage"], ppo["advantage"], rtol=1e-2)
+
+
+@pytest.mark.parametrize("reference", ["iteration", "initial", "uniform"])
+def test_the_reference_of_tba_is_what_it_says(reference: str):
+    """After updates: the policy as it is by then, the first one by present statistics, or 2^-d in d dimensions."""
+    population = Population(build("tba", reference=reference, learning_rate=0.05, segment_length=1), SEEDS)
+    began = population.state["params"]["policy"]
+    learn(population, iterations=3)
+    present = population.state["params"]["policy"]
+    rollout = collect(population, 3)
+    found = population.prepare(rollout)["reference_log_prob"].unflatten(1, (T, N)).squeeze(-1)  # [P, T, N]
+    for net, which in ((began, "initial"), (present, "iteration")):
+        population.state = {**population.state, "params": {**population.state["params"], "policy": net}}
+        pi = population.policy(rollout.obs.transpose(0, 1).flatten(1, 2))
+        expected = pi.log_prob(rollout.action.transpose(0, 1).flatten(1, 2)).unflatten(1, (T, N))
+        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4) == (which == reference)
+    assert torch.allclose(found, torch.tensor(-ACT * math.log(2.0))) == (reference == "uniform")
+
+
+def test_a_segment_without_a_step_is_refused():
+    with pytest.raises(UsageError, match="segment_length 0: a segment has at least 1 step"):
+        build("tba", segment_length=0)
+
+
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "p3o": [
         {"cap": 0.5},
@@ -484,6 +518,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"recursion": "released"},
         {"objective": "p3o", "c_bar": 0.0},
     ],
+    "tba": [{"reference": "initial"}, {"reference": "uniform"}, {"segment_length": 1}, {"lambda_": 1.0}],
     "chord": [{"objective": "p3o"}, {"phi": "mass", "mu_peak": 0.5}],
 }
 

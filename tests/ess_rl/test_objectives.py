@@ -20,8 +20,11 @@ from ess_rl.objectives import (
     ppo_generalized,
     ppo_kl,
     ppo_variance,
+    subtrajectory_balance,
+    vargrad_trajectory_balance,
     width_correction,
 )
+from ess_rl.returns import path_residuals, path_weights
 
 
 def three_samples() -> dict[str, Any]:
@@ -523,3 +526,155 @@ def test_the_weight_of_imitation_leaves_the_width_where_it_is_if_corrected():
     loss, _ = imitation(Gaussian(mean, torch.zeros(2)), torch.full((1, 2), 50.0), phi="mass")
     loss.backward()
     assert cast(Tensor, mean.grad).tolist() == [[0.0, 0.0]]
+
+
+def balance_by_hand() -> dict[str, Any]:
+    """One segment of two steps, discount 1/2, beta 2.
+
+    Charges: 2 (-1 + 1.5) - 3 = -2 and 2 (-2 + 1) - 0 = -2. Residuals: 5 - 2 - 2 / 2 = 2 and 5 - 2 - 1 - 8 / 4 = 0.
+    """
+    return {
+        "log_prob": torch.tensor([[-1.0, -2.0]], requires_grad=True),
+        "reference_log_prob": torch.tensor([[-1.5, -1.0]], requires_grad=True),
+        "value": torch.tensor([5.0], requires_grad=True),
+        "reward": torch.tensor([[3.0, 0.0]]),
+        "end_value": torch.tensor([[2.0, 8.0]]),
+        "within": torch.tensor([[True, True]]),
+        "beta": 2.0,
+        "discount": 0.5,
+    }
+
+
+def test_subtrajectory_balance_by_hand():
+    """Weights of lambda 3/4: 1/4 and 3/4. So 2 / 4 pulls at the first step's log pi; value loss (1/4) 2^2 / 2."""
+    samples = balance_by_hand()
+    loss, metrics = subtrajectory_balance(**samples, lambda_=0.75, value_coef=3.0)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(0.5 * -1.0 + 3.0 * 0.5)
+    assert cast(Tensor, samples["log_prob"].grad).tolist() == [[0.5, 0.0]]
+    assert samples["value"].grad.tolist() == pytest.approx([3.0 * 0.5])
+    assert samples["reference_log_prob"].grad is None
+    assert float(metrics["value_loss"]) == pytest.approx(0.5)
+    assert metrics["weight"].tolist() == [-0.5]
+
+
+def test_what_lies_behind_a_segments_end_does_not_count():
+    short = balance_by_hand() | {"within": torch.tensor([[True, False]])}
+    loss, _ = subtrajectory_balance(**short)
+    loss.backward()
+    assert cast(Tensor, short["log_prob"].grad).tolist() == [[2.0, 0.0]]  # the residual of one step: 2
+
+
+def random_segments(n: int = 6, k: int = 4) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(3)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    lengths = torch.tensor([4, 3, 2, 1, 4, 2])[:n, None]
+    return {
+        "log_prob": draw(n, k).requires_grad_(),
+        "reference_log_prob": draw(n, k),
+        "value": draw(n).requires_grad_(),
+        "reward": draw(n, k),
+        "end_value": draw(n, k),
+        "within": torch.arange(k) < lengths,
+    }
+
+
+@pytest.mark.parametrize(("lambda_", "entropy_coef"), [(1.0, 0.0), (0.6, 0.3)])
+def test_the_gradient_is_that_of_the_squared_residual(lambda_: float, entropy_coef: float):
+    """Of the policy's part over beta + tau, of the value's as it is."""
+    s, beta, discount = random_segments(), 0.4, 0.9
+    loss, _ = subtrajectory_balance(
+        **s, beta=beta, discount=discount, lambda_=lambda_, entropy_coef=entropy_coef, value_coef=0.7
+    )
+    grads = torch.autograd.grad(loss, [s["log_prob"], s["value"]])
+    charge = beta * (s["log_prob"] - s["reference_log_prob"]) + entropy_coef * s["log_prob"] - s["reward"]
+    residuals = path_residuals(charge, s["value"], s["end_value"], discount=discount)
+    square = 0.5 * (path_weights(s["within"], lambda_) * residuals.square()).sum(-1).mean()
+    expected = torch.autograd.grad(square, [s["log_prob"], s["value"]])
+    torch.testing.assert_close(grads[0], expected[0] / (beta + entropy_coef))
+    torch.testing.assert_close(grads[1], 0.7 * expected[1])
+
+
+def test_a_free_balance_is_the_policy_gradient():
+    """beta 0, single steps: the gradient of -mean(A log pi) with A the temporal difference, as any score function."""
+    s = random_segments()
+    loss, metrics = subtrajectory_balance(**s, beta=0.0, discount=0.9, lambda_=0.0, value_coef=0.0)
+    advantage = (s["reward"] + 0.9 * s["end_value"])[:, 0] - s["value"].detach()
+    (found,) = torch.autograd.grad(loss, s["log_prob"])
+    torch.testing.assert_close(found[:, 0], -advantage / 6.0)
+    assert not found[:, 1:].any()
+    torch.testing.assert_close(metrics["weight"], advantage)
+
+
+@pytest.mark.parametrize("entropy_coef", [0.0, 0.2])
+def test_the_known_optimum_is_balanced_and_found_from_anybodys_actions(entropy_coef: float):
+    """Reward -3 a^2 at each step, pi_ref = N(0, 1): pi = N(0, s^2) with 1 / s^2 = (beta + 6) / (beta + tau).
+
+    V is the same everywhere: V = discount V + (beta + tau) log integral(exp((r + beta log pi_ref) / (beta + tau))).
+    """
+    beta, discount, k = 0.5, 0.5, 3
+    total = beta + entropy_coef
+    width = math.sqrt(total / (beta + 6.0))
+    of_step = total * math.log(width * math.sqrt(2.0 * math.pi)) - beta * 0.5 * math.log(2.0 * math.pi)
+    best = of_step / (1.0 - discount)
+    action = torch.rand(300, k, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3.0 - 1.0
+    one = torch.ones(300, k, dtype=torch.float64)
+
+    def loss_of(mean: Tensor, log_std: Tensor, value: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return subtrajectory_balance(
+            Gaussian(mean.expand(300, k, 1), log_std).log_prob(action),
+            Gaussian(torch.zeros_like(action), torch.zeros_like(action)).log_prob(action),
+            value * one[:, 0],
+            -3.0 * action.square().squeeze(-1),
+            value.detach() * one,
+            one.bool(),
+            beta=beta,
+            discount=discount,
+            lambda_=0.9,
+            entropy_coef=entropy_coef,
+        )
+
+    optimum = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (0.0, math.log(width), best)]
+    loss, metrics = loss_of(*optimum)
+    assert float(metrics["value_loss"]) < 1e-20
+    assert all(abs(float(g)) < 1e-9 for g in torch.autograd.grad(loss, optimum))
+    found = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (0.4, 0.0, 0.0)]
+    optimizer = torch.optim.Adam(found, lr=0.1)
+    for step in range(300):
+        optimizer.param_groups[0]["lr"] = 0.1 * (1.0 - step / 300)
+        optimizer.zero_grad()
+        loss_of(*found)[0].backward()
+        optimizer.step()
+    assert [float(x.detach()) for x in found] == pytest.approx([0.0, math.log(width), best], abs=0.02)
+
+
+def test_vargrad_by_hand():
+    """beta 2: log Z of each -1 + 2 + 2 = 3 and -1 + 1 + 1 = 1; their mean 2, so the loss is 1."""
+    log_prob = torch.tensor([[-2.0, -1.0]], requires_grad=True)
+    loss, metrics = vargrad_trajectory_balance(
+        log_prob, torch.tensor([[-1.0, -1.0]]), torch.tensor([[4.0, 2.0]]), beta=2.0
+    )
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(1.0) and float(metrics["log_z"]) == pytest.approx(2.0)
+    assert cast(Tensor, log_prob.grad).tolist() == [[-1.0, 1.0]]  # 2 (2 - 3) / 2: the first is to become likelier
+    assert metrics["weight"].tolist() == [[2.0, -2.0]]
+
+
+def test_vargrad_of_the_reference_itself_is_reinforce_with_the_groups_mean():
+    log_prob, reward = torch.randn(3, 5, requires_grad=True), torch.randn(3, 5)
+    loss, _ = vargrad_trajectory_balance(log_prob, log_prob.detach(), reward, beta=0.5)
+    reinforce = -((reward - reward.mean(-1, keepdim=True)) * log_prob).mean()
+    grads = [torch.autograd.grad(x, log_prob)[0] for x in (loss, reinforce)]
+    torch.testing.assert_close(grads[0], 2.0 / 0.5 * grads[1])
+
+
+def test_vargrad_is_zero_where_the_policy_is_the_tilted_reference():
+    """And what a whole group is given changes nothing: log Z takes it up, in each group for itself."""
+    reference, reward = torch.randn(3, 5), torch.randn(3, 5)
+    tilted = reference + reward / 0.5 + torch.tensor([[1.0], [-2.0], [7.0]])
+    loss, metrics = vargrad_trajectory_balance(tilted, reference, reward, beta=0.5)
+    assert float(loss) < 1e-10
+    assert float(metrics["log_z"]) == pytest.approx(-2.0)  # -(1 - 2 + 7) / 3

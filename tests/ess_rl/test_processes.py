@@ -39,6 +39,7 @@ VARIANTS = {
     "old data": ("p3o", dict(replay=1, lag=1, draw="ess", correction="vtrace", keep_ess=0.81)),
     "p4o": ("p4o", dict(replay=1)),
     "dapo": ("dapo", dict(objective="p3o", replay=1)),
+    "tba": ("tba", dict(replay=1, reference="initial")),
     "chord": ("chord", dict(replay=1, phi="mass", mu_peak=0.5)),
     "ppo kl": ("ppo", dict(objective="kl", correction="ess", replay=1)),
 }

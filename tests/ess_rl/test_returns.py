@@ -8,7 +8,19 @@ import torch
 from torch import Tensor
 
 from ess_rl.ess import effective_sample_size
-from ess_rl.returns import Correction, corrected, divergence_ahead, gae, retrace, reverse_recurrence, vtrace
+from ess_rl.returns import (
+    Correction,
+    corrected,
+    divergence_ahead,
+    gae,
+    path_residuals,
+    path_weights,
+    retrace,
+    reverse_recurrence,
+    vtrace,
+    windows,
+    within_episode,
+)
 
 DISCOUNT = 0.97
 
@@ -252,3 +264,47 @@ def test_retrace_by_hand():
     log_ratio = torch.log(torch.tensor([8.0, 0.5, 4.0]))[:, None]
     advantage, target = retrace(log_ratio, column, zero, zero, never, never, discount=0.5, lambda_=1.0)
     assert advantage.flatten().tolist() == target.flatten().tolist() == [2.0, 4.0, 4.0]
+
+
+def test_windows_hold_the_steps_that_follow():
+    x = torch.tensor([[1.0, 10.0], [2.0, 20.0], [3.0, 30.0]])  # two environments
+    first, second = [[1, 2], [2, 3], [3, 3]], [[10, 20], [20, 30], [30, 30]]
+    assert windows(x, 2)[:, 0].tolist() == first and windows(x, 2)[:, 1].tolist() == second
+    assert torch.equal(windows(torch.stack([x, -x], dim=-1), 2), torch.stack([windows(x, 2), -windows(x, 2)], dim=-1))
+    assert windows(x, 9).shape == (3, 2, 3)  # no longer than the record
+
+
+def test_segments_end_with_the_episode_or_the_record():
+    last = torch.tensor([[False, True, False, False]]).T
+    expected = [[True, True, False], [True, False, False], [True, True, False], [True, False, False]]
+    assert within_episode(last, 3)[:, 0].tolist() == expected
+
+
+def test_path_weights_by_hand():
+    within = torch.tensor([[True, True, True], [True, True, False], [True, False, False]])
+    assert path_weights(within, 0.5).tolist() == [[0.5, 0.25, 0.25], [0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]
+    assert path_weights(within, 1.0).tolist() == [[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]
+    assert path_weights(within, 0.0).tolist() == [[1.0, 0.0, 0.0]] * 3
+
+
+def test_path_residuals_by_hand():
+    """4 + 1 - 10 / 2 = 0;  4 + 1 + 2 / 2 - 20 / 4 = 1;  4 + 1 + 1 + 8 / 4 - 0 = 8."""
+    charge, end_value = torch.tensor([1.0, 2.0, 8.0]), torch.tensor([10.0, 20.0, 0.0])
+    assert path_residuals(charge, torch.tensor(4.0), end_value, discount=0.5).tolist() == [0.0, 1.0, 8.0]
+
+
+@pytest.mark.parametrize("lambda_", [0.0, 0.8, 1.0])
+@pytest.mark.parametrize("length", [1, 3, 12])
+def test_weighted_residuals_are_gae_of_the_segment(length: int, lambda_: float):
+    s = segments(12)
+    s["next_value"][:-1] = torch.where(s["last"][:-1], s["next_value"][:-1], s["value"][1:])
+    end_value = torch.where(s["terminated"], 0.0, s["next_value"])
+    residuals = path_residuals(
+        windows(-s["reward"], length), s["value"], windows(end_value, length), discount=torch.tensor(DISCOUNT)
+    )
+    weights = path_weights(within_episode(s["last"], length), torch.tensor(lambda_))
+    found = -(weights * residuals).sum(-1)
+    for t in range(12):
+        part = {name: x[t : t + length] for name, x in s.items()}
+        expected, _ = gae(**part, discount=DISCOUNT, lambda_=lambda_)
+        torch.testing.assert_close(found[t], expected[0], rtol=1e-6, atol=1e-6)

@@ -160,6 +160,11 @@ def test_a_population_that_cannot_fit_is_refused_before_it_starts(tmp_path: Path
     agent = AGENTS["p3o"].agent(config, 3, 1)
     state = sum(x.nbytes for x in tree_leaves(Population(agent, [0]).state))
     assert memory.needed(agent, config, 3, 1, 5) == 5 * (78_336 + 2 * state)
+    # Segments of 8 steps at most: 8 x 4 numbers at each step of two rollouts; and a third rollout of 50 bytes.
+    config = AGENTS["tba"].config(rollout=8, segment_length=10, replay=1)
+    agent = AGENTS["tba"].agent(config, 3, 1)
+    state = sum(x.nbytes for x in tree_leaves(Population(agent, [0]).state))
+    assert memory.needed(agent, config, 3, 1, 5) == 5 * (78_336 + 128 * (50 + 2 * 128) + 2 * state)
     monkeypatch.setattr(memory, "free", lambda device: 2**10)
     with pytest.raises(UsageError, match=r"20 members of 4 environments x 64 steps need at least .* 0.0 GiB are free"):
         start(tmp_path / "big", seeds=range(20))
