@@ -105,7 +105,7 @@ class AWAC:
             }
 
         grads, metrics = grad(loss_function, has_aux=True)(state["params"])
-        rates = dict.fromkeys(grads, hyper["learning_rate"])
+        rates = {"policy": hyper["learning_rate"], "q": hyper["learning_rate"]}
         params, optimizer = adam_steps(state["params"], grads, state["optimizer"], rates)
         target_q = polyak(state["target_q"], params["q"], hyper["tau"])
         return {**state, "params": params, "target_q": target_q, "optimizer": optimizer}, metrics

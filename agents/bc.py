@@ -69,6 +69,6 @@ class BC:
             }
 
         grads, metrics = grad(loss_function, has_aux=True)(state["params"])
-        rates = dict.fromkeys(grads, hyper["learning_rate"])
+        rates = {"policy": hyper["learning_rate"]}
         params, optimizer = adam_steps(state["params"], grads, state["optimizer"], rates)
         return {**state, "params": params, "optimizer": optimizer}, metrics

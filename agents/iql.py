@@ -109,7 +109,8 @@ class IQL:
 
         grads, metrics = grad(loss_function, has_aux=True)(state["params"])
         cosine = 0.5 * (1.0 + torch.cos(math.pi * state["progress"]))
-        rates = dict.fromkeys(grads, hyper["learning_rate"]) | {"policy": hyper["learning_rate"] * cosine}
+        rate = hyper["learning_rate"]
+        rates = {"policy": rate * cosine, "q": rate, "value": rate}
         params, optimizer = adam_steps(state["params"], grads, state["optimizer"], rates)
         target_q = polyak(state["target_q"], params["q"], hyper["tau"])
         return {**state, "params": params, "target_q": target_q, "optimizer": optimizer}, metrics

@@ -122,7 +122,7 @@ class P3OOffline:
         grads["policy"], metrics["grad_norm"] = clip_by_global_norm(grads["policy"], hyper["max_grad_norm"])
         left = (1.0 - progress) / (1.0 - hyper["cloning"]).clamp(min=1e-3)
         policy_rate = torch.where(clones, hyper["learning_rate"], left * hyper["policy_learning_rate"])
-        rates = dict.fromkeys(grads, hyper["learning_rate"]) | {"policy": policy_rate}
+        rates = {"policy": policy_rate, "q": hyper["learning_rate"], "value": hyper["learning_rate"]}
         params, optimizer = adam_steps(state["params"], grads, state["optimizer"], rates)
         target_q = polyak(state["target_q"], params["q"], hyper["tau"])
         return {**state, "params": params, "target_q": target_q, "optimizer": optimizer}, metrics

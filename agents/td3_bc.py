@@ -94,7 +94,7 @@ class TD3BC:
             }
 
         grads, metrics = grad(loss_function, has_aux=True)(state["params"])
-        rates = dict.fromkeys(grads, hyper["learning_rate"])
+        rates = {"policy": hyper["learning_rate"], "q": hyper["learning_rate"]}
         params, optimizer = adam_steps(state["params"], grads, state["optimizer"], rates)
         moves = optimizer["q"]["step"] % self.config.policy_delay == 0
 

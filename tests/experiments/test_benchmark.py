@@ -72,6 +72,7 @@ def test_a_suite_runs_what_is_missing_and_names_what_failed(
 
 def test_a_run_that_dies_does_not_stop_the_others(suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     out = tmp_path / "out"
+    monkeypatch.setitem(suites.SUITES, "tiny", suites.SUITES["tiny"][:3])
     (out / "p3o-Pendulum-v1").mkdir(parents=True)
     record = plan.make("p3o", "Pendulum-v1", sweep={}, **{k: v for k, v in TINY.items() if k != "options"},
                       **TINY["options"])  # fmt: skip

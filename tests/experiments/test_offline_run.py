@@ -233,7 +233,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(place: Path, monkeypatc
             if row["iteration"] == 27:  # seven after the checkpoint of 20
                 raise KeyboardInterrupt
 
-        impatient.setattr(offline_run.Display, "update", stop)
+        impatient.setattr(run.Display, "update", stop)
         assert ess_rl(*words, "stopped")[0] == 130
     works("resume", "stopped")
     ends = [records.checkpoints(place / name)[-1].read_bytes() for name in ("whole", "stopped")]
