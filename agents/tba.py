@@ -54,7 +54,7 @@ from ess_rl.ess import effective_sample_size
 from ess_rl.gaussian import Gaussian, kl
 from ess_rl.networks import policy, policy_init, value, value_init
 from ess_rl.objectives import subtrajectory_balance
-from ess_rl.optim import adam_init, adam_step, clip_by_global_norm, gradient
+from ess_rl.optim import adam_init, adam_steps, clip_by_global_norm, gradient
 from ess_rl.processes import largest
 from ess_rl.random import fold_in
 from ess_rl.returns import path_residuals, path_weights, windows, within_episode
@@ -206,11 +206,7 @@ class TBA:
             "policy": hyper["learning_rate"] * (1.0 - (1.0 - hyper["final_learning_rate"]) * state["progress"]),
             "value": hyper["value_learning_rate"] * (1.0 - state["progress"]),
         }
-        params, optimizer = {}, {}
-        for name, rate in rates.items():
-            params[name], optimizer[name] = adam_step(
-                state["params"][name], grads[name], state["optimizer"][name], rate
-            )
+        params, optimizer = adam_steps(state["params"], grads, state["optimizer"], rates)
         return {**state, "params": params, "optimizer": optimizer}, metrics
 
     def observe(self, state: State, rollout: Transitions) -> State:
