@@ -22,6 +22,7 @@ from ess_rl import normalizer, processes
 from ess_rl.contract import Draw, Metrics, Precision, State, Tree
 from ess_rl.diagnostics import share
 from ess_rl.gaussian import Gaussian, kl
+from ess_rl.hints import affinity_weight
 from ess_rl.networks import policy, policy_init, value, value_init
 from ess_rl.objectives import ppo_band, ppo_clip, ppo_decoupled, ppo_generalized, ppo_kl, ppo_variance
 from ess_rl.optim import adam_init, adam_step, clip_by_global_norm, gradient
@@ -51,6 +52,8 @@ class Config:
     replay_from: str = ""  # folder of an older run (--save-replay) or a data set, whose data fill the replay at first
     draw: Draw = "uniform"  # how often each rollout is drawn from: uniform, recency: 1 / (1 + age), ess: its ESS
     correction: Correction = "none"  # of the returns of older data: none, vtrace, retrace, ess
+    hints: int = 0  # environments of a group that starts from a hint once all of it failed; 0: no hints (HINT)
+    hint_lambda: float = 1.0  # samples from a hint count as Affinity to this power; 0: as all others
     lag: int = 0  # iterations by which the policy that acts is older than the one that learns
     behavior_temperature: float = 1.0  # what the standard deviation is multiplied with to act; evaluation knows none
     rollout_precision: Precision = "fp32"  # of the network that acts; bf16, fp16, fp8: ess_rl.networks.in_precision
@@ -127,6 +130,10 @@ class PPO:
             b = Gaussian(batch["behavior_mean"], batch["behavior_log_std"])
             advantage = normalizer.standardize_batch(batch["advantage"])
             log_prob, behavior_log_prob = pi.log_prob(batch["action"]), b.log_prob(batch["action"])
+            if self.config.hints > 0:
+                log_ratio, power = log_prob - behavior_log_prob, hyper["hint_lambda"]
+                trust = affinity_weight(log_ratio, advantage, batch["hinted"], power, act_dim=self.act_dim)
+                advantage = trust * advantage
             behavior_kl, clip = kl(b, pi) if self.config.objective == "kl" else kl(pi, b), hyper["clip"]
             if self.config.objective == "clip":
                 policy_loss, metrics = ppo_clip(log_prob, behavior_log_prob, advantage, clip=clip)
@@ -149,6 +156,8 @@ class PPO:
             weight = metrics.pop("weight")
             if self.config.replay > 0:
                 metrics["replayed_share"] = share(weight * advantage, batch["age"] > 0)
+            if self.config.hints > 0:
+                metrics["hint_weight"] = trust.amin()
             value_loss = 0.5 * (value(params["value"], batch["obs"]) - batch["value_target"]).square().mean()
             entropy = pi.entropy().mean()
             loss = policy_loss + hyper["value_coef"] * value_loss - hyper["entropy_coef"] * entropy
