@@ -11,6 +11,10 @@ them, on the iteration's own data (with a lag that is not the ratio to the behav
 deviations in each of d action dimensions gives log e = -d x^2 (Gaussians of equal width), so the learning rate is
 scaled by the root of log(keep_ess) / log(e), a little each time and never above its schedule. Schulman's
 implementations of 2016 led the KL of PPO in this way; the ESS needs no new quantity.
+
+With `hints`, environments start from hints where all of their group failed, and samples from there count as Affinity^
+hint_lambda in the policy loss: HINT (Wang et al. 2025, arXiv 2510.09388), as `ess_rl.hints` has it. Cap and pull are
+not weighted so: e and the KL are of all samples.
 """
 
 from __future__ import annotations

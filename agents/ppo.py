@@ -8,6 +8,9 @@ Relatives that differ in the objective alone are options: PPO decoupled (Hilton 
 clip of GePPO about a recent policy's ratio (Queeney et al. 2021, arXiv 2111.00072), the fixed band of CISPO (2025,
 arXiv 2506.13585), the adaptive KL penalty of PPO's own paper (Section 4), and a penalty on the variance of the ratio
 after R2VPO (2026, arXiv 2605.26784).
+
+With `hints`, environments start from hints where all of their group failed, and samples from there count as Affinity^
+hint_lambda: HINT (Wang et al. 2025, arXiv 2510.09388), as `ess_rl.hints` has it. No penalty is weighted so.
 """
 
 from __future__ import annotations

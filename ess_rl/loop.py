@@ -373,6 +373,8 @@ def _check_hints(config: AgentConfig, env: VectorEnv) -> None:
     hints = getattr(config, "hints", 0)
     if hints and not isinstance(env, StartsFromHints):
         raise UsageError(f"hints {hints}: {env.env_id} gives none as it was made; envs.make_hinted makes one that does")
+    if hints and config.num_envs % hints:
+        raise UsageError(f"hints {hints} with num_envs {config.num_envs}: a group is of one member: choose a divisor")
     if hints and config.replay:
         raise UsageError(f"hints {hints} with replay {config.replay}: replayed steps are not marked; use replay 0")
 

@@ -1,5 +1,6 @@
 """Which environments start from a hint, how their samples are weighted, and that the loop marks them."""
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -63,7 +64,8 @@ def test_the_weight_at_its_corners():
 
 def parts(agent: str, group: int = 2, clock: int = 4, **settings: Any):
     config = AGENTS[agent].config(
-        hidden=(8,), num_envs=N, rollout=T, epochs=2, minibatch=8, hints=group, learning_rate=0.05, **settings
+        **{"hidden": (8,), "num_envs": N, "rollout": T, "epochs": 2, "minibatch": 8, "hints": group} | settings,
+        learning_rate=0.05,
     )
     env = envs.make_hinted(ARM, 2 * N, group, max_episode_steps=clock)
     population = Population(AGENTS[agent].agent(config, env.obs_dim, env.act_dim), range(2))
@@ -107,7 +109,7 @@ def test_a_run_with_hints_that_is_taken_up_again_is_the_same():
     for p in loop.train(*whole, iterations=4, reset_every=2):
         seen.append(p)
         if p.iteration == 2:
-            state = {name: torch.utils._pytree.tree_map(torch.clone, x) for name, x in whole[0].state.items()}
+            state = copy.deepcopy(whole[0].state)
     resumed = parts("ppo")
     resumed[0].state = state
     again = list(loop.train(*resumed, iterations=4, reset_every=2, start=2))
@@ -119,6 +121,9 @@ def test_hints_that_cannot_be_are_refused():
     population, env, replay = parts("ppo", replay=1)
     replay = Replay(2 * T, 2, N, env.obs_dim, env.act_dim, "cpu")
     with pytest.raises(UsageError, match="hints 2 with replay 1: replayed steps are not marked; use replay 0"):
+        next(loop.train(population, env, replay, iterations=2, reset_every=2))
+    population, env, replay = parts("ppo", hints=8)
+    with pytest.raises(UsageError, match="hints 8 with num_envs 4: a group is of one member: choose a divisor"):
         next(loop.train(population, env, replay, iterations=2, reset_every=2))
     population, _, replay = parts("ppo")
     with pytest.raises(UsageError, match="hints 2: ess/TwoLinkArmSparse-v0 gives none as it was made"):
