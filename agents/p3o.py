@@ -11,6 +11,10 @@ them, on the iteration's own data (with a lag that is not the ratio to the behav
 deviations in each of d action dimensions gives log e = -d x^2 (Gaussians of equal width), so the learning rate is
 scaled by the root of log(keep_ess) / log(e), a little each time and never above its schedule. Schulman's
 implementations of 2016 led the KL of PPO in this way; the ESS needs no new quantity.
+
+With `hints`, environments start from hints where all of their group failed, and samples from there count as Affinity^
+hint_lambda in the policy loss: HINT (Wang et al. 2025, arXiv 2510.09388), as `ess_rl.hints` has it. Cap and pull are
+not weighted so: e and the KL are of all samples.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from ess_rl.contract import BeginEpoch, Draw, Metrics, Precision, State, Tree
 from ess_rl.diagnostics import share
 from ess_rl.ess import effective_sample_size
 from ess_rl.gaussian import Gaussian, kl
+from ess_rl.hints import affinity_weight
 from ess_rl.networks import policy, policy_init, value, value_init
 from ess_rl.objectives import k3, p3o
 from ess_rl.optim import adam_init, adam_steps, clip_by_global_norm, gradient
@@ -54,6 +59,8 @@ class Config:
     replay_from: str = ""  # folder of an older run (--save-replay) or a data set, whose data fill the replay at first
     draw: Draw = "uniform"  # how often each rollout is drawn from: uniform, recency: 1 / (1 + age), ess: its ESS
     correction: Correction = "none"  # of the returns of older data: none, vtrace, retrace, ess
+    hints: int = 0  # environments of a group that starts from a hint once all of it failed; 0: no hints (HINT)
+    hint_lambda: float = 1.0  # samples from a hint count as Affinity to this power; 0: as all others
     lag: int = 0  # iterations by which the policy that acts is older than the one that learns
     behavior_temperature: float = 1.0  # what the standard deviation is multiplied with to act; evaluation knows none
     rollout_precision: Precision = "fp32"  # of the network that acts; bf16, fp16, fp8: ess_rl.networks.in_precision
@@ -130,6 +137,10 @@ class P3O:
             b = Gaussian(batch["behavior_mean"], batch["behavior_log_std"])
             advantage = normalizer.standardize_batch(batch["advantage"])
             log_prob, behavior_log_prob = pi.log_prob(batch["action"]), b.log_prob(batch["action"])
+            if self.config.hints > 0:
+                log_ratio, power = log_prob - behavior_log_prob, hyper["hint_lambda"]
+                trust = affinity_weight(log_ratio, advantage, batch["hinted"], power, act_dim=self.act_dim)
+                advantage = trust * advantage
             if self.config.behavior_kl == "k3":
                 behavior_kl = k3(log_prob, behavior_log_prob)
             else:
@@ -143,6 +154,8 @@ class P3O:
             weight = metrics.pop("weight")
             if self.config.replay > 0:
                 metrics["replayed_share"] = share(weight * advantage, batch["age"] > 0)
+            if self.config.hints > 0:
+                metrics["hint_weight"] = trust.amin()
             value_loss = 0.5 * (value(params["value"], batch["obs"]) - batch["value_target"]).square().mean()
             entropy = pi.entropy().mean()
             loss = policy_loss + hyper["value_coef"] * value_loss - hyper["entropy_coef"] * entropy

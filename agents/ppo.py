@@ -8,6 +8,9 @@ Relatives that differ in the objective alone are options: PPO decoupled (Hilton 
 clip of GePPO about a recent policy's ratio (Queeney et al. 2021, arXiv 2111.00072), the fixed band of CISPO (2025,
 arXiv 2506.13585), the adaptive KL penalty of PPO's own paper (Section 4), and a penalty on the variance of the ratio
 after R2VPO (2026, arXiv 2605.26784).
+
+With `hints`, environments start from hints where all of their group failed, and samples from there count as Affinity^
+hint_lambda: HINT (Wang et al. 2025, arXiv 2510.09388), as `ess_rl.hints` has it. No penalty is weighted so.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from ess_rl import normalizer, processes
 from ess_rl.contract import Draw, Metrics, Precision, State, Tree
 from ess_rl.diagnostics import share
 from ess_rl.gaussian import Gaussian, kl
+from ess_rl.hints import affinity_weight
 from ess_rl.networks import policy, policy_init, value, value_init
 from ess_rl.objectives import ppo_band, ppo_clip, ppo_decoupled, ppo_generalized, ppo_kl, ppo_variance
 from ess_rl.optim import adam_init, adam_steps, clip_by_global_norm, gradient
@@ -49,6 +53,8 @@ class Config:
     replay_from: str = ""  # folder of an older run (--save-replay) or a data set, whose data fill the replay at first
     draw: Draw = "uniform"  # how often each rollout is drawn from: uniform, recency: 1 / (1 + age), ess: its ESS
     correction: Correction = "none"  # of the returns of older data: none, vtrace, retrace, ess
+    hints: int = 0  # environments of a group that starts from a hint once all of it failed; 0: no hints (HINT)
+    hint_lambda: float = 1.0  # samples from a hint count as Affinity to this power; 0: as all others
     lag: int = 0  # iterations by which the policy that acts is older than the one that learns
     behavior_temperature: float = 1.0  # what the standard deviation is multiplied with to act; evaluation knows none
     rollout_precision: Precision = "fp32"  # of the network that acts; bf16, fp16, fp8: ess_rl.networks.in_precision
@@ -116,6 +122,10 @@ class PPO:
             b = Gaussian(batch["behavior_mean"], batch["behavior_log_std"])
             advantage = normalizer.standardize_batch(batch["advantage"])
             log_prob, behavior_log_prob = pi.log_prob(batch["action"]), b.log_prob(batch["action"])
+            if self.config.hints > 0:
+                log_ratio, power = log_prob - behavior_log_prob, hyper["hint_lambda"]
+                trust = affinity_weight(log_ratio, advantage, batch["hinted"], power, act_dim=self.act_dim)
+                advantage = trust * advantage
             behavior_kl, clip = kl(b, pi) if self.config.objective == "kl" else kl(pi, b), hyper["clip"]
             if self.config.objective == "clip":
                 policy_loss, metrics = ppo_clip(log_prob, behavior_log_prob, advantage, clip=clip)
@@ -138,6 +148,8 @@ class PPO:
             weight = metrics.pop("weight")
             if self.config.replay > 0:
                 metrics["replayed_share"] = share(weight * advantage, batch["age"] > 0)
+            if self.config.hints > 0:
+                metrics["hint_weight"] = trust.amin()
             value_loss = 0.5 * (value(params["value"], batch["obs"]) - batch["value_target"]).square().mean()
             entropy = pi.entropy().mean()
             loss = policy_loss + hyper["value_coef"] * value_loss - hyper["entropy_coef"] * entropy

@@ -19,19 +19,21 @@ import torch
 from envs.acrobot import Acrobot
 from envs.cart_pole import CartPole
 from envs.cart_pole_swing_up import CartPoleSwingUp
+from envs.hinted import HintedVectorEnv, HintingDynamics
 from envs.lqr import LQR
 from envs.mountain_car import MountainCarContinuous
 from envs.mountain_car_sparse import MountainCarContinuousSparse
 from envs.pendulum import Pendulum
 from envs.torch_vector import Dynamics, TorchVectorEnv
 from envs.two_link_arm import TwoLinkArm
+from envs.two_link_arm_sparse import TwoLinkArmSparse
 from ess_rl.contract import VectorEnv
 from ess_rl.errors import UsageError
 
 if TYPE_CHECKING:
     from envs.gymnasium_vector import RenderEnv
 
-__all__ = ["BACKENDS", "ENVS", "Entry", "backends_of", "make", "make_torch", "render_env"]
+__all__ = ["BACKENDS", "ENVS", "Entry", "backends_of", "make", "make_hinted", "make_torch", "render_env"]
 
 BACKENDS = ("torch", "envpool", "gymnasium", "warp")  # "auto" takes the first that it can, and never "warp"
 
@@ -58,6 +60,7 @@ ENVS: dict[str, Entry] = {
     "ess/CartPoleSwingUp-v0": Entry("swing that pole up first, 500 steps", dynamics=CartPoleSwingUp),
     "ess/Acrobot-v0": Entry("swing a two-link arm up by its elbow, 500 steps", dynamics=Acrobot),
     "ess/TwoLinkArm-v0": Entry("reach a random point with a planar arm, 100 steps", dynamics=TwoLinkArm),
+    "ess/TwoLinkArmSparse-v0": Entry("the same arm, paid for touching it, 100 steps", dynamics=TwoLinkArmSparse),
     "ess/LQR-v0": Entry("bring a mass to rest at quadratic cost: values in closed form, 200 steps", dynamics=LQR),
     "Ant-v5": Entry("a four-legged walker, 8 motors, contact forces in sight", in_envpool=True, in_warp=True),
     "HalfCheetah-v5": Entry("a planar runner, 6 motors, never falls", in_envpool=True, in_warp=True),
@@ -131,6 +134,31 @@ def make_torch(env_id: str, num_envs: int, device: torch.device | str = "cpu", *
     except TypeError as error:
         raise UsageError(f"{env_id} (torch) refuses the options {sorted(options)}: {error}") from error
     return TorchVectorEnv(env_id, equations, num_envs, torch.device(device), **of_vector)
+
+
+def make_hinted(
+    env_id: str, num_envs: int, group: int, *, backend: str = "auto", device: torch.device | str = "cpu", **options: Any
+) -> HintedVectorEnv:
+    """As `make_torch`, for training with hints: in groups of `group` environments (`envs.hinted`).
+
+    Raises UsageError where the task has no hints, and where the groups would not all be of that size.
+    """
+    if (chosen := _choose_backend(env_id, backend)) != "torch":
+        raise UsageError(f"{env_id} (backend {chosen}) cannot start from hints{_hinting()}")
+    plain = make_torch(env_id, num_envs, device, **options)
+    dynamics = plain.dynamics
+    if not isinstance(dynamics, HintingDynamics):
+        raise UsageError(f"{env_id} has no hint states to start from{_hinting()}")
+    if group < 1 or num_envs % group:
+        raise UsageError(f"groups of {group} for hints do not divide {num_envs} environments: choose a divisor")
+    how = {"dtype": plain.dtype, "max_episode_steps": plain.max_episode_steps}
+    return HintedVectorEnv(env_id, dynamics, num_envs, plain.device, group=group, **how)
+
+
+def _hinting() -> str:
+    """`; these can: ...`"""
+    able = [name for name, entry in ENVS.items() if hasattr(entry.dynamics, "hint_state")]
+    return f"; those that can, in torch: {', '.join(able)}"
 
 
 def render_env(env_id: str, **options: Any) -> RenderEnv:

@@ -83,6 +83,10 @@ class TorchVectorEnv:
         # The copy matters where `observe` is the identity: `self.state` changes in place at the next step.
         return self.dynamics.observe(state).to(torch.float32, copy=True)
 
+    def _count(self, reward: Tensor, ended: Tensor) -> None:
+        """Number the episodes that begin where others have ended, [B] bool."""
+        self._episode += ended
+
     @torch.no_grad()
     def reset(self, seeds: Tensor) -> Tensor:
         """Begin anew from `seeds` [B] int64. -> obs [B, obs_dim]"""
@@ -99,7 +103,7 @@ class TorchVectorEnv:
         self._elapsed += 1
         truncated = (self._elapsed >= self.max_episode_steps) & ~terminated
         ended = terminated | truncated
-        self._episode += ended
+        self._count(reward, ended)
         self._elapsed *= ~ended
         self.state.copy_(torch.where(ended.unsqueeze(-1), self._first_state(), state))
         return Step(

@@ -87,6 +87,14 @@ class InTurns(Protocol):
     def turns(self) -> Sequence[Turn]: ...
 
 
+@runtime_checkable
+class StartsFromHints(Protocol):
+    """A `VectorEnv` that begins some of its episodes where the task is easier (`ess_rl.hints`)."""
+
+    @property
+    def hinted(self) -> Tensor: ...  # [B] bool: the running episode is one of these
+
+
 class AgentConfig(Protocol):
     """What the loop reads of an agent's Config (a frozen dataclass with a remark for each number).
 
@@ -188,6 +196,9 @@ class Agent(Protocol):
 
         Where the population has demonstrations, each has one beside it: "expert_obs", raw, and "expert_action". An
         agent that needs them has a field `demonstrations` in its Config, the name of where they come from.
+
+        Where environments start from hints (`StartsFromHints`), each sample has "hinted", bool: its episode did. An
+        agent that makes use of that has a field `hints` in its Config, the size of a group; 0 is no hints.
         """
         ...
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ess_rl import processes, random
 from ess_rl.alternate import ReplayedUpdates
-from ess_rl.contract import AgentConfig, AlternatingConfig, InTurns, Step, Turn, VectorEnv
+from ess_rl.contract import AgentConfig, AlternatingConfig, InTurns, StartsFromHints, Step, Turn, VectorEnv
 from ess_rl.errors import NonFiniteError, UsageError
 from ess_rl.ess import effective_sample_size
 from ess_rl.graphs import Graphs, Stopwatch
@@ -45,9 +45,9 @@ class Progress:
     env_steps: int  # steps of each member's environments together, in all processes, from the start of the run
     # Of the agent's updates, mean over the iteration. Before them: `ess_first`, the effective sample size of the fresh
     # rollout, which is 1 unless it was not this policy that acted; `ess_age_K`, that of the rollout K iterations older.
-    # After them: what `ess_rl.diagnostics.diagnose` says of the fresh rollout.
+    # After them: what `ess_rl.diagnostics.diagnose` says of the fresh rollout. With hints, `hinted_share` of its steps.
     metrics: dict[str, Tensor]
-    episodes: Tensor  # int64: episodes that ended in this iteration
+    episodes: Tensor  # int64: episodes that ended in this iteration, but those from a hint
     return_sum: Tensor  # float64: sum of their undiscounted raw returns
     seconds: dict[str, float] = field(default_factory=dict)  # of collect, targets, update
 
@@ -73,12 +73,18 @@ def turns(env: VectorEnv, num_envs: int) -> Sequence[Turn]:
 
 
 def collect(
-    population: Population, env: VectorEnv, obs: Tensor, steps: int, iteration: int | Tensor
+    population: Population,
+    env: VectorEnv,
+    obs: Tensor,
+    steps: int,
+    iteration: int | Tensor,
+    hinted: Tensor | None = None,
 ) -> tuple[Transitions, Tensor]:
     """Act for `steps` steps from `obs` [B, obs_dim]. -> (transitions [T, P, N], next obs to act on [B, obs_dim])
 
     The transitions lie on the population's device, the next obs on the environments'. Where these are two, what the
     environments say waits in pinned memory, and the policy acts for one of their parts while another simulates.
+    Of environments that start from hints, `hinted` [T, P, N] is told which steps are of such episodes.
     """
     members, num_envs, device = population.size, env.num_envs // population.size, population.device
     seeds = random.fold_in(random.fold_in(population.seed, _ACTIONS), iteration)
@@ -102,6 +108,9 @@ def collect(
                 world.truncated[t - 1] = step.truncated.view(shape[1:])
                 world.next_obs[t - 1] = step.next_obs.view(world.obs.shape[1:])
                 now[k] = step.obs
+            if t < steps and hinted is not None:
+                assert isinstance(env, StartsFromHints)
+                hinted[t] = env.hinted.view(hinted.shape[1:])  # before the step, which may begin another episode
             if t < steps:
                 world.obs[t] = now[k].view(world.obs.shape[1:])  # before the step, should it write over what it gave
                 behavior, action = act(world.obs[t].to(device, non_blocking=True), noises[k][t])
@@ -160,6 +169,7 @@ def train(
     if start % reset_every and start < iterations:
         raise ValueError(f"start={start} is not a multiple of reset_every={reset_every}")
     check_minibatch(config)
+    _check_hints(config, env)
     samples = config.rollout * config.num_envs  # of a rollout, in this process
     graphs, stopwatch = Graphs(device), Stopwatch(device)
     # What the stages below read and write keeps its address, so that their recordings stay true.
@@ -170,18 +180,22 @@ def train(
     replayed = ReplayedUpdates(population, replay, config, _REPLAYED) if isinstance(config, AlternatingConfig) else None
     shape = (config.rollout, population.size, config.num_envs)
     fresh = Transitions.empty(shape, env.obs_dim, env.act_dim, device) if replayed else None
+    hinted = torch.zeros(shape, dtype=torch.bool, device=device) if isinstance(env, StartsFromHints) else None
 
     def collecting() -> tuple[Transitions, dict[str, Tensor]]:
-        rollout, after = collect(population, env, obs, config.rollout, number)
+        rollout, after = collect(population, env, obs, config.rollout, number, hinted)
         obs.copy_(after)
         population.age()
-        episodes, return_sum = _episodes(rollout, running)
+        episodes, return_sum = _episodes(rollout, running, hinted)
         found = {"episodes": episodes, "return_sum": return_sum, "broken": (~_finite(rollout)).long()}
-        return rollout, {name: processes.total(x) for name, x in found.items()}
+        found = {name: processes.total(x) for name, x in found.items()}
+        if hinted is not None:
+            found["hinted_share"] = processes.averaged(hinted.float().mean((0, 2)))
+        return rollout, found
 
     def targets() -> tuple[dict[str, Tensor], Tensor]:
         data, ess = prepare(population, rollouts)
-        return data | demonstrated(population, data["advantage"].shape[1], number), ess
+        return data | demonstrated(population, data["advantage"].shape[1], number) | marked(hinted), ess
 
     def updates() -> dict[str, Tensor]:
         seeds, epochs = random.fold_in(random.fold_in(population.seed, _ORDER), number), []
@@ -319,6 +333,11 @@ def demonstrated(population: Population, samples: int, iteration: int | Tensor) 
     return {f"expert_{name}": x[index] for name, x in population.demonstrations.items()}
 
 
+def marked(hinted: Tensor | None) -> dict[str, Tensor]:
+    """Beside each sample whether its episode began from a hint: [T, P, N] -> "hinted" [P, T * N]; empty without."""
+    return {} if hinted is None else {"hinted": hinted.transpose(0, 1).flatten(1)}
+
+
 def _order(seeds: Tensor, config: AgentConfig, ess: Tensor) -> Tensor:
     """Which samples an epoch sees: as many as a rollout has, of all rollouts. [P, samples]
 
@@ -347,6 +366,20 @@ def check_minibatch(config: AgentConfig) -> None:
         )
 
 
+def _check_hints(config: AgentConfig, env: VectorEnv) -> None:
+    """Raises UsageError where an agent asks for hints that its environments do not give, or has older data too.
+
+    What is replayed is told apart by its age alone: no record says whether its episode began from a hint.
+    """
+    hints = getattr(config, "hints", 0)
+    if hints and not isinstance(env, StartsFromHints):
+        raise UsageError(f"hints {hints}: {env.env_id} gives none as it was made; envs.make_hinted makes one that does")
+    if hints and config.num_envs % hints:
+        raise UsageError(f"hints {hints} with num_envs {config.num_envs}: a group is of one member: choose a divisor")
+    if hints and config.replay:
+        raise UsageError(f"hints {hints} with replay {config.replay}: replayed steps are not marked; use replay 0")
+
+
 def warm_up(population: Population, env: VectorEnv) -> float:
     """Run each of the population's functions on zeros, so that what is compiled is compiled now. -> seconds it took
 
@@ -366,6 +399,7 @@ def warm_up(population: Population, env: VectorEnv) -> float:
         population.act(part.obs, part.action)
         data, _ = prepare(population, [rollout])
         data |= demonstrated(population, data["advantage"].shape[1], 0)
+        data |= marked(rollout.terminated if isinstance(env, StartsFromHints) else None)
         population.epoch(refreshed(population, [rollout], data), index)
         population.diagnose(rollout, data["advantage"][:, :samples])
         population.observe(rollout)
@@ -416,14 +450,18 @@ def env_seeds(seeds: Tensor, num_envs: int) -> Tensor:
     return random.fold_in(seeds[:, None], torch.arange(num_envs, device=seeds.device)).flatten()
 
 
-def _episodes(rollout: Transitions, running: Tensor) -> tuple[Tensor, Tensor]:
-    """Count and sum of returns [P] of the episodes that ended; `running` [P, N] carries the open ones, in place."""
+def _episodes(rollout: Transitions, running: Tensor, hinted: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Count and sum of returns [P] of the episodes that ended; `running` [P, N] carries the open ones, in place.
+
+    Those from a hint, of which `hinted` [T, P, N] tells the steps, do not count: they began where the task is easier.
+    """
     reward, last = rollout.reward.double(), rollout.last
     go_on = torch.cat([torch.ones_like(last[:1]), ~last[:-1]]).double()
     start = torch.cat([reward[:1] + running, reward[1:]])
     total = reverse_recurrence(start.flip(0), go_on.flip(0)).flip(0)  # return so far, of the episode at hand
     running.copy_(torch.where(last[-1], 0.0, total[-1]))
-    return last.sum((0, 2)), torch.where(last, total, 0.0).sum((0, 2))
+    counted = last if hinted is None else last & ~hinted
+    return counted.sum((0, 2)), torch.where(counted, total, 0.0).sum((0, 2))
 
 
 def _finite(rollout: Transitions) -> Tensor:

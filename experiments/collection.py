@@ -35,9 +35,16 @@ _LATER: dict[str, Callable[[Record], Any]] = {
     "behavior_temperature": lambda config: 1.0,
     "rollout_precision": lambda config: "fp32",
 }
+_HINTS: dict[str, Callable[[Record], Any]] = {"hints": lambda config: 0, "hint_lambda": lambda config: 1.0}
 LATER_FIELDS: dict[str, dict[str, Callable[[Record], Any]]] = {
-    "p3o": {**_LATER, "keep_ess": lambda config: 0.0, "pull": lambda config: "ess", "ess": lambda config: "minibatch"},
-    "ppo": {**_LATER, "objective": lambda config: "clip", "target_kl": lambda config: 0.01},
+    "p3o": {
+        **_LATER,
+        **_HINTS,
+        "keep_ess": lambda config: 0.0,
+        "pull": lambda config: "ess",
+        "ess": lambda config: "minibatch",
+    },
+    "ppo": {**_LATER, **_HINTS, "objective": lambda config: "clip", "target_kl": lambda config: 0.01},
     # What SB3 itself has, which nothing had asked to be otherwise.
     "sb3-ppo": {"discount": lambda config: 0.99, "lambda_": lambda config: 0.95, "clip": lambda config: 0.2},
 }

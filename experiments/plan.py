@@ -62,12 +62,16 @@ def make(
     own = share(config, processes.count())
     counts = {"replay": (config.replay, "older rollouts"), "lag": (config.lag, "iterations")}
     counts |= {"warm-up": (config.warm_up, "iterations")} if isinstance(config, AlternatingConfig) else {}
+    hints = getattr(config, "hints", 0)
+    counts |= {"hints": (hints, "environments of a group")}
     for name, (count, of) in (counts | {"save-replay": (save_replay, "rollouts")}).items():
         if count < 0:
             raise UsageError(f"--{name} {count}: must be 0 or more {of}")
     check_seeds(seeds)
     check_numbers(config, sweep)
     probe = envs.make(env_id, 1, backend=backend)  # refuses what cannot be had, before a folder is made
+    if hints:
+        check_hints(env_id, own, backend)
     resolved_backend, episode, dimensions = probe.backend, probe.max_episode_steps, (probe.obs_dim, probe.act_dim)
     older = getattr(config, "replay_from", "")
     file = old_data.check(older, probe, config) if older else 0
@@ -124,10 +128,18 @@ def share(config: Any, count: int) -> Any:
     return dataclasses.replace(config, **{name: total // count for name, total in shared.items()})
 
 
+def check_hints(env_id: str, config: Any, backend: str) -> None:
+    """Raises UsageError unless one process's environments can be given hints in groups of `config.hints`."""
+    if config.replay:
+        raise UsageError(f"--hints {config.hints} --replay {config.replay}: replayed steps are not marked; --replay 0")
+    envs.make_hinted(env_id, config.num_envs, config.hints, backend=backend).close()
+
+
 # What a number must be, where not every finite one will do.
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "behavior_temperature": (lambda x: x > 0.0, "above 0"),
     "replayed_updates": (lambda x: 0.0 <= x <= 20.0, "from 0 to 20"),
+    "hint_lambda": (lambda x: x >= 0.0, "0 or more"),
     "keep_ess": (lambda x: 0.0 <= x < 1.0, "from 0 to below 1"),
     "target_kl": (lambda x: x > 0.0, "above 0"),
     "temperature": (lambda x: x > 0.0, "above 0"),

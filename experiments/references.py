@@ -44,6 +44,7 @@ REFERENCES: dict[str, Reference] = {
     "ess/CartPoleSwingUp-v0": Reference(5.371, 0.94),  # torch
     "ess/Acrobot-v0": Reference(-500, 0),  # torch
     "ess/TwoLinkArm-v0": Reference(-83.8, 3.6),  # torch
+    "ess/TwoLinkArmSparse-v0": Reference(0.06, 0.02),  # torch
     "ess/LQR-v0": Reference(-10470, 1200),  # torch
     "Ant-v5": Reference(-68.34, 11),  # envpool
     "HalfCheetah-v5": Reference(-287.5, 8.8, 6312.6, _PPO_1M),  # envpool

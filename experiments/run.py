@@ -15,6 +15,7 @@ import dataclasses
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +194,9 @@ def follow() -> None:
 def _parts(config: Record) -> tuple[Population, VectorEnv, Replay]:
     """The untrained population of a run, its environments and its replay: this process's share of them."""
     population, agent_config = restore_population(config)
-    env = envs.make(
+    hints = getattr(agent_config, "hints", 0)
+    make = partial(envs.make_hinted, group=hints) if hints else envs.make
+    env = make(
         config["env"], population.size * agent_config.num_envs, backend=config["backend"], device=config["device"]
     )
     capacity = past.rollouts_kept(config) * agent_config.rollout

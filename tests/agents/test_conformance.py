@@ -62,7 +62,10 @@ def prepared(population: Population, rollout: Transitions) -> dict[str, Tensor]:
         one = torch.tensor(1)
         obs, action = 2.0 + 3.0 * random.normal(one, (40, OBS)), 0.5 * random.normal(one, (40, ACT))
         population.demonstrations = {"obs": obs, "action": action}
-    return population.prepare(rollout) | loop.demonstrated(population, T * N, 0)
+    data = population.prepare(rollout) | loop.demonstrated(population, T * N, 0)
+    if getattr(population.agent.config, "hints", 0):
+        data["hinted"] = rollout.obs[..., 0].transpose(0, 1).flatten(1) > 2.0  # some half of all
+    return data
 
 
 def indices(updates: int) -> list[Tensor]:
@@ -203,6 +206,8 @@ def has(name: str, field: str) -> bool:
 def test_members_can_differ_in_every_float_of_the_config(name: str, field: str):
     # A high learning rate, so that ratios leave the clip range, and a gradient beyond max_grad_norm.
     objective: dict[str, Any] = {"objective": "kl"} if field == "target_kl" else {}
+    if field == "hint_lambda":
+        objective = {"hints": 1}
     if name == "chord":  # at half of training neither at the peak nor at the valley
         objective = {"mu_warm_up": 0.2, "mu_decay": 0.9, "mu_peak": 0.5}
     agent = build(name, learning_rate=0.05, max_grad_norm=0.1, **objective)

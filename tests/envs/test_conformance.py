@@ -28,7 +28,7 @@ if importlib.util.find_spec("mujoco_warp") is not None:  # the others in `test_m
 
 CLOCKS = {"Pendulum-v1": 200, "MountainCarContinuous-v0": 999, "Reacher-v5": 50, "Pusher-v5": 100}  # the others: 1000
 CLOCKS |= {"ess/MountainCarContinuousSparse-v0": 999, "ess/CartPole-v0": 500, "ess/CartPoleSwingUp-v0": 500}
-CLOCKS |= {"ess/Acrobot-v0": 500, "ess/TwoLinkArm-v0": 100, "ess/LQR-v0": 200}
+CLOCKS |= {"ess/Acrobot-v0": 500, "ess/TwoLinkArm-v0": 100, "ess/TwoLinkArmSparse-v0": 100, "ess/LQR-v0": 200}
 NEVER_TERMINATE = {"Pendulum-v1", "HalfCheetah-v5", "HumanoidStandup-v5", "Pusher-v5", "Reacher-v5", "Swimmer-v5"}
 NEVER_TERMINATE |= {"ess/TwoLinkArm-v0", "ess/LQR-v0"}
 

@@ -84,7 +84,7 @@ class TestChoice:
         assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
     def test_every_task_of_the_list_is_registered(self) -> None:
-        assert len(envs.ENVS) == 19
+        assert len(envs.ENVS) == 20
         for env_id, entry in envs.ENVS.items():
             assert "gymnasium" in envs.backends_of(env_id)
             assert entry.description

@@ -6,6 +6,7 @@ branch on it, to copy it, fails on them; so what the GPU would be asked is teste
 
 import copy
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 import envs
 from agents import AGENTS
+from envs.hinted import HintedVectorEnv
 from envs.torch_vector import TorchVectorEnv
 from ess_rl import loop
 from ess_rl.contract import InTurns, Step
@@ -55,7 +57,9 @@ def parts(agent: str, env_id: str, device: torch.device, members: int = 2, **set
     config = AGENTS[agent].config(hidden=(8,), num_envs=N, rollout=T, epochs=2, minibatch=8, **settings)
     entry = envs.ENVS[env_id]
     assert entry.dynamics is not None
-    env = TorchVectorEnv(env_id, entry.dynamics(), members * N, device)
+    hints, clock = settings.get("hints", 0), {"max_episode_steps": 3 * T} if settings.get("hints") else {}
+    make: Any = partial(HintedVectorEnv, group=hints, **clock) if hints else TorchVectorEnv
+    env = make(env_id, entry.dynamics(), members * N, device)
     population = Population(AGENTS[agent].agent(config, env.obs_dim, env.act_dim), range(members), device=device)
     if agent == "chord":
         obs, action = torch.ones(5, env.obs_dim, device=device), torch.ones(5, env.act_dim, device=device)
@@ -80,6 +84,8 @@ def parts(agent: str, env_id: str, device: torch.device, members: int = 2, **set
         ("tba", "Pendulum-v1", {"replay": 1}),
         ("tba", "Pendulum-v1", {"reference": "initial", "segment_length": 5}),
         ("tba", "Pendulum-v1", {"reference": "uniform", "lag": 1}),
+        ("p3o", "ess/MountainCarContinuousSparse-v0", {"hints": 2}),
+        ("ppo", "ess/TwoLinkArmSparse-v0", {"hints": 4}),
         ("chord", "Pendulum-v1", {"phi": "mass", "replay": 1}),
         ("p3o", "Pendulum-v1", {"lag": 2, "rollout_precision": "fp8", "cap": 0.5, "pull": 0.0, "behavior_kl": "k3"}),
     ],

@@ -154,6 +154,12 @@ def test_bad_values_are_refused_before_anything_is_written(tmp_path: Path) -> No
     assert "--behavior-temperature 0: must be above 0" in no(*train, "--behavior-temperature", "1", "0")
     assert "--keep-ess 1.1: must be from 0 to below 1" in no(*train, "--keep-ess", "1.1")
     assert "backend" in no(*train, "--backend", "envpool")
+    assert "Pendulum-v1 has no hint states to start from; those that can" in no(*train, "--hints", "8")
+    car = ["train", "ppo", "--env", "ess/MountainCarContinuousSparse-v0", "--out", "run", "--compile", "off"]
+    assert "groups of 5 for hints do not divide 16 environments" in no(*car, "--hints", "5")
+    assert "--hints 8 --replay 2: replayed steps are not marked" in no(*car, "--hints", "8", "--replay", "2")
+    assert "--hints -1: must be 0 or more" in no(*car, "--hints", "-1")
+    assert "--hint-lambda -1: must be 0 or more" in no(*car, "--hint-lambda", "-1")
     assert not list(tmp_path.iterdir())
 
 
