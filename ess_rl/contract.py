@@ -17,7 +17,6 @@ Draw = Literal["uniform", "recency", "ess"]
 Precision = Literal["fp32", "bf16", "fp16", "fp8"]
 State = dict[str, Tree]  # all that an agent knows: parameters, optimizer, statistics, hyperparameters
 BeginEpoch = Callable[[State, dict[str, Tensor]], State]
-Refresh = Callable[[State, Transitions], dict[str, Tensor]]
 Prepare = Callable[[State, Transitions], dict[str, Tensor]]
 Metrics = dict[str, Tensor]  # 0-dim tensors, left on their device until somebody logs
 
@@ -180,7 +179,7 @@ class Agent(Protocol):
         ...
 
     @property
-    def refresh(self) -> Refresh | None:
+    def refresh(self) -> Prepare | None:
         """At the beginning of each epoch but an iteration's first: what of `prepare`'s samples is made anew, if any is.
 
         (state, rollout) -> some of what `prepare` gives. For what needs whole segments and the policy as it is by then;

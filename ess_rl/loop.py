@@ -108,10 +108,10 @@ def collect(
                 world.truncated[t - 1] = step.truncated.view(shape[1:])
                 world.next_obs[t - 1] = step.next_obs.view(world.obs.shape[1:])
                 now[k] = step.obs
-            if t < steps and hinted is not None:
-                assert isinstance(env, StartsFromHints)
-                hinted[t] = env.hinted.view(hinted.shape[1:])  # before the step, which may begin another episode
             if t < steps:
+                if hinted is not None:
+                    assert isinstance(env, StartsFromHints)
+                    hinted[t] = env.hinted.view(hinted.shape[1:])  # before the step, which may begin another episode
                 world.obs[t] = now[k].view(world.obs.shape[1:])  # before the step, should it write over what it gave
                 behavior, action = act(world.obs[t].to(device, non_blocking=True), noises[k][t])
                 part.send(action.flatten(0, 1).to(env.device))

@@ -172,14 +172,19 @@ def ppo_clip(
     Source: Schulman et al. 2017 (arXiv 1707.06347), Eq. 7. Metrics: `ess` of the same batch (not used by the
     loss), `clipped_fraction` (|rho - 1| > clip), `log_ratio_max`; all 0-dim.
     """
-    log_ratio = log_prob - behavior_log_prob.detach()
+    return _clipped_about(1.0, log_prob - behavior_log_prob.detach(), advantage.detach(), clip)
+
+
+def _clipped_about(
+    center: float | Tensor, log_ratio: Tensor, advantage: Tensor, clip: float | Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The clipped surrogate with its range about `center`, and the metrics of `ppo_clip`."""
     ratio = torch.exp(log_ratio)
-    clipped = ratio.clamp(min=1.0 - clip).clamp(max=1.0 + clip)
-    advantage = advantage.detach()
+    clipped = ratio.clamp(min=center - clip).clamp(max=center + clip)
     loss = -torch.minimum(ratio * advantage, clipped * advantage).mean()
     return loss, {
         "ess": effective_sample_size(log_ratio),
-        "clipped_fraction": ((ratio - 1.0).abs() > clip).to(ratio.dtype).mean().detach(),
+        "clipped_fraction": ((ratio - center).abs() > clip).to(ratio.dtype).mean().detach(),
         "log_ratio_max": largest(log_ratio.detach().max()),
         "weight": torch.where(ratio * advantage <= clipped * advantage, ratio, 0.0).detach(),
     }
@@ -216,17 +221,8 @@ def ppo_generalized(
     over: its choice of how many older policies to learn from, and its learning rate led by the total variation.
     Metrics: `ess` of rho, `clipped_fraction` (|rho - center| > clip), `log_ratio_max` of rho, `weight`.
     """
-    log_ratio = log_prob - behavior_log_prob.detach()
-    ratio, center = torch.exp(log_ratio), torch.exp(proximal_log_prob - behavior_log_prob).detach()
-    clipped = torch.minimum(torch.maximum(ratio, center - clip), center + clip)
-    advantage = advantage.detach()
-    loss = -torch.minimum(ratio * advantage, clipped * advantage).mean()
-    return loss, {
-        "ess": effective_sample_size(log_ratio),
-        "clipped_fraction": ((ratio - center).abs() > clip).to(ratio.dtype).mean().detach(),
-        "log_ratio_max": largest(log_ratio.detach().max()),
-        "weight": torch.where(ratio * advantage <= clipped * advantage, ratio, 0.0).detach(),
-    }
+    center = torch.exp(proximal_log_prob - behavior_log_prob).detach()
+    return _clipped_about(center, log_prob - behavior_log_prob.detach(), advantage.detach(), clip)
 
 
 def ppo_variance(
@@ -242,19 +238,10 @@ def ppo_variance(
     bound and dual step is ours (the rule that leads `coefficient` is with the agent). Metrics: `ess`,
     `ratio_variance`, `coefficient`, `log_ratio_max`, `weight` (of the first term).
     """
-    log_ratio = log_prob - behavior_log_prob.detach()
-    ratio = torch.exp(log_ratio)
-    variance = (ratio - 1.0).square().mean()
-    scale = coefficient if isinstance(coefficient, Tensor) else torch.full_like(variance.detach(), coefficient)
-    loss = -(ratio * advantage.detach()).mean() + scale * variance
-    log_ratio = log_ratio.detach()
-    return loss, {
-        "ess": effective_sample_size(log_ratio),
-        "ratio_variance": variance.detach(),
-        "coefficient": scale,
-        "log_ratio_max": largest(log_ratio.max()),
-        "weight": ratio.detach(),
-    }
+    penalty = (torch.exp(log_prob - behavior_log_prob.detach()) - 1.0).square()
+    loss, metrics = ppo_kl(log_prob, behavior_log_prob, advantage, penalty, kl_coef=coefficient)
+    named = {"ratio_variance": penalty.mean().detach(), "coefficient": metrics.pop("kl_coef")}
+    return loss, metrics | named
 
 
 def ppo_band(

@@ -7,7 +7,7 @@ a loop tensors go from call to call without being looked at. With one agent of 1
 takes about two thirds of what torch.compile's takes, and acting a third.
 
 The price: Inductor is called where torch.compile calls it, below Dynamo and AOTAutograd, by names that torch does not
-promise to keep. They have been there since torch 2.5; should one go, compiling fails loudly, and `--compile off` runs.
+promise to keep. Tried with torch 2.13; should one go, compiling fails loudly, and `--compile off` runs.
 """
 
 from __future__ import annotations

@@ -63,23 +63,26 @@ CLASSIC = (
     "ess/TwoLinkArm-v0",
     "ess/LQR-v0",
 )
-# Data sets of our own runs (suite mujoco), and how each level is recorded.
-OFFLINE = {"halfcheetah": "HalfCheetah-v5", "hopper": "Hopper-v5", "walker2d": "Walker2d-v5"}
-LEVELS = {
-    "medium": "--checkpoint 300000 --steps 1000000",
-    "medium-replay": "--checkpoint 50000 100000 150000 200000 250000 300000 --steps 300000",
-    "medium-expert": "--checkpoint 300000 1000000 --steps 2000000",
+# Data sets of our own runs (suite mujoco): their env, and how they are recorded.
+DATA_SETS = {
+    f"ess/{name}/{level}-v0": (env, options)
+    for name, env in {"halfcheetah": "HalfCheetah-v5", "hopper": "Hopper-v5", "walker2d": "Walker2d-v5"}.items()
+    for level, options in {
+        "medium": "--checkpoint 300000 --steps 1000000",
+        "medium-replay": "--checkpoint 50000 100000 150000 200000 250000 300000 --steps 300000",
+        "medium-expert": "--checkpoint 300000 1000000 --steps 2000000",
+    }.items()
 }
 OFFLINE_AGENTS = ("bc", "awac", "iql", "td3_bc", "p3o_offline")
 
 
 def how_to_record(dataset: str) -> str:
     """The command that records a data set; RUN is a run of a million steps on its env."""
-    for name, env in OFFLINE.items():
-        for level, options in LEVELS.items():
-            if dataset == f"ess/{name}/{level}-v0":
-                return f"ess-rl dataset record RUN --id {dataset} {options}, RUN a finished run on {env}"
-    return f"ess-rl dataset record RUN --id {dataset}"
+    command = f"ess-rl dataset record RUN --id {dataset}"
+    if dataset not in DATA_SETS:
+        return command
+    env, options = DATA_SETS[dataset]
+    return f"{command} {options}, RUN a finished run on {env}"
 
 
 SMALL = {"num_envs": 4, "rollout": 64, "epochs": 2, "minibatch": 64, "hidden": (8, 8)}
@@ -106,9 +109,8 @@ SUITES: dict[str, tuple[Job, ...]] = {
     # Five agents on nine data sets, which must have been recorded. Tables of others are of a million updates: this is a
     # tenth, and takes days on two cores.
     "offline": tuple(
-        Job(agent, env, dataset=f"ess/{name}/{level}-v0", steps=100_000)
-        for name, env in OFFLINE.items()
-        for level in LEVELS
+        Job(agent, env, dataset=dataset, steps=100_000)
+        for dataset, (env, _) in DATA_SETS.items()
         for agent in OFFLINE_AGENTS
     ),
 }

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from experiments import references, statistics
-from experiments.studies.study import Difference, Finals, Outcome, Study, Verdict, picture
+from experiments.studies.study import Finals, Outcome, Study, Verdict, difference, interval, picture
 from experiments.suites import SMALL, SMOKE, Job
 
 TASKS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5")
@@ -59,16 +59,6 @@ def _table(outcome: Outcome) -> dict[int, dict[str, Finals]]:
     return {lag: {name: np.stack(of, axis=1) for name, of in rows.items()} for lag, rows in columns.items()}
 
 
-def _difference(one: Finals, other: Finals) -> Difference:
-    """Of IQMs over seeds and tasks, in hundredths of the way to the reference."""
-
-    def estimator(x: Finals, y: Finals) -> Finals:
-        return np.asarray(100.0 * (statistics.iqm(x) - statistics.iqm(y)))
-
-    low, high = statistics.bootstrap_interval_of_two(one, other, estimator, np.random.default_rng(0))
-    return Difference(float(estimator(one, other)), float(low), float(high))
-
-
 def judge(outcome: Outcome) -> Verdict:
     sentences, above, below = [], [], []
     table = _table(outcome)
@@ -78,7 +68,7 @@ def judge(outcome: Outcome) -> Verdict:
         for name, scores in table[lag].items():
             if name == "P3O":
                 continue
-            d = _difference(scores, p3o)
+            d = difference(100.0 * scores, 100.0 * p3o)
             sentences.append(f"lag {lag}: {name} less P3O, in hundredths: {d}")
             above += [f"{name} at lag {lag}"] if d.low > 0.0 else []
             below += [name] if d.high < 0.0 and lag == max(table) else []
@@ -94,18 +84,13 @@ def draw(outcome: Outcome, path: Path) -> None:
     with picture(path) as axis:
         for shift, lag in enumerate(sorted(table)):
             names = list(table[lag])
-            rows = np.array([_interval(scores) for scores in table[lag].values()])
+            rows = np.array([interval(scores) for scores in table[lag].values()])
             places = np.array([list(METHODS).index(name) for name in names]) + 0.22 * (shift - 1)
             errors = np.stack([rows[:, 0] - rows[:, 1], rows[:, 2] - rows[:, 0]])
             axis.errorbar(rows[:, 0], places, xerr=errors, fmt="o", capsize=2, markersize=4, label=f"lag {lag}")
         axis.set_yticks(range(len(METHODS)), list(METHODS))
         axis.invert_yaxis()
         axis.set(xlabel="normalized final return over the tasks (IQM, 95 % interval)")
-
-
-def _interval(scores: Finals) -> tuple[float, float, float]:
-    low, high = statistics.bootstrap_interval(scores, statistics.iqm, np.random.default_rng(0))
-    return float(statistics.iqm(scores)), float(low), float(high)
 
 
 STUDY = Study(

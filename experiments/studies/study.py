@@ -62,8 +62,8 @@ class Difference:
 
 
 def difference(one: Finals, other: Finals) -> Difference:
-    """Of IQMs. Raises UsageError for fewer than two seeds."""
-    x, y = one[:, None], other[:, None]
+    """Of IQMs over the seeds [seeds], or the seeds and tasks [seeds, tasks]. UsageError for fewer than two seeds."""
+    x, y = _by_task(one), _by_task(other)
 
     def estimator(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.asarray(statistics.iqm(x) - statistics.iqm(y))
@@ -191,13 +191,14 @@ def _as_json(x: Any) -> Any:
 
 
 def interval(finals: Finals) -> tuple[float, float, float]:
-    """IQM and the ends of its 95 % interval."""
-    low, high = statistics.bootstrap_interval(finals[:, None], statistics.iqm, np.random.default_rng(0))
-    return _iqm(finals), float(low), float(high)
+    """IQM of [seeds] or [seeds, tasks], and the ends of its 95 % interval."""
+    scores = _by_task(finals)
+    low, high = statistics.bootstrap_interval(scores, statistics.iqm, np.random.default_rng(0))
+    return float(statistics.iqm(scores)), float(low), float(high)
 
 
-def _iqm(finals: Finals) -> float:
-    return float(statistics.iqm(finals[:, None]))
+def _by_task(finals: Finals) -> Finals:
+    return finals.reshape(len(finals), -1)
 
 
 def find(studies: Mapping[str, Study], name: str) -> Study:
