@@ -91,7 +91,6 @@ class Series(NamedTuple):
     """What runs share that differ in their seeds alone: a row of a comparison, and a line of a picture."""
 
     task: Task
-    label: str  # the agent, and what was swept in its run
     method: Method
 
 
@@ -203,8 +202,10 @@ def read_run(root: Path, path: Path) -> Run:
 
 def series(config: Record) -> dict[Series, list[int]]:
     """The members of a run by everything but the seed -> their indices."""
-    task = _task(config)
-    return {Series(task, label, method_of(config, group[0])): group for label, group in records.groups(config).items()}
+    found: dict[Series, list[int]] = {}
+    for member in range(len(config["seeds"])):
+        found.setdefault(Series(_task(config), method_of(config, member)), []).append(member)
+    return found
 
 
 def method_of(config: Record, member: int) -> Method:
@@ -227,7 +228,8 @@ def full_settings(config: Record) -> Record:
 def name_methods(methods: Iterable[Method]) -> tuple[dict[Method, str], dict[str, list[str]]]:
     """A short name for each method, and for each agent with several of them the settings in which they differ.
 
-    One method: the agent's name. Up to two settings that differ: they follow it. More: a letter, explained by a table.
+    The agent's name, and what sets the method apart: settings with another value than most methods of the agent have,
+    or all that differ where no value is that of most. More than two such settings: a letter, explained by a table.
     """
     agents: dict[str, list[Method]] = {}
     for method in sorted(methods):
@@ -235,15 +237,16 @@ def name_methods(methods: Iterable[Method]) -> tuple[dict[Method, str], dict[str
     labels: dict[Method, str] = {}
     differing: dict[str, list[str]] = {}
     for agent, those in agents.items():
-        if len(those) == 1:
-            labels[those[0]] = agent
-            continue
-        names = sorted({name for method in those for name, _ in method.settings})
-        names = [name for name in names if len({dict(method.settings).get(name) for method in those}) > 1]
-        differing[agent] = names
-        for number, method in enumerate(those):
-            values = ", ".join(f"{name.rstrip('_')} {show(method, name)}" for name in names)
-            labels[method] = f"{agent} {values}" if len(names) <= 2 else f"{agent} ({_letters(number)})"
+        settings = [dict(method.settings) for method in those]
+        names = sorted({name for one in settings for name in one})
+        names = [name for name in names if len({one.get(name) for one in settings}) > 1]
+        if names:
+            differing[agent] = names
+        for number, (method, one) in enumerate(zip(those, settings, strict=True)):
+            alike = {name: sum(other.get(name) == one.get(name) for other in settings) for name in names}
+            apart = [name for name in names if 2 * alike[name] <= len(those)]
+            words = ", ".join(f"{name.rstrip('_')} {show(method, name)}" for name in apart)
+            labels[method] = f"{agent} ({_letters(number)})" if len(apart) > 2 else f"{agent} {words}".rstrip()
     return labels, differing
 
 

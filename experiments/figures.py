@@ -90,9 +90,10 @@ def learning_curves(runs: Sequence[Path], out: Path) -> None:
     for one in curves:
         for series, group in collection.series(one.config).items():  # a run that goes on has not all its steps yet
             found.setdefault((series, tuple(one.env_steps)), []).append((one, group))
-    for ((task, label, _), steps), parts in found.items():
+    labels, _ = collection.name_methods({series.method for series, _ in found})
+    for ((task, method), steps), parts in found.items():
         color, count = next(colors), sum(len(group) for _, group in parts)
-        label += f", {task.backend}" * (len(backends) > 1)
+        label = labels[method] + f", {task.backend}" * (len(backends) > 1)
         for axis, (name, _) in zip(axes, PANELS, strict=True):
             values = np.concatenate([one.values[name][:, group] for one, group in parts], axis=1)
             whole = ~np.isnan(values).any(1)

@@ -51,7 +51,7 @@ def summary(folder: Path, result: Record) -> str:
 def comparison(runs: Sequence[Path]) -> str:
     """A row for each method on a task: IQM of the final return with a bootstrap 95 % interval, mean, extremes, speed.
 
-    Runs that differ in their seeds alone are one row over all seeds.
+    Runs that differ in their seeds alone are one row over all seeds. Methods named by letters are explained below it.
 
     Raises:
         UsageError: no run, or two of them with a seed in common.
@@ -79,7 +79,9 @@ def comparison(runs: Sequence[Path]) -> str:
             found.setdefault(series, []).append((result, group))
     units = {series.task.unit for series in found}
     rows = [[" or ".join(sorted(units)) if name == "env steps" else name for name in head]]
-    for (task, label, _), parts in found.items():
+    labels, differing = collection.name_methods({series.method for series in found})
+    for (task, method), parts in found.items():
+        label = labels[method]
         finals = [result["final_return"][member] for result, group in parts for member in group]
         trainings = [result["training_return"][member] for result, group in parts for member in group]
         speed = np.mean([result["steps_per_second"] for result, _ in parts])
@@ -101,7 +103,9 @@ def comparison(runs: Sequence[Path]) -> str:
             f"{statistics.iqm(scores):.0f}", interval, f"{np.mean(finals):.0f}", f"{min(finals):.0f}",
             f"{max(finals):.0f}", training, f"{speed:,.0f}",
         ])  # fmt: skip
-    return table(rows)
+    lettered = [agent for agent in differing if any(label.startswith(f"{agent} (") for label in labels.values())]
+    keys = [table(report_text.settings_table(labels, agent, differing[agent])) for agent in lettered]
+    return "\n\n".join([table(rows), *keys])
 
 
 def write(root: Path, out: Path | None = None) -> str:

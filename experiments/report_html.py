@@ -95,7 +95,7 @@ def _scores(report: Report, series: dict[str, int]) -> str:
         body += [_score_line(row, summary, scales[task.env], series[row.label]) for row, summary, _ in rows]
     tables = [_scroll("Scores", _head([*head, "backend", "wall time"]), "".join(body))]
     for agent, names in report.found.differing.items():
-        cells = report_text.settings_table(report.found, agent, names)
+        cells = report_text.settings_table(report.found.labels, agent, names)
         tables.append(f"<h3>Settings in which runs of {escape(agent)} differ</h3>")
         tables.append(_scroll(f"Settings of {agent}", _head(cells[0]), _lines(cells[1:], series)))
     return "".join([

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from experiments import aggregates, collection, records, references
 from experiments.aggregates import Estimate
-from experiments.collection import Collection, Row, Run
+from experiments.collection import Collection, Method, Row, Run
 from experiments.report_data import GroupReport, Report, Summary
 
 
@@ -64,7 +64,10 @@ def markdown(report: Report) -> str:
         [*cells, wall_time(row)] for cells, row in zip(body, report.found.rows, strict=True)
     )])]  # fmt: skip
     for agent, names in report.found.differing.items():
-        parts += [f"Settings in which runs of {agent} differ:", table(settings_table(report.found, agent, names))]
+        parts += [
+            f"Settings in which runs of {agent} differ:",
+            table(settings_table(report.found.labels, agent, names)),
+        ]
     for one in report.groups:
         parts += _markdown_group(one)
     parts += ["## Runs", table(runs_table(report))]
@@ -122,10 +125,10 @@ def scores_csv(report: Report) -> str:
     return text.getvalue()
 
 
-def settings_table(found: Collection, agent: str, names: Sequence[str]) -> list[list[str]]:
+def settings_table(labels: Mapping[Method, str], agent: str, names: Sequence[str]) -> list[list[str]]:
     """Rows of a table: what tells the methods of one agent apart."""
-    methods = [method for method in found.labels if method.agent == agent]
-    body = [[found.labels[method], *(collection.show(method, name) for name in names)] for method in methods]
+    methods = [method for method in labels if method.agent == agent]
+    body = [[labels[method], *(collection.show(method, name) for name in names)] for method in methods]
     return [["agent", *(name.rstrip("_") for name in names)], *body]
 
 

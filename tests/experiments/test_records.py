@@ -37,13 +37,13 @@ def test_training_return_by_hand() -> None:
     assert training_return(rows) == [7.5, None]
 
 
-def write_run(folder: Path, seeds: list[int], finals: list[float], backend: str = "torch") -> Path:
-    """Two settings, each with these seeds."""
+def write_run(folder: Path, seeds: list[int], finals: list[float], backend: str = "torch", **settings: Any) -> Path:
+    """Two learning rates, each with these seeds."""
     task = {"agent": "p3o", "env": "Pendulum-v1", "backend": backend, "seeds": seeds * 2}
     task["sweep"] = {"learning_rate": [1e-3] * len(seeds) + [1e-4] * len(seeds)}
     folder.mkdir()
     rest = {"format": records.FORMAT, "steps": 1000, "episodes": 2, "device": "cpu", "compiled": False}
-    records.write_json(folder / "config.json", {**task, **rest, "config": {"learning_rate": 1.0}})
+    records.write_json(folder / "config.json", {**task, **rest, "config": {"learning_rate": 1.0, **settings}})
     returns = {"final_return": finals, "training_return": [1.0] * len(seeds) + [None] * len(seeds)}
     records.write_json(folder / "result.json", {**task, **returns, "env_steps": 1000, "steps_per_second": 10.0})
     return folder
@@ -71,6 +71,16 @@ def test_runs_that_differ_in_their_seeds_alone_are_one_row(tmp_path: Path) -> No
         report.comparison([first, first])
     elsewhere = write_run(tmp_path / "c", [0, 1], [1.0, 3.0, 10.0, 10.0], "gymnasium")
     assert len(report.comparison([first, elsewhere]).splitlines()) == 6
+
+
+def test_methods_named_by_letters_are_explained_below_the_table(tmp_path: Path) -> None:
+    first = write_run(tmp_path / "a", [0], [1.0, 2.0])
+    second = write_run(tmp_path / "b", [0], [3.0, 4.0], clip=0.1, rollout=256)  # three settings apart, of four methods
+    scores, letters = report.comparison([first, second]).split("\n\n")
+    assert [row.split("|")[2].strip() for row in scores.splitlines()[2:]] == [f"p3o ({x})" for x in "dcba"]
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in letters.splitlines()]
+    assert rows[0] == ["agent", "clip", "learning_rate", "rollout"]
+    assert rows[2] == ["p3o (a)", "0.1", "0.0001", "256"] and rows[5] == ["p3o (d)", "-", "0.001", "-"]
 
 
 def test_a_picture_draws_them_as_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

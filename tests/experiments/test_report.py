@@ -257,9 +257,16 @@ def test_methods_that_differ_in_much_get_letters_and_a_table(tmp_path: Path) -> 
     make_run(tmp_path / "b", settings={"clip": 0.1, "rollout": 256, "hidden": [8], "new": None})
     found = collection.collect(tmp_path)
     assert sorted(found.labels.values()) == ["ppo (a)", "ppo (b)"]
-    table = report_text.settings_table(found, "ppo", found.differing["ppo"])
+    table = report_text.settings_table(found.labels, "ppo", found.differing["ppo"])
     assert table[0] == ["agent", "clip", "hidden", "new", "rollout"]
     assert sorted(row[1:] for row in table[1:]) == [["0.1", "8", "None", "256"], ["0.2", "64 64", "-", "128"]]
+
+
+def test_a_method_is_named_by_what_sets_it_apart_from_most(tmp_path: Path) -> None:
+    make_run(tmp_path / "a")
+    make_run(tmp_path / "b", settings={"clip": 0.1})
+    make_run(tmp_path / "c", settings={"rollout": 256, "hidden": [8]})
+    assert set(collection.collect(tmp_path).labels.values()) == {"ppo", "ppo clip 0.1", "ppo hidden 8, rollout 256"}
 
 
 def test_runs_of_earlier_versions_are_the_same_method(tmp_path: Path) -> None:
