@@ -175,7 +175,10 @@ def _connected(address: str | None) -> Any:
         ray: Any = importlib.import_module("ray")
     except ImportError:
         raise UsageError("--on ray needs Ray: pip install 'ess-rl[ray]'") from None
-    here = f"on this machine, first: 'ray start --address={address}' (with --num-cpus 0 it only watches)"
+    here = (
+        f"on this machine, first: 'ray start --address={address}' (with --num-cpus 0 it only watches); "
+        "a cluster with a token wants the same one here, as RAY_AUTH_TOKEN"
+    )
     if address not in (None, "auto", "local"):
         _reach(str(address))
     # Of a cluster that begins here: by default its workers give way to whatever else the machine does.
