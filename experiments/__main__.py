@@ -394,8 +394,9 @@ def main() -> None:
             return
         if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun began this process, and others
             _together(arguments)
-        else:
-            _run(arguments)
+            sys.stdout.flush()
+            os._exit(0)  # all is written; Gloo's threads, seldom and under load, abort a process that ends beside them
+        _run(arguments)
     except UsageError as error:
         sys.exit(_complain(error, 2))
     except NonFiniteError as error:
