@@ -94,6 +94,21 @@ class StartsFromHints(Protocol):
     def hinted(self) -> Tensor: ...  # [B] bool: the running episode is one of these
 
 
+class Collector(Protocol):
+    """Who collects rollouts beside the loop: one at a time, while the loop learns from the one before."""
+
+    def begin(self, iteration: int, acting: State, starts: Tensor | None) -> None:
+        """Begin the rollout of an iteration, with the policy `acting`, which is copied.
+
+        `starts` [B]: seeds of environments that begin anew; None: they go on from the rollout before.
+        """
+        ...
+
+    def rollout(self) -> Transitions:
+        """Wait for what was begun. -> transitions [T, P, N] on the population's device"""
+        ...
+
+
 class AgentConfig(Protocol):
     """What the loop reads of an agent's Config (a frozen dataclass with a remark for each number).
 

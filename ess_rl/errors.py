@@ -7,3 +7,7 @@ class UsageError(ValueError):
 
 class NonFiniteError(RuntimeError):
     """A reward, an observation or a loss is not a finite number; the text says whose and when."""
+
+
+class LostProcessError(RuntimeError):
+    """Another process of the run is gone; the text says how it ended."""

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ess_rl import processes, random
 from ess_rl.alternate import ReplayedUpdates
-from ess_rl.contract import AgentConfig, AlternatingConfig, InTurns, StartsFromHints, Step, Turn, VectorEnv
+from ess_rl.contract import AgentConfig, AlternatingConfig, Collector, InTurns, StartsFromHints, Step, Turn, VectorEnv
 from ess_rl.errors import NonFiniteError, UsageError
 from ess_rl.ess import effective_sample_size
 from ess_rl.graphs import Graphs, Stopwatch
@@ -149,6 +149,7 @@ def train(
     iterations: int,
     reset_every: int,
     start: int = 0,
+    collector: Collector | None = None,
 ) -> Iterator[Progress]:
     """Iterations `start` + 1 to `iterations` of collecting, learning and observing.
 
@@ -159,6 +160,8 @@ def train(
         env: of population.size * config.num_envs environments; member p's stand together.
         reset_every: iterations between two fresh starts of all environments. An episode cut by one counts as truncated
             at its last step, and not among the episodes that ended. `start` must be a multiple of it.
+        collector: collects each rollout while the one before is learned from, in place of `env`, which then only says
+            what there is; of one process alone, without hints, and with a lag of 1 or more.
     """
     config, device = population.agent.config, population.device
     if replay.capacity < (1 + config.replay) * config.rollout or replay.capacity % config.rollout:
@@ -170,6 +173,8 @@ def train(
         raise ValueError(f"start={start} is not a multiple of reset_every={reset_every}")
     check_minibatch(config)
     _check_hints(config, env)
+    if collector is not None and config.lag < 1:
+        raise ValueError("a collector acts while the policy is learning, with an older one: lag must be 1 or more")
     samples = config.rollout * config.num_envs  # of a rollout, in this process
     graphs, stopwatch = Graphs(device), Stopwatch(device)
     # What the stages below read and write keeps its address, so that their recordings stay true.
@@ -182,9 +187,20 @@ def train(
     fresh = Transitions.empty(shape, env.obs_dim, env.act_dim, device) if replayed else None
     hinted = torch.zeros(shape, dtype=torch.bool, device=device) if isinstance(env, StartsFromHints) else None
 
+    def fresh_starts(iteration: int) -> Tensor | None:
+        """Seeds [B] of environments that begin anew with this iteration."""
+        if iteration % reset_every:
+            return None
+        seeds = random.fold_in(random.fold_in(population.seed, _ENVS), iteration)
+        seeds = env_seeds(seeds, config.num_envs * processes.count()).view(population.size, -1)
+        return processes.share(seeds, 1).flatten()
+
     def collecting() -> tuple[Transitions, dict[str, Tensor]]:
-        rollout, after = collect(population, env, obs, config.rollout, number, hinted)
-        obs.copy_(after)
+        if collector is None:
+            rollout, after = collect(population, env, obs, config.rollout, number, hinted)
+            obs.copy_(after)
+        else:
+            rollout = collector.rollout()
         population.age()
         episodes, return_sum = _episodes(rollout, running, hinted)
         found = {"episodes": episodes, "return_sum": return_sum, "broken": (~_finite(rollout)).long()}
@@ -223,14 +239,19 @@ def train(
         stopwatch.begin()
         number.fill_(iteration)
         state["progress"].fill_(iteration / iterations)
-        if iteration % reset_every == 0:
-            seeds = random.fold_in(random.fold_in(population.seed, _ENVS), iteration)
-            seeds = env_seeds(seeds, config.num_envs * processes.count()).view(population.size, -1)
-            obs.copy_(env.reset(processes.share(seeds, 1).flatten().to(env.device)))
+        starts = fresh_starts(iteration)
+        if starts is not None:
             running.zero_()
+        if collector is None:
+            if starts is not None:
+                obs.copy_(env.reset(starts.to(env.device)))
+        elif iteration == start:
+            collector.begin(iteration, population.behind[0], starts)
         # Of all environments, the step of the torch ones alone can be part of a recording.
-        recordable = env.backend == "torch" and env.device.type == device.type
+        recordable = collector is None and env.backend == "torch" and env.device.type == device.type
         rollout, found = graphs("collect", collecting) if recordable else collecting()
+        if collector is not None and iteration + 1 < iterations:
+            collector.begin(iteration + 1, population.behind[0], fresh_starts(iteration + 1))
         if (iteration + 1) % reset_every == 0:
             rollout.truncated[-1] |= ~rollout.terminated[-1]
         replay.add(rollout)
@@ -380,11 +401,18 @@ def _check_hints(config: AgentConfig, env: VectorEnv) -> None:
         raise UsageError(f"hints {hints} with replay {config.replay}: replayed steps are not marked; use replay 0")
 
 
-def warm_up(population: Population, env: VectorEnv) -> float:
+def warm_up_acting(population: Population, env: VectorEnv, rollout: Transitions) -> None:
+    """Let the population act once, so that what is compiled is compiled now. `rollout` [T, P, N] lends its shapes."""
+    count = len(turns(env, population.agent.config.num_envs))
+    part = rollout.map(lambda x: x[0, :, ::count].contiguous())  # what one call of the policy sees
+    population.act(part.obs, part.action)
+
+
+def warm_up(population: Population, env: VectorEnv, *, acts: bool = True) -> float:
     """Run each of the population's functions on zeros, so that what is compiled is compiled now. -> seconds it took
 
     The state stays as it was. Each runs twice, because what a program gives back may lie in memory otherwise than
-    what it was first given.
+    what it was first given. Without `acts`, all but acting, which is a collector's affair.
     """
     config, began, state = population.agent.config, time.perf_counter(), population.state
     rollout = Transitions.empty(
@@ -393,10 +421,9 @@ def warm_up(population: Population, env: VectorEnv) -> float:
     samples = config.rollout * config.num_envs
     shape = (samples // config.minibatch, population.size, config.minibatch)
     index = torch.zeros(shape, dtype=torch.int64, device=population.device)
-    count = len(turns(env, config.num_envs))
-    part = rollout.map(lambda x: x[0, :, ::count].contiguous())  # what one call of the policy sees
     for _ in range(2):
-        population.act(part.obs, part.action)
+        if acts:
+            warm_up_acting(population, env, rollout)
         data, _ = prepare(population, [rollout])
         data |= demonstrated(population, data["advantage"].shape[1], 0)
         data |= marked(rollout.terminated if isinstance(env, StartsFromHints) else None)

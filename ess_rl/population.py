@@ -111,8 +111,8 @@ class Population:
         self.on_policy = same_time and same_width and config.rollout_precision == "fp32"
         self.state: State = initial_state(agent, self.seed, self.hyper)
         # Older states to act with, the oldest first: [lag] trees of what acting reads, at fixed places.
-        self.behind: list[State] = [tree_map(torch.clone, self._acting()) for _ in range(agent.config.lag)]
-        self._parameters = sum(x[0].numel() for x in tree_leaves(self._acting()))  # of one member, to the order
+        self.behind: list[State] = [tree_map(torch.clone, self.acting()) for _ in range(agent.config.lag)]
+        self._parameters = sum(x[0].numel() for x in tree_leaves(self.acting()))  # of one member, to the order
         # For an agent that imitates, set from outside: "obs" and "action" [M, ...] of someone else, for all members.
         self.demonstrations: dict[str, Tensor] = {}
 
@@ -173,7 +173,7 @@ class Population:
 
     def actor(self) -> Callable[[Tensor, Tensor], tuple[Gaussian, Tensor]]:
         """`act`, with the policy as it is now; for many steps."""
-        inner = self._act.held(self.behind[0] if self.behind else self._acting())
+        inner = self._act.held(self.behind[0] if self.behind else self.acting())
 
         def act(obs: Tensor, noise: Tensor) -> tuple[Gaussian, Tensor]:
             with one_thread():
@@ -191,10 +191,10 @@ class Population:
 
     def age(self) -> None:
         """One iteration has been acted: its policy goes to the others that are behind, and the oldest is forgotten."""
-        for older, newer in zip(self.behind, [*self.behind, self._acting()][1:], strict=True):
+        for older, newer in zip(self.behind, [*self.behind, self.acting()][1:], strict=True):
             tree_map(lambda old, new: old.copy_(new), older, newer)
 
-    def _acting(self) -> State:
+    def acting(self) -> State:
         """What acting reads of the state: all but the optimizer's part."""
         return {name: self.state[name] for name in self.state if name != "optimizer"}
 
@@ -235,7 +235,7 @@ class Population:
 
     def diagnose(self, rollout: Transitions, advantage: Tensor) -> Metrics:
         """How far the present policy has left that of transitions [T, P, N]; advantage [P, T * N]. Metrics are [P]."""
-        return self._diagnose(self._acting(), rollout, advantage)
+        return self._diagnose(self.acting(), rollout, advantage)
 
     def observe(self, rollout: Transitions) -> None:
         """Take transitions [T, P, N] into the running statistics."""

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import tyro
 
-from ess_rl.errors import NonFiniteError, UsageError
+from ess_rl.errors import LostProcessError, NonFiniteError, UsageError
 
 
 def train(arguments: list[str]) -> None:
@@ -63,6 +63,7 @@ def _train_agent(name: str, arguments: list[str]) -> None:
         compiled=chosen.compile,
         checkpoints=chosen.checkpoints,
         save_replay=chosen.save_replay,
+        asynchronous=chosen.asynchronous,
     )
     _finish(folder)
 
@@ -381,7 +382,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 
 
 def main() -> None:
-    """Entry point. A mistake of the user ends in one line and exit status 2, divergence of a run in 3."""
+    """Entry point. A mistake of the user ends in one line and exit status 2, divergence of a run in 3, the loss of
+    another process of it in 4."""
     # Before torch is imported. Its idle threads spin long enough to take the cores that the simulator needs; letting
     # them sleep at once (OMP_WAIT_POLICY=PASSIVE) made updates seven times slower. So they spin for some 0.1 ms.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
@@ -401,6 +403,8 @@ def main() -> None:
         sys.exit(_complain(error, 2))
     except NonFiniteError as error:
         sys.exit(_complain(error, 3))
+    except LostProcessError as error:
+        sys.exit(_complain(error, 4))
     except BrokenPipeError:  # who reads our output has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -296,6 +296,7 @@ def command(config: Record) -> str | None:
         # The smallest number of checkpoints with the recorded distance between them.
         options["checkpoints"] = math.ceil(config["iterations"] / config["reset_every"])
         options |= {"save_replay": config["save_replay"]} if config.get("save_replay") else {}
+        options |= {"async": True} if config.get("asynchronous") else {}
     for name, value in (options | full_settings(config) | sweep).items():
         words += _option(name, value)
     return shlex.join(words)

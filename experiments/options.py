@@ -57,6 +57,8 @@ class RunOptions(Options):
     """a Minari data set: old replay, the same as --replay-from with its name (offline to online); chord imitates it"""
     save_replay: int = 0
     """keep the last so many rollouts in a file, for --replay-from of another run"""
+    asynchronous: Annotated[bool, tyro.conf.arg(name="async")] = False
+    """collect in a process of its own while the agents learn; with --lag 1 or more, and with the same result"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -37,6 +37,7 @@ def make(
     checkpoints: int = 10,
     episodes: int = 20,
     save_replay: int = 0,
+    asynchronous: bool = False,
 ) -> Record:
     """Check a configuration. -> what config.json will hold
 
@@ -49,6 +50,7 @@ def make(
             episodes apart.
         episodes: of the final evaluation, for each member.
         save_replay: how many of the last rollouts to keep in a file.
+        asynchronous: collect in a process of its own while the agents learn.
 
     Raises:
         UsageError: anything in it cannot work.
@@ -91,6 +93,8 @@ def make(
         )
     settings_of = members(seeds, sweep)
     where = device_of(device, resolved_backend)
+    if asynchronous:
+        check_asynchronous(config, where, resolved_backend)
     own_agent = AGENTS[agent].agent(own, *dimensions)
     memory.check(own_agent, own, *dimensions, len(settings_of), where, save_replay, file)
     return {
@@ -107,6 +111,7 @@ def make(
         "reset_every": max(math.ceil(iterations / checkpoints), math.ceil(4 * episode / config.rollout)),
         "episodes": episodes,
         "save_replay": save_replay,
+        "asynchronous": asynchronous,
         "device": where,
         "compiled": compiled_of(compiled),
         "config": dataclasses.asdict(config),
@@ -126,6 +131,18 @@ def share(config: Any, count: int) -> Any:
                 "has an equal share"
             )
     return dataclasses.replace(config, **{name: total // count for name, total in shared.items()})
+
+
+def check_asynchronous(config: Any, device: str, backend: str) -> None:
+    """Raises UsageError where nothing can be collected while the agents learn."""
+    if config.lag < 1:
+        raise UsageError("--async: who collects while the policy learns acts with an older one; give --lag 1 or more")
+    if getattr(config, "hints", 0):
+        raise UsageError("--async --hints: hints are given in the process that learns; leave one of them out")
+    if processes.count() > 1:
+        raise UsageError("--async: not under torchrun, whose processes all collect and learn")
+    if device == "cuda" and backend in ("torch", "warp"):
+        raise UsageError(f"--async: the environments of backend {backend} share the GPU with the agents; leave it out")
 
 
 def check_hints(env_id: str, config: Any, backend: str) -> None:

@@ -26,6 +26,7 @@ import envs
 from agents import AGENTS, OFFLINE_AGENTS
 from envs import minari_env
 from ess_rl import checkpoint, loop, processes
+from ess_rl.asynchronous import ProcessCollector
 from ess_rl.contract import Tree, VectorEnv
 from ess_rl.errors import UsageError
 from ess_rl.offline import OfflinePopulation
@@ -96,17 +97,18 @@ def _carry_on(run: Path, config: Record) -> Record:
         print(old_data.describe(config["config"]["replay_from"], steps, sum(raised)), flush=True)
     if shown:
         print(f"demonstrations: {len(shown['obs']):,} steps of {config['config']['demonstrations']}", flush=True)
-    progress, compile_seconds = _train(config, population, env, replay, iteration, begins_from, shown)
-    del begins_from, shown  # a replay may be large
-    with log(run, config, iteration, rows) as write:
-        for done in progress:
-            trained += sum(done.seconds.values())
-            row = _row(done, trained)
-            if done.iteration == 1 and raised is not None:
-                row["behavior_std_raised"] = raised
-            write(row)
-            if _is_checkpoint(config, done):
-                _save(run, config, population, replay, done)
+    with _collector(config, population, env, iteration) as collector:
+        progress, compile_seconds = _train(config, population, env, replay, iteration, begins_from, shown, collector)
+        del begins_from, shown  # a replay may be large
+        with log(run, config, iteration, rows) as write:
+            for done in progress:
+                trained += sum(done.seconds.values())
+                row = _row(done, trained)
+                if done.iteration == 1 and raised is not None:
+                    row["behavior_std_raised"] = raised
+                write(row)
+                if _is_checkpoint(config, done):
+                    _save(run, config, population, replay, done)
     if config.get("save_replay"):
         old_data.save(run, old_data.last(replay, config), env, config)
     env.close()
@@ -212,6 +214,7 @@ def _train(
     iteration: int,
     begins_from: Tree,
     shown: Tree,
+    collector: ProcessCollector | None = None,
 ) -> tuple[Iterator[loop.Progress], float]:
     """Take up what the first process read, and compile. -> (the iterations that are left, seconds of compilation)"""
     if iteration > 0:
@@ -221,8 +224,10 @@ def _train(
     compile_seconds = 0.0
     if population.compiled and iteration < config["iterations"]:
         print("compiling ...", end=" ", flush=True)
-        compile_seconds = loop.warm_up(population, env)
+        compile_seconds = loop.warm_up(population, env, acts=collector is None)
         print(f"{compile_seconds:.0f} s", flush=True)
+    if collector is not None:
+        collector.ready()
     progress = loop.train(
         population,
         env,
@@ -230,8 +235,31 @@ def _train(
         iterations=config["iterations"],
         reset_every=config["reset_every"],
         start=iteration,
+        collector=collector,
     )
     return progress, compile_seconds
+
+
+@contextmanager
+def _collector(
+    config: Record, population: Population, env: VectorEnv, iteration: int
+) -> Iterator[ProcessCollector | None]:
+    """The process that collects, for a run that has one and is not over."""
+    if not config.get("asynchronous") or iteration == config["iterations"]:
+        yield None
+        return
+    collector = ProcessCollector(partial(_acting_parts, config), population, env, config["config"]["rollout"])
+    try:
+        yield collector
+    finally:
+        collector.close()
+
+
+def _acting_parts(config: Record) -> tuple[Population, VectorEnv]:
+    """What that process needs of the run: a population that acts with the state it is given, and the environments."""
+    settings = {**config["config"], "lag": 0}
+    population, env, _ = _parts({**config, "device": "cpu", "config": settings})
+    return population, env
 
 
 def _is_checkpoint(config: Record, done: loop.Progress) -> bool:
@@ -333,7 +361,8 @@ def describe(config: Record) -> str:
     return (
         f"{config['agent']} on {task} (backend {config['backend']}): {size} member{'s' * (size > 1)}, "
         f"{config['steps']:,} {records.unit(config)} each, device {config['device']}{' (physics on the CPU)' * apart}, "
-        f"{how}" + (f", {several} processes" if several > 1 else "")
+        f"{how}{', collected by another process' * bool(config.get('asynchronous'))}"
+        + (f", {several} processes" if several > 1 else "")
     )
 
 
