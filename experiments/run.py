@@ -78,7 +78,7 @@ def carry_on(run: Path) -> Record:
 
 
 def _carry_on(run: Path, config: Record) -> Record:
-    population, env, replay = _parts(config)
+    population, env, replay = parts(config)
     for name in dataclasses.asdict(population.agent.config):
         if name not in config["config"]:  # its default may not be what the run began with
             raise UsageError(
@@ -97,7 +97,7 @@ def _carry_on(run: Path, config: Record) -> Record:
         print(old_data.describe(config["config"]["replay_from"], steps, sum(raised)), flush=True)
     if shown:
         print(f"demonstrations: {len(shown['obs']):,} steps of {config['config']['demonstrations']}", flush=True)
-    with _collector(config, population, env, iteration) as collector:
+    with collector_of(config, population, env, iteration) as collector:
         progress, compile_seconds = _train(config, population, env, replay, iteration, begins_from, shown, collector)
         del begins_from, shown  # a replay may be large
         with log(run, config, iteration, rows) as write:
@@ -180,7 +180,7 @@ def follow() -> None:
     if task is None:
         return
     config = task["config"]
-    population, env, replay = _parts(config)
+    population, env, replay = parts(config)
     room = past.room(config, replay, population, task["iteration"])
     shown = demonstrations.room(task["demonstrations"], env)
     progress, _ = _train(config, population, env, replay, task["iteration"], room, shown)
@@ -193,7 +193,7 @@ def follow() -> None:
     env.close()
 
 
-def _parts(config: Record) -> tuple[Population, VectorEnv, Replay]:
+def parts(config: Record) -> tuple[Population, VectorEnv, Replay]:
     """The untrained population of a run, its environments and its replay: this process's share of them."""
     population, agent_config = restore_population(config)
     hints = getattr(agent_config, "hints", 0)
@@ -241,7 +241,7 @@ def _train(
 
 
 @contextmanager
-def _collector(
+def collector_of(
     config: Record, population: Population, env: VectorEnv, iteration: int
 ) -> Iterator[ProcessCollector | None]:
     """The process that collects, for a run that has one and is not over."""
@@ -258,7 +258,7 @@ def _collector(
 def _acting_parts(config: Record) -> tuple[Population, VectorEnv]:
     """What that process needs of the run: a population that acts with the state it is given, and the environments."""
     settings = {**config["config"], "lag": 0}
-    population, env, _ = _parts({**config, "device": "cpu", "config": settings})
+    population, env, _ = parts({**config, "device": "cpu", "config": settings})
     return population, env
 
 

@@ -3,7 +3,8 @@
 Every subject is measured in a process of its own, one after the other, with the same env, epochs and minibatch.
 Compilation and construction are apart. Three parts are measured alone as well: the environments under random actions
 (EnvPool's in one pool, all at once), collection (they, the policy, and storing), and the learner on data that lie
-ready. 1 / (1 / envs + 1 / learner) is what a loop without overlap could reach at most. On CUDA training and learner
+ready. 1 / (1 / envs + 1 / learner) is what a loop without overlap could reach at most; collecting in another process
+(`--async`) overlaps. On CUDA training and learner
 replay recordings, while environments and collection alone are launched step by step; there that is no bound, and a
 recorded collection counts as policy.
 """
@@ -15,7 +16,9 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
 
 import envs
 from ess_rl.contract import InTurns, VectorEnv
@@ -43,6 +46,7 @@ def measure(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     compile: Literal["auto", "on", "off"] = "auto",
     peers: bool = True,
+    asynchronous: Annotated[bool, tyro.conf.arg(name="async")] = False,
     out: Path | None = None,
 ) -> Record:
     """Measure and print env steps per second, all seeds together.
@@ -60,6 +64,7 @@ def measure(
         device: where our agents live; auto: cuda if there is one and the environments run on it too. Peers: the CPU.
         compile: make compiled programs of our agents; auto: on where a C++ compiler is found.
         peers: measure SB3 PPO and an eager loop beside our agents.
+        asynchronous: measure our agents once more, with another process that collects for them; at a lag of 1.
         out: a JSON file to write.
     """
     shape = {"num_envs": num_envs, "rollout": rollout, "epochs": epochs, "minibatch": minibatch}
@@ -89,6 +94,9 @@ def measure(
     for count in seeds:
         name = f"{agent}, {count} seed{'s' * (count > 1)}"
         found[name] = apart(ours, env, agent, count, shape, seconds, where, compiled, backend)
+        if asynchronous:
+            in_two = apart(ours_in_two, env, agent, count, shape, seconds, where, compiled, backend)
+            found[f"{name}, async"] = in_two | {"bound": found[name]["bound"]}
     base = next(iter(found.values()))["steps_per_second"]
     for one in found.values():
         one["ratio"] = one["steps_per_second"] / base
@@ -107,12 +115,9 @@ def _speeds(found: Record) -> list[list[str]]:
     rows = [["subject", "env steps/s", f"/ {base}", *ALONE.values(), "of the bound", "compile s", "MiB"]]
     for name, one in found.items():
         row = [name, f"{one['steps_per_second']:,.0f}", f"{one['ratio']:.2f}"]
-        if "learner_alone" in one:
-            bound = 1.0 / (1.0 / one["envs_alone"] + 1.0 / one["learner_alone"])
-            row += [f"{one[part]:,.0f}" for part in ALONE]
-            row += [f"{one['steps_per_second'] / bound:.0%}", f"{one['compile_seconds']:.0f}"]
-        else:
-            row += [""] * (len(ALONE) + 2)
+        row += [f"{one[part]:,.0f}" if part in one else "" for part in ALONE]
+        row += [f"{one['steps_per_second'] / one['bound']:.0%}" if "bound" in one else ""]
+        row += [f"{one['compile_seconds']:.0f}" if "compile_seconds" in one else ""]
         rows.append([*row, f"{one['peak_memory_mib']:,.0f}"])
     return rows
 
@@ -217,6 +222,7 @@ def ours(
         "envs_alone": envs_alone,
         "collection": collection,
         "learner_alone": learner,
+        "bound": 1.0 / (1.0 / envs_alone + 1.0 / learner),
         "compile_seconds": compile_seconds,
         "peak_memory_mib": records.peak_memory_mib(),
         "backend": env.backend,
@@ -227,6 +233,39 @@ def ours(
             "update": phases["update"] / elapsed,
         },
     }
+
+
+def ours_in_two(
+    env_id: str,
+    agent: str,
+    count: int,
+    shape: Record,
+    seconds: float,
+    device: str = "cpu",
+    compiled: bool = True,
+    backend: str = "auto",
+) -> Record:
+    """The rate of training alone, where another process collects."""
+    from ess_rl import loop
+    from experiments import plan, run
+
+    config = plan.make(
+        agent, env_id, settings={**shape, "lag": 1}, sweep={}, seeds=range(count), steps=10**9,
+        backend=backend, device=device, compiled="on" if compiled else "off", asynchronous=True,
+    )  # fmt: skip
+    population, env, replay = run.parts(config)
+    with run.collector_of(config, population, env, 0) as collector:
+        assert collector is not None
+        compile_seconds = loop.warm_up(population, env, acts=False) if compiled else 0.0
+        collector.ready()
+        progress = loop.train(population, env, replay, iterations=10**6, reset_every=10**6, collector=collector)
+        for _ in range(3):
+            next(progress)
+        rate = _rate(lambda: next(progress) and count * shape["rollout"] * shape["num_envs"], seconds)
+    return {
+        "steps_per_second": rate, "compile_seconds": compile_seconds, "peak_memory_mib": records.peak_memory_mib(),
+        "backend": env.backend,
+    }  # fmt: skip
 
 
 def learner_alone(population: Population, rollout: Transitions, seconds: float) -> float:
