@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from experiments.studies import (
     ablations,
+    balance,
     clip_sensitivity,
     correction,
+    divergence,
     ess_against_age,
     family,
+    hints,
+    interleaving,
     precision,
     sample_efficiency,
     staleness,
@@ -27,5 +31,9 @@ STUDIES: dict[str, Study] = {
         ess_against_age,
         sample_efficiency,
         family,
+        interleaving,
+        divergence,
+        balance,
+        hints,
     )
 }

@@ -10,16 +10,20 @@ from experiments import __main__, records, references
 from experiments.studies import (
     STUDIES,
     ablations,
+    balance,
     clip_sensitivity,
     correction,
+    divergence,
     ess_against_age,
     family,
+    interleaving,
     precision,
     sample_efficiency,
     staleness,
     study,
     temperature,
 )
+from experiments.studies import hints as study_hints
 
 SPREAD = np.array([-30.0, -20.0, -10.0, -5.0, 0.0, 0.0, 5.0, 10.0, 20.0, 30.0])
 
@@ -236,6 +240,107 @@ def test_the_verdict_on_the_family(levels: dict[str, float], word: str, tmp_path
     assert (tmp_path / "study.png").stat().st_size > 1000
 
 
+def normalized_outcome(levels: dict[str, float]) -> study.Outcome:
+    """Labels of Pendulum-v1 jobs -> returns at these normalized levels, with little spread."""
+    known = references.REFERENCES["Pendulum-v1"]
+    assert known.reference is not None
+    scale = known.reference - known.random
+    return {(name, name): known.random + scale * (level + SPREAD / 10_000) for name, level in levels.items()}
+
+
+@pytest.mark.parametrize(
+    ("tba", "uncorrected", "word"),
+    [
+        (0.99, 0.7, "supported"),
+        (0.99, 0.9, "refuted"),  # what takes old data for fresh loses little
+        (0.9, 0.7, "refuted"),
+        (0.95, 0.7, "undecided"),
+    ],
+)
+def test_the_verdict_on_balance(tba: float, uncorrected: float, word: str):
+    levels = {"TBA lag 1": 1.0, "P3O lag 1": 1.0, "uncorrected lag 1": 1.0}
+    levels |= {"TBA lag 16": tba, "P3O lag 16": 0.9, "uncorrected lag 16": uncorrected}
+    verdict = balance.judge(normalized_outcome(levels))
+    assert verdict.word == word
+    assert "P3O: 1.00 at lag 1, 0.90 at lag 16; keeps 90 [90, 90] %" in verdict.sentences
+
+
+def divergences(**reused: float) -> study.Outcome:
+    """All at half of the way on both tasks, but what is said of replayed data."""
+    outcome = {}
+    for env in divergence.TASKS:
+        known = references.REFERENCES[env]
+        assert known.reference is not None
+        for replay in divergence.REPLAYS:
+            for name in divergence.METHODS:
+                share = reused.get(name.replace(" ", "_").replace("-", "_"), 0.5) if replay else 0.5
+                level = known.random + (known.reference - known.random) * (share + SPREAD / 10_000)
+                outcome[f"{env} {name} replay {replay}", "label"] = level
+    return outcome
+
+
+@pytest.mark.parametrize(
+    ("levels", "word"),
+    [
+        ({"multi_step": 0.7, "one_step": 0.6}, "supported"),
+        ({"multi_step": 0.7, "one_step": 0.5}, "undecided"),  # the one-step form gains nothing
+        ({"multi_step": 0.6, "one_step": 0.6}, "refuted"),
+    ],
+)
+def test_the_verdict_on_divergence(levels: dict[str, float], word: str):
+    verdict = divergence.judge(divergences(**levels))
+    assert verdict.word == word
+    assert "replay 0: multi-step less PPO, in hundredths: +0 [-0, +0]" in verdict.sentences
+
+
+def interleavings(end_of_fixed: float, tasks_early: int) -> study.Outcome:
+    """A2C ends at 100; P3O is there at once or at the end."""
+    outcome = {}
+    rise = np.linspace(10.0, 100.0, 10)
+    for number, env in enumerate(interleaving.TASKS):
+        early = number < tasks_early
+        for name in interleaving.METHODS:
+            end = end_of_fixed if name == "fixed" else 100.0
+            shape = np.full(10, 100.0) if name == "P3O 2019" and early else rise * end / 100.0
+            outcome[f"{env} {name}", "label"] = np.broadcast_to(shape, (10, 10))
+    return outcome
+
+
+@pytest.mark.parametrize(
+    ("fixed", "early", "word"),
+    [(60.0, 2, "supported"), (100.0, 2, "undecided"), (60.0, 1, "refuted"), (140.0, 3, "refuted")],
+)
+def test_the_verdict_on_interleaving(fixed: float, early: int, word: str):
+    verdict = interleaving.judge(interleavings(fixed, early))
+    assert verdict.word == word
+    assert "HalfCheetah-v5: A2C's end is reached at 10 [10, 10] % of the steps" in verdict.sentences
+
+
+def hinted(hints: float, by_affinity: float, plain: float) -> study.Outcome:
+    """Shares of episodes that reach the goal, alike for all seeds but one."""
+    level = {"PPO": plain, "P3O": plain, "PPO, hints": hints}
+    return {
+        (f"{env} {name}", "label"): np.array([0.0] + [level.get(name, by_affinity)] * 19)
+        for env in study_hints.TASKS
+        for name in study_hints.METHODS
+    }
+
+
+@pytest.mark.parametrize(
+    ("levels", "word"),
+    [
+        ((1.0, 1.0, 0.3), "supported"),
+        ((0.82, 0.9, 0.3), "undecided"),  # one seed of twenty without success: 0.78 with hints
+        ((1.0, 0.5, 0.3), "refuted"),
+        ((1.0, 1.0, 1.0), "refuted"),  # nobody needs a hint
+    ],
+)
+def test_the_verdict_on_hints(levels: tuple[float, float, float], word: str):
+    verdict = study_hints.judge(hinted(*levels))
+    assert verdict.word == word
+    assert any(s.startswith("ess/TwoLinkArmSparse-v0, PPO: ") for s in verdict.sentences)
+
+
 @pytest.mark.parametrize("name", STUDIES)
 @pytest.mark.parametrize("quick", [True, False])
 def test_jobs_have_folders_of_their_own(name: str, quick: bool):
@@ -286,6 +391,10 @@ def test_staleness_draws(tmp_path: Path):
         ("ablations", parts_of_p3o()),
         ("ess-against-age", ages(1.0, 0.8, 0.5)),
         ("sample-efficiency", rising(3, 0)),
+        ("balance", normalized_outcome({f"{name} lag {lag}": 1.0 for name in balance.METHODS for lag in (1, 16)})),
+        ("divergence", divergences()),
+        ("interleaving", interleavings(60.0, 2)),
+        ("hints", hinted(1.0, 0.9, 0.3)),
     ],
 )
 def test_the_others_draw(tmp_path: Path, name: str, outcome: study.Outcome):

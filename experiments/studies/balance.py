@@ -1,0 +1,81 @@
+"""Does a loss without a ratio bear old data better (trajectory balance, TBA)?
+
+TBA's residual is 0 for the right policy whoever acted, so staleness should cost it nothing; a policy gradient that
+takes old data for fresh (weight 1 for every sample: the fixed band with clip 0) should pay for it. Scores are
+normalized: 0 a random policy, 1 PPO's published return.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import references
+from experiments.studies.study import Difference, Outcome, Study, Verdict, curve, kept, level, picture
+from experiments.suites import SMALL, SMOKE, Job
+
+TASK = "Pendulum-v1"
+LAGS = (1, 4, 16)
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "TBA": ("tba", {}),
+    "P3O": ("p3o", {}),
+    "uncorrected": ("ppo", {"objective": "band", "clip": 0.0}),
+}
+BEARS, PAYS = 95.0, 80.0  # % of the score at the shortest lag that is left at the longest
+
+
+def jobs(quick: bool) -> tuple[Job, ...]:
+    made = []
+    for lag in LAGS[:2] if quick else LAGS:
+        for name, (agent, changes) in METHODS.items():
+            how: Any = {**SMOKE, "seeds": range(2)} if quick else {"steps": 300_000}
+            settings = {**(SMALL if quick else {}), **changes, "lag": lag}
+            made.append(Job(agent, TASK, **{**how, "settings": settings, "label": f"{name} lag {lag}"}))
+    return tuple(made)
+
+
+def _scores(outcome: Outcome) -> dict[str, dict[int, Any]]:
+    """method -> lag -> normalized final returns"""
+    found: dict[str, dict[int, Any]] = {}
+    for (job, _), finals in outcome.items():
+        name, lag = job.rsplit(" lag ", 1)
+        scores = [references.normalized(TASK, x) for x in finals]
+        found.setdefault(name, {})[int(lag)] = np.array(scores, dtype=np.float64)
+    return found
+
+
+def judge(outcome: Outcome) -> Verdict:
+    left: dict[str, Difference] = {}
+    sentences = []
+    for name, of_lag in _scores(outcome).items():
+        first, last = min(of_lag), max(of_lag)
+        left[name] = d = kept(of_lag[last], of_lag[first])
+        levels = ", ".join(f"{level(of_lag[lag]).value:.2f} at lag {lag}" for lag in sorted(of_lag))
+        sentences.append(f"{name}: {levels}; keeps {d.value:.0f} [{d.low:.0f}, {d.high:.0f}] %")
+    if left["TBA"].high < BEARS or left["uncorrected"].low > PAYS:
+        return Verdict("refuted", tuple(sentences))
+    sure = left["TBA"].low > BEARS and left["uncorrected"].high < PAYS
+    return Verdict("supported" if sure else "undecided", tuple(sentences))
+
+
+def draw(outcome: Outcome, path: Path) -> None:
+    with picture(path) as axis:
+        for name, of_lag in _scores(outcome).items():
+            lags = sorted(of_lag)
+            curve(axis, [str(lag) for lag in lags], [level(of_lag[lag]) for lag in lags], label=name)
+        axis.set(xlabel="iterations by which the acting policy is old", ylabel="normalized return (IQM, 95 % interval)")
+
+
+STUDY = Study(
+    name="balance",
+    question="Does a loss without a ratio, TBA's, bear old data better than a policy gradient?",
+    prediction=(
+        "On Pendulum TBA keeps at least 95 % of its normalized return at lag 1 when the lag is 16, and a policy "
+        "gradient that takes old data for fresh less than 80 %."
+    ),
+    jobs=jobs,
+    judge=judge,
+    draw=draw,
+)

@@ -1,0 +1,106 @@
+"""Do hints find a reward that is paid at the goal alone, and does Affinity guard what was learned from them (HINT)?
+
+A sparse task's final return is the share of its evaluation episodes that reach the goal, from the task's own starts. An
+agent has learned it where that share is above 80 %. Affinity^lambda weighs the samples of hinted episodes; lambda 0
+counts them like all others.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import statistics
+from experiments.studies.study import Difference, Finals, Outcome, Study, Verdict, dots, picture
+from experiments.suites import SMALL, SMOKE, Job
+
+TASKS = ("ess/MountainCarContinuousSparse-v0", "ess/TwoLinkArmSparse-v0")
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "PPO": ("ppo", {}),
+    "PPO, hints": ("ppo", {"hints": 8, "hint_lambda": 0.0}),
+    "PPO, hints by Affinity": ("ppo", {"hints": 8}),
+    "P3O": ("p3o", {}),
+    "P3O, hints by Affinity": ("p3o", {"hints": 8}),
+}
+HINTED = [name for name in METHODS if "hints" in name]
+LEARNED = 80.0  # % of episodes
+
+
+def jobs(quick: bool) -> tuple[Job, ...]:
+    made = []
+    for env in TASKS[1:] if quick else TASKS:
+        for label, (agent, changes) in METHODS.items():
+            how: Any = {**SMOKE, "seeds": range(2)} if quick else {"steps": 300_000, "seeds": range(20, 40)}
+            settings = {**(SMALL if quick else {}), **changes} | ({"hints": 4} if quick and label in HINTED else {})
+            made.append(Job(agent, env, **{**how, "settings": settings, "label": label}))
+    return tuple(made)
+
+
+def success(finals: Finals) -> Difference:
+    """Mean share of episodes that reach the goal, in %, with its interval. Seeds succeed or fail: no IQM."""
+    scores = 100.0 * finals[:, None]
+    low, high = statistics.bootstrap_interval(scores, statistics.mean, np.random.default_rng(0))
+    return Difference(float(statistics.mean(scores)), float(low), float(high))
+
+
+def _less(one: Finals, other: Finals) -> Difference:
+    def estimator(x: Finals, y: Finals) -> Finals:
+        return np.asarray(100.0 * (statistics.mean(x) - statistics.mean(y)))
+
+    x, y = one[:, None], other[:, None]
+    low, high = statistics.bootstrap_interval_of_two(x, y, estimator, np.random.default_rng(0))
+    return Difference(float(estimator(x, y)), float(low), float(high))
+
+
+def _by_task(outcome: Outcome) -> dict[str, dict[str, Finals]]:
+    """task -> method -> final returns"""
+    found: dict[str, dict[str, Finals]] = {}
+    for (job, _), finals in outcome.items():
+        env, method = job.split(" ", 1) if job.split(" ")[0] in TASKS else (TASKS[1], job)
+        found.setdefault(env, {})[method] = finals
+    return found
+
+
+def judge(outcome: Outcome) -> Verdict:
+    sentences, against, holds = [], [], []
+    for env, finals in _by_task(outcome).items():
+        levels = {name: success(of) for name, of in finals.items()}
+        sentences += [f"{env}, {name}: {d.value:.0f} [{d.low:.0f}, {d.high:.0f}] %" for name, d in levels.items()]
+        weighed = _less(finals["PPO, hints by Affinity"], finals["PPO, hints"])
+        sentences.append(f"{env}: hints by Affinity less hints counted like all: {weighed} points")
+        against += [name for name in HINTED if levels[name].high < LEARNED]
+        against += [name for name in levels if name not in HINTED and levels[name].low > LEARNED]
+        against += ["Affinity"] if weighed.high < 0.0 else []
+        holds += [levels[name].low > LEARNED for name in HINTED]
+        holds += [levels[name].high < LEARNED for name in levels if name not in HINTED]
+    if against:
+        sentences.append(f"against the prediction: {', '.join(dict.fromkeys(against))}")
+        return Verdict("refuted", tuple(sentences))
+    return Verdict("supported" if all(holds) else "undecided", tuple(sentences))
+
+
+def draw(outcome: Outcome, path: Path) -> None:
+    rows = {
+        f"{env.split('/')[1].removesuffix('-v0')}: {name}": success(finals)
+        for env, methods in _by_task(outcome).items()
+        for name, finals in methods.items()
+    }
+    with picture(path) as axis:
+        dots(axis, rows)
+        axis.axvline(LEARNED, color="gray", linewidth=0.8)
+        axis.set(xlabel="% of evaluation episodes that reach the goal (mean, 95 % interval)", xlim=(-3.0, 103.0))
+
+
+STUDY = Study(
+    name="hints",
+    question="Do hints find a reward that is paid at the goal alone?",
+    prediction=(
+        "Within 300k steps only agents with hints reach the goal of both sparse tasks in more than 80 % of episodes, "
+        "and weighing hinted samples by Affinity is not clearly worse than counting them like all others."
+    ),
+    jobs=jobs,
+    judge=judge,
+    draw=draw,
+)
