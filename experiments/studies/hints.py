@@ -19,10 +19,10 @@ from experiments.suites import SMALL, SMOKE, Job
 TASKS = ("ess/MountainCarContinuousSparse-v0", "ess/TwoLinkArmSparse-v0")
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "PPO": ("ppo", {}),
-    "PPO, hints": ("ppo", {"hints": 8, "hint_lambda": 0.0}),
-    "PPO, hints by Affinity": ("ppo", {"hints": 8}),
+    "PPO with hints": ("ppo", {"hints": 8, "hint_lambda": 0.0}),
+    "PPO with hints by Affinity": ("ppo", {"hints": 8}),
     "P3O": ("p3o", {}),
-    "P3O, hints by Affinity": ("p3o", {"hints": 8}),
+    "P3O with hints by Affinity": ("p3o", {"hints": 8}),
 }
 HINTED = [name for name in METHODS if "hints" in name]
 LEARNED = 80.0  # % of episodes
@@ -68,7 +68,7 @@ def judge(outcome: Outcome) -> Verdict:
     for env, finals in _by_task(outcome).items():
         levels = {name: success(of) for name, of in finals.items()}
         sentences += [f"{env}, {name}: {d.value:.0f} [{d.low:.0f}, {d.high:.0f}] %" for name, d in levels.items()]
-        weighed = _less(finals["PPO, hints by Affinity"], finals["PPO, hints"])
+        weighed = _less(finals["PPO with hints by Affinity"], finals["PPO with hints"])
         sentences.append(f"{env}: hints by Affinity less hints counted like all: {weighed} points")
         against += [name for name in HINTED if levels[name].high < LEARNED]
         against += [name for name in levels if name not in HINTED and levels[name].low > LEARNED]

@@ -318,7 +318,7 @@ def test_the_verdict_on_interleaving(fixed: float, early: int, word: str):
 
 def hinted(hints: float, by_affinity: float, plain: float) -> study.Outcome:
     """Shares of episodes that reach the goal, alike for all seeds but one."""
-    level = {"PPO": plain, "P3O": plain, "PPO, hints": hints}
+    level = {"PPO": plain, "P3O": plain, "PPO with hints": hints}
     return {
         (f"{env} {name}", "label"): np.array([0.0] + [level.get(name, by_affinity)] * 19)
         for env in study_hints.TASKS
