@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from experiments.studies.sample_efficiency import curves, reached
-from experiments.studies.study import Difference, Finals, Outcome, Study, Verdict, difference, dots, picture
+from experiments.studies.sample_efficiency import curves, draw_when, reached
+from experiments.studies.study import Difference, Finals, Outcome, Study, Verdict, difference
 from experiments.suites import SMALL, SMOKE, Job
 
 TASKS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5")
@@ -67,13 +67,7 @@ def judge(outcome: Outcome) -> Verdict:
 
 
 def draw(outcome: Outcome, path: Path) -> None:
-    found = {
-        env: Difference(*(min(x, 110.0) for x in (d.value, d.low, d.high))) for env, d in _when(outcome).items()
-    }  # never reached: drawn right of the end
-    with picture(path) as axis:
-        dots(axis, found)
-        axis.axvline(SHARE, color="gray", linewidth=0.8)
-        axis.set(xlabel="% of the steps until A2C's final return (beyond 100: not reached)", xlim=(0.0, 112.0))
+    draw_when(_when(outcome), SHARE, "A2C's", path)
 
 
 STUDY = Study(

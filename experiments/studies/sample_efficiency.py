@@ -7,7 +7,7 @@ comes from resampling the seeds of both.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,15 +74,17 @@ def judge(outcome: Outcome) -> Verdict:
     return Verdict("refuted" if len(perhaps) < 2 else "undecided", tuple(sentences))
 
 
-def draw(outcome: Outcome, path: Path) -> None:
-    def within(x: float) -> float:
-        return min(x, 110.0)  # never, drawn right of the end
-
-    found = {env: Difference(*map(within, (d.value, d.low, d.high))) for env, d in _by_task(outcome).items()}
+def draw_when(found: Mapping[str, Difference], share: float, whose: str, path: Path) -> None:
+    """`reached`, a row each, with a line at the share that was predicted; never: right of the end."""
+    within = {env: Difference(*(min(x, 110.0) for x in (d.value, d.low, d.high))) for env, d in found.items()}
     with picture(path) as axis:
-        dots(axis, found)
-        axis.axvline(SHARE, color="gray", linewidth=0.8)
-        axis.set(xlabel="% of the steps until PPO's final return (beyond 100: not reached)", xlim=(0.0, 112.0))
+        dots(axis, within)
+        axis.axvline(share, color="gray", linewidth=0.8)
+        axis.set(xlabel=f"% of the steps until {whose} final return (beyond 100: not reached)", xlim=(0.0, 112.0))
+
+
+def draw(outcome: Outcome, path: Path) -> None:
+    draw_when(_by_task(outcome), SHARE, "PPO's", path)
 
 
 STUDY = Study(
