@@ -5,9 +5,11 @@ from __future__ import annotations
 from experiments.studies import (
     ablations,
     clip_sensitivity,
+    collapsing_prior,
     correction,
     ess_against_age,
     family,
+    offline_to_online,
     precision,
     sample_efficiency,
     staleness,
@@ -27,5 +29,7 @@ STUDIES: dict[str, Study] = {
         ess_against_age,
         sample_efficiency,
         family,
+        collapsing_prior,
+        offline_to_online,
     )
 }

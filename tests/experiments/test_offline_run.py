@@ -138,7 +138,7 @@ def test_chord_imitates_a_data_set_while_it_acts(place: Path, monkeypatch: pytes
     monkeypatch.undo()
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(place / "sets"))
     monkeypatch.chdir(place)
-    assert "chord imitates demonstrations" in refused(*words, "--env", "Pendulum-v1")
+    assert "chord has demonstrations beside" in refused(*words, "--env", "Pendulum-v1")
     other = refused(*words, "--env", "ess/LQR-v0", "--dataset", SET)
     assert f"--dataset {SET}: its env is Pendulum-v1, that of this run is ess/LQR-v0" in other
     assert "demonstrations come from one of them" in refused(*words, *here, "--demonstrations", SET)
