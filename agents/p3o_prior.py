@@ -42,7 +42,7 @@ from ess_rl.random import fold_in
 from ess_rl.returns import Correction, corrected
 from ess_rl.transitions import Transitions, flat_samples
 
-PRIOR = behavior.Config(hidden=(64, 64), minibatch=64, max_updates=2000, check_every=100, patience=5)  # of its networks
+PRIOR = behavior.Config(hidden=(64, 64), minibatch=64, max_updates=1000, check_every=100, patience=5)  # of its networks
 NETWORKS = {"mle": 1, "ensemble": 5}
 LOG_STD_RANGE = (-7.0, 1.0)  # of the policy, in units of [-1, 1]; beyond it no gradient
 

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,7 @@ def test_chord_imitates_a_data_set_while_it_acts(place: Path, monkeypatch: pytes
 def test_a_prior_of_demonstrations(place: Path, monkeypatch: pytest.MonkeyPatch):
     """It is that of the set's steps; a killed run goes on without the set, and does not fit it again."""
     small = ["--num-envs", "4", "--rollout", "64", "--epochs", "1", "--minibatch", "64", "--hidden", "8"]
-    words = ["train", "p3o_prior", *small, "--steps", "2048", "--seeds", "1", "--episodes", "1", "--compile", "off"]
+    words = ["train", "p3o_prior", *small, "--steps", "4000", "--seeds", "1", "--episodes", "1", "--compile", "off"]
     here = ["--env", "Pendulum-v1", "--dataset", SET, "--gp-points", "50"]
     words += ["--checkpoints", "2"]
     works(*words, *here, "--prior-std", "0.1", "0.2", "--out", "prior")
@@ -172,7 +173,7 @@ def test_a_prior_of_demonstrations(place: Path, monkeypatch: pytest.MonkeyPatch)
     assert "--prior-std 0: must be above 0" in refused(*words, *here, "--prior-std", "0")
     config, folder = records.read_config(place / "prior"), records.checkpoints(place / "prior")
     whole = folder[-1].read_bytes()
-    assert len(folder) == 2 and config["iterations"] == 8
+    assert len(folder) == 2 and config["iterations"] == 16
     for path in (folder[-1], place / "prior" / "result.json"):
         path.unlink()
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(place / "nothing"))
@@ -181,8 +182,9 @@ def test_a_prior_of_demonstrations(place: Path, monkeypatch: pytest.MonkeyPatch)
     assert folder[-1].read_bytes() == whole
 
 
-def test_networks_of_a_prior_are_their_members_own(place: Path):
+def test_networks_of_a_prior_are_their_members_own(place: Path, monkeypatch: pytest.MonkeyPatch):
     """Equal seeds have equal ones. They learn what was done, and disagree about what nobody showed them."""
+    monkeypatch.setattr(p3o_prior, "PRIOR", replace(p3o_prior.PRIOR, max_updates=300))
     data = minari_data.load(SET).transitions
     config = p3o_prior.Config(prior="ensemble")
     prior = demonstrations.fitted_prior(config, data.obs, data.action, [3, 5, 3])
