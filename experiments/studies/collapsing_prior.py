@@ -40,7 +40,7 @@ GRADIENT = "gradient"
 
 def jobs(quick: bool) -> tuple[Job, ...]:
     base: Any = {**SMALL, "demonstrations": RANDOM} if quick else {"demonstrations": DEMONSTRATIONS}
-    how: Any = {**SMOKE, "seeds": range(2), "steps": 1_024} if quick else {"steps": 200_000}
+    how: Any = {**SMOKE, "seeds": range(2), "steps": 1_024} if quick else {"steps": 150_000}
     made = []
     for label, changes in ARMS.items():
         sweep = {"prior_std": SIGMAS[::4] if quick else SIGMAS}

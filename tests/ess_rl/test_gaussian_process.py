@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from torch.func import vmap
+from torch.utils._pytree import tree_map
 
 from ess_rl import gaussian_process
 from ess_rl.gaussian_process import fit, init, kernel, log_marginal_likelihood, predict
@@ -64,7 +65,7 @@ def test_the_marginal_likelihood_is_the_density_of_all_actions():
 def test_members_have_processes_of_their_own():
     both = [fit(*wave(20)), fit(*wave(20, noise=0.3))]
     together = {"obs": torch.randn(2, 6, 1)}
-    stacked = torch.utils._pytree.tree_map(lambda *x: torch.stack(x), *both)
+    stacked = tree_map(lambda *x: torch.stack(x), *both)
     mean, variance = vmap(predict)(stacked, together["obs"])
     for k, one in enumerate(both):
         alone = predict(one, together["obs"][k])
