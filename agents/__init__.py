@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from agents import awac, awr, bc, brac, chord, dapo, iql, p3o, p3o_2019, p3o_offline, p4o, ppo, tba, td3_bc
+from agents import awac, awr, bc, brac, chord, dapo, iql, p3o, p3o_2019, p3o_offline, p3o_prior, p4o, ppo, tba, td3_bc
 
 
 class Entry(NamedTuple):
@@ -28,6 +28,9 @@ AGENTS: dict[str, Entry] = {
     ),
     "tba": Entry(tba.TBA, tba.Config, "balances segments of trajectories against a reference policy, with no ratio"),
     "chord": Entry(chord.CHORD, chord.Config, "ppo or p3o, and beside it imitation of a data set (--dataset ID)"),
+    "p3o_prior": Entry(
+        p3o_prior.P3OPrior, p3o_prior.Config, "p3o, and a KL to a prior fitted to demonstrations (--dataset ID)"
+    ),
 }
 
 # They learn from a data set alone: `ess_rl.contract.OfflineAgent`.

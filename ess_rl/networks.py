@@ -118,7 +118,8 @@ def gaussian(params: Tree, obs: Tensor, floor: float | Tensor) -> Gaussian:
     A log_std at the floor gets no gradient, the mean does.
     """
     mean, log_std = mlp(params, obs, torch.relu).chunk(2, dim=-1)
-    return Gaussian(mean, torch.maximum(log_std.clamp(max=2.0), torch.as_tensor(floor, device=obs.device)))
+    floor = floor if isinstance(floor, Tensor) else torch.full_like(log_std, floor)  # where it is: nothing is sent
+    return Gaussian(mean, torch.maximum(log_std.clamp(max=2.0), floor))
 
 
 def twin_q_init(seed: Tensor, obs_dim: int, act_dim: int, hidden: tuple[int, ...]) -> Tree:

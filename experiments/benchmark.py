@@ -82,8 +82,8 @@ def run_jobs(name: str, suite: Sequence[Job], out: Path, on: Callable[[Path], Ex
 
 
 def _check_data_sets(name: str, suite: Sequence[Job]) -> None:
-    """Raises UsageError where data sets of a suite are not here, with the command that records the first of them."""
-    wanted = list(dict.fromkeys(job.dataset for job in suite if job.dataset))
+    """Raises UsageError where data sets of these jobs are not here, with the command that records the first of them."""
+    wanted = list(dict.fromkeys(name for job in suite for name in job.data_sets))
     if not wanted:
         return
     from envs import minari_data
@@ -91,7 +91,7 @@ def _check_data_sets(name: str, suite: Sequence[Job]) -> None:
     here = minari_data.local()
     if missing := [dataset for dataset in wanted if dataset not in here]:
         raise UsageError(
-            f"suite {name}: {len(missing)} of {len(wanted)} data sets are not in {minari_data.root()}: "
+            f"{name}: {len(missing)} of {len(wanted)} data sets are not in {minari_data.root()}: "
             f"{', '.join(missing)}. The first is made by: {how_to_record(missing[0])}"
         )
 

@@ -1,40 +1,57 @@
-"""What an agent imitates beside learning by acting (chord): observations and actions of a Minari data set.
+"""Observations and actions of a Minari data set, for agents that act: chord imitates them, p3o_prior fits a prior.
 
 demonstrations.safetensors    their copy in the run folder, so that it resumes whatever becomes of the set
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
 
+from agents import p3o_prior
 from envs import minari_data
-from ess_rl import checkpoint
+from ess_rl import behavior, checkpoint, gaussian_process, processes
 from ess_rl.contract import Tree, VectorEnv
 from ess_rl.errors import UsageError
-from experiments import old_data
+from ess_rl.population import Population
+from ess_rl.random import fold_in
+from experiments import old_data, records
 from experiments.records import Record
 
 COPIED = "demonstrations.safetensors"
 
 
-def check(agent: str, source: str, env: VectorEnv) -> int:
-    """Whether an agent that imitates can do so from `source`, a data set's name. -> bytes of its copy
+def check(agent: str, source: str, env: VectorEnv, config: Any) -> int:
+    """Whether an agent that needs demonstrations can have them of `source`, a data set's name. -> bytes of its copy
 
     Args:
         env: one of the task to be trained on.
+        config: of the agent.
 
     Raises:
-        UsageError: none is named, it is not here, or it is of another task, scale or shape.
+        UsageError: none is named, it is not here, it is of another task, scale or shape, or has too few for a prior.
     """
     if not source:
         raise UsageError(
-            f"{agent} imitates demonstrations while it learns by acting: name their data set with --dataset ID "
+            f"{agent} has demonstrations beside what it learns by acting: name their data set with --dataset ID "
             "('ess-rl dataset list' shows those that are here)"
         )
     found = minari_data.demonstrations(source, say=print)
     old_data.check_task(f"--dataset {source}", found.metadata, found.obs, found.action_range, env)
+    if isinstance(config, p3o_prior.Config):
+        records.check_positive({"gp-points": config.gp_points})
+        least = config.gp_points if config.prior == "gp" else 2
+        if len(found.obs) < least:
+            remedy = f"--gp-points {len(found.obs)} or less" if config.prior == "gp" else "record more"
+            raise UsageError(
+                f"--dataset {source}: a prior {config.prior!r} is fitted to at least {least} steps, and it holds "
+                f"{len(found.obs)}: {remedy}"
+            )
     return found.obs.nbytes + found.action.nbytes
 
 
@@ -59,3 +76,37 @@ def room(count: int, env: VectorEnv) -> Tree:
     if count == 0:
         return {}
     return {"obs": torch.zeros(count, env.obs_dim), "action": torch.zeros(count, env.act_dim)}
+
+
+def take_up(shown: Tree, population: Population, iteration: int) -> None:
+    """Give a population what it has demonstrations for: samples beside its own, or before all a prior of each member.
+
+    A prior is part of the state, so after `iteration` 0 the checkpoint has it.
+    """
+    shown = {name: x.to(population.device) for name, x in processes.of_first(shown).items()}
+    config = population.agent.config
+    if isinstance(config, p3o_prior.Config):
+        if iteration > 0:
+            return
+        prior = fitted_prior(config, shown["obs"], shown["action"], population.seeds)
+        population.state = {**population.state, "prior": processes.of_first(prior)}
+    else:
+        population.demonstrations = shown
+
+
+def fitted_prior(config: p3o_prior.Config, obs: Tensor, action: Tensor, seeds: Sequence[int]) -> Tree:
+    """The prior that a Config asks for, of demonstrations [M, ...]: one for each of `seeds`, [P, ...].
+
+    Networks are fitted from the seeds of their member, so that members differ in them too; equal seeds have equal ones.
+    The last tenth of the steps says when to stop. A Gaussian process is the same for all.
+    """
+    if config.prior == "gp":
+        kept = torch.linspace(0, len(obs) - 1, config.gp_points, dtype=torch.float64).long().to(obs.device)
+        process = gaussian_process.fit(obs[kept], action[kept])
+        return tree_map(lambda x: x.expand(len(seeds), *x.shape).clone(), process)
+    count, different = p3o_prior.NETWORKS[config.prior], list(dict.fromkeys(seeds))
+    last = torch.zeros(len(obs), dtype=torch.bool, device=obs.device)
+    of_all = tuple(int(fold_in(torch.tensor(seed), k)) for seed in different for k in range(count))
+    model = behavior.fit(obs, action, last, seeds=of_all, config=p3o_prior.PRIOR)
+    mine = torch.tensor([different.index(seed) for seed in seeds], device=obs.device)
+    return tree_map(lambda x: x.unflatten(0, (-1, count))[mine].contiguous(), model.params)

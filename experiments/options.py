@@ -54,7 +54,8 @@ class RunOptions(Options):
     checkpoints: int = 10
     """at most how many, evenly spread; environments begin anew at each, so they lie at least 4 episodes apart"""
     dataset: str = ""
-    """a Minari data set: old replay, the same as --replay-from with its name (offline to online); chord imitates it"""
+    """a Minari data set: old replay, the same as --replay-from with its name (offline to online); chord and p3o_prior
+    take their demonstrations from it"""
     save_replay: int = 0
     """keep the last so many rollouts in a file, for --replay-from of another run"""
     asynchronous: Annotated[bool, tyro.conf.arg(name="async")] = False

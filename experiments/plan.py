@@ -79,7 +79,7 @@ def make(
     file = old_data.check(older, probe, config) if older else 0
     shown = getattr(config, "demonstrations", None)
     if shown is not None:
-        file += demonstrations.check(agent, shown, probe)
+        file += demonstrations.check(agent, shown, probe, config)
     probe.close()
     if episode is None:
         raise UsageError(
@@ -158,6 +158,8 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "replayed_updates": (lambda x: 0.0 <= x <= 20.0, "from 0 to 20"),
     "hint_lambda": (lambda x: x >= 0.0, "0 or more"),
     "keep_ess": (lambda x: 0.0 <= x < 1.0, "from 0 to below 1"),
+    "prior_std": (lambda x: x > 0.0, "above 0"),
+    "prior_coef": (lambda x: x >= 0.0, "0 or more"),
     "target_kl": (lambda x: x > 0.0, "above 0"),
     "temperature": (lambda x: x > 0.0, "above 0"),
     "inverse_temperature": (lambda x: x > 0.0, "above 0"),

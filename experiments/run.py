@@ -220,7 +220,7 @@ def _train(
     if iteration > 0:
         population.state = processes.of_first(population.state)
     past.take_up(begins_from, replay, population)
-    population.demonstrations = {name: x.to(population.device) for name, x in processes.of_first(shown).items()}
+    demonstrations.take_up(shown, population, iteration)
     compile_seconds = 0.0
     if population.compiled and iteration < config["iterations"]:
         print("compiling ...", end=" ", flush=True)

@@ -24,6 +24,12 @@ class Job:
     dataset: str = ""  # what an offline agent learns from, a set of that env
 
     @property
+    def data_sets(self) -> list[str]:
+        """All that it learns from, or that old replay or demonstrations come of: they must be here."""
+        others = [self.settings.get(name, "") for name in ("replay_from", "demonstrations")]
+        return [name for name in (self.dataset, *others) if name]
+
+    @property
     def name(self) -> str:
         """Of its folder."""
         folder = records.default_folder(self.agent, self.dataset or self.env).name
@@ -73,15 +79,20 @@ DATA_SETS = {
         "medium-expert": "--checkpoint 300000 1000000 --steps 2000000",
     }.items()
 }
+# Small sets that studies ask for: some demonstrations, and what a quick study takes in place of a true one.
+DEMONSTRATIONS, RANDOM = "ess/pendulum/demonstrations-v0", "ess/pendulum/random-v0"
 OFFLINE_AGENTS = ("bc", "awac", "iql", "td3_bc", "p3o_offline")
 
 
 def how_to_record(dataset: str) -> str:
     """The command that records a data set; RUN is a run of a million steps on its env."""
+    if dataset == RANDOM:
+        return f"ess-rl dataset record --random Pendulum-v1 --id {dataset} --steps 400 --num-envs 2"
     command = f"ess-rl dataset record RUN --id {dataset}"
-    if dataset not in DATA_SETS:
+    known = {**DATA_SETS, DEMONSTRATIONS: ("Pendulum-v1", "--steps 400 --num-envs 2")}
+    if dataset not in known:
         return command
-    env, options = DATA_SETS[dataset]
+    env, options = known[dataset]
     return f"{command} {options}, RUN a finished run on {env}"
 
 

@@ -74,7 +74,7 @@ def measure(
     if agent not in AGENTS:
         raise UsageError(f"unknown agent {agent!r}: choose one of {', '.join(AGENTS)}")
     if hasattr(AGENTS[agent].config, "demonstrations"):
-        raise UsageError(f"--agent {agent}: it imitates a data set, and here is none: choose another")
+        raise UsageError(f"--agent {agent}: it needs demonstrations, and here are none: choose another")
     records.check_positive({**shape, "seeds": min(seeds, default=0)})
     if not seconds > 0:
         raise UsageError(f"--seconds {seconds:g}: must be above 0")

@@ -6,12 +6,14 @@ from experiments.studies import (
     ablations,
     balance,
     clip_sensitivity,
+    collapsing_prior,
     correction,
     divergence,
     ess_against_age,
     family,
     hints,
     interleaving,
+    offline_to_online,
     precision,
     sample_efficiency,
     staleness,
@@ -35,5 +37,7 @@ STUDIES: dict[str, Study] = {
         divergence,
         balance,
         hints,
+        collapsing_prior,
+        offline_to_online,
     )
 }

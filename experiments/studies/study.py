@@ -47,6 +47,7 @@ class Study:
     draw: Callable[[Outcome, Path], None]
     quantity: str = "final_return"  # what the outcome holds
     measure: Callable[[Path, Sequence[int]], Finals] = final_returns  # how it is read from a run folder
+    compute: Callable[[bool], Outcome] | None = None  # (quick) -> what else is judged and drawn, and is of no run
 
 
 @dataclass(frozen=True)
@@ -97,19 +98,15 @@ def carry_out(study: Study, out: Path | None = None, jobs: int = 1, quick: bool 
     failed = benchmark.run_jobs(study.name, todo, out, partial(benchmark.Local, jobs=jobs))
     if failed:
         return failed
-    outcome = read(todo, out, study.measure)
+    of_runs = read(todo, out, study.measure)
+    computed = study.compute(quick) if study.compute else {}
+    outcome = {**of_runs, **computed}
     verdict = study.judge(outcome)
     study.draw(outcome, out / "study.png")
-    scores = {
-        " | ".join(filter(None, key)): {
-            study.quantity: _as_json(x),
-            "iqm": _as_json(statistics.iqm_over_runs(x.reshape(len(x), -1)).squeeze()),
-        }
-        for key, x in outcome.items()
-    }
     record = {
         "study": study.name, "question": study.question, "prediction": study.prediction, "quick": quick,
-        "verdict": asdict(verdict), "scores": scores, **records.origin(),
+        "verdict": asdict(verdict), "scores": _scores(of_runs, study.quantity),
+        **({"computed": _scores(computed, "values")} if computed else {}), **records.origin(),
     }  # fmt: skip
     records.write_json(out / "study.json", record)
     print(f"verdict: {verdict.word}{' (a quick study: this says nothing)' * quick}", *verdict.sentences, sep="\n  ")
@@ -145,19 +142,20 @@ def read(jobs: Sequence[Job], out: Path, measure: Callable[[Path, Sequence[int]]
 
 
 @contextmanager
-def picture(path: Path) -> Iterator[Any]:
-    """Axes to draw on; afterwards they get a grid and a legend, and lie at `path`."""
+def picture(path: Path, panels: int = 1) -> Iterator[Any]:
+    """Axes to draw on, several of them as an array; afterwards they get a grid and a legend, and lie at `path`."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axis = plt.subplots(figsize=(6.0, 3.8), layout="constrained")
+    figure, axes = plt.subplots(1, panels, figsize=(6.0 * panels, 3.8), layout="constrained")
     try:
-        yield axis
-        axis.grid(alpha=0.25)
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=8)
+        yield axes
+        for axis in figure.axes:
+            axis.grid(alpha=0.25)
+            if axis.get_legend_handles_labels()[0]:
+                axis.legend(fontsize=8)
         figure.savefig(path, dpi=110)
     finally:
         plt.close(figure)
@@ -183,6 +181,17 @@ def dots(axis: Any, rows: Mapping[str, Difference]) -> None:
 def level(finals: Finals) -> Difference:
     """`interval` as a Difference from 0, to draw."""
     return Difference(*interval(finals))
+
+
+def _scores(outcome: Outcome, quantity: str) -> dict[str, Any]:
+    """As study.json has them."""
+    return {
+        " | ".join(filter(None, key)): {
+            quantity: _as_json(x),
+            "iqm": _as_json(statistics.iqm_over_runs(x.reshape(len(x), -1)).squeeze()),
+        }
+        for key, x in outcome.items()
+    }
 
 
 def _as_json(x: Any) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from agents import AGENTS
-from ess_rl import loop, random
+from ess_rl import behavior, gaussian, loop, random
 from ess_rl.contract import Agent
 from ess_rl.errors import UsageError
 from ess_rl.ess import effective_sample_size
@@ -434,6 +434,44 @@ def test_the_learning_rate_follows_the_ess_by_hand():
         assert_close(population.state["rate_factor"], torch.full((3,), after), rtol=1e-3, atol=0.0)
 
 
+@pytest.mark.parametrize("prior", ["mle", "ensemble", "gp"])
+def test_a_prior_is_what_its_nets_or_points_say(prior: str):
+    """By hand from the means of the networks: of one the variance is 0, of five theirs. A gp of nothing: N(0, 1)."""
+    population = Population(build("p3o_prior", prior=prior, prior_std=0.2), SEEDS)
+    rollout = collect(population, 0)
+    data = population.prepare(rollout)
+    obs = rollout.obs.transpose(0, 1).flatten(1, 2)
+    for p in range(3):
+        if prior == "gp":
+            mean, variance = torch.zeros(T * N, ACT), torch.ones(T * N, ACT)
+        else:
+            nets = pytree.tree_map(lambda x, p=p: x[p], population.state["prior"])
+            each = [behavior.predict(pytree.tree_map(lambda x, k=k: x[k], nets), obs[p], torch.tensor(-4.0)).mean
+                    for k in range({"mle": 1, "ensemble": 5}[prior])]  # fmt: skip
+            mean, variance = torch.stack(each).mean(0), torch.stack(each).var(0, correction=0)
+        assert_close(data["prior_mean"][p], mean)
+        assert_close(data["prior_variance"][p], variance)
+    pi = population.policy(obs)
+    pi_0 = Gaussian(data["prior_mean"], 0.5 * torch.log(0.2**2 + data["prior_variance"]))
+    everything = torch.arange(T * N).expand(3, -1)
+    assert_close(population.update(data, everything)["prior_kl"], gaussian.kl(pi, pi_0).mean(1), rtol=1e-4)
+
+
+def test_a_prior_that_costs_much_is_what_the_policy_becomes():
+    """And one that costs nothing does not matter: two of them end alike."""
+    ends = []
+    for prior in ("mle", "gp"):
+        population = Population(build("p3o_prior", prior=prior, prior_coef=0.0, learning_rate=0.05), SEEDS)
+        *_, state = learn(population, iterations=3, updates=4)[-1]
+        ends.append(state["params"])
+    assert_close(*ends, rtol=0.0, atol=0.0)
+    # A process that has seen nothing: N(0, 0.75^2 + 1).
+    population = Population(build("p3o_prior", prior_coef=100.0, prior_std=0.75, learning_rate=0.02), SEEDS)
+    learn(population, iterations=20, updates=4)
+    pi = population.policy(2.0 + 3.0 * torch.randn(3, 50, OBS))
+    assert pi.mean.abs().mean() < 0.1 and (pi.log_std - math.log(1.25)).abs().mean() < 0.1
+
+
 @pytest.mark.parametrize(("objective", "like"), [("clip", "ppo"), ("p3o", "p3o")])
 def test_chord_that_imitates_nothing_is_the_agent_whose_objective_it_has(objective: str, like: str):
     ends, rates = [], {"learning_rate": 1e-2, "value_learning_rate": 1e-2, "final_learning_rate": 0.0}
@@ -525,6 +563,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "tba": [{"reference": "initial"}, {"reference": "uniform"}, {"segment_length": 1}, {"lambda_": 1.0}],
     "chord": [{"objective": "p3o"}, {"phi": "mass", "mu_peak": 0.5}],
+    "p3o_prior": [{"prior": "mle"}, {"prior": "ensemble"}, {"prior_kl": "reverse"}],
 }
 
 

@@ -87,6 +87,8 @@ def parts(agent: str, env_id: str, device: torch.device, members: int = 2, **set
         ("p3o", "ess/MountainCarContinuousSparse-v0", {"hints": 2}),
         ("ppo", "ess/TwoLinkArmSparse-v0", {"hints": 4}),
         ("chord", "Pendulum-v1", {"phi": "mass", "replay": 1}),
+        ("p3o_prior", "Pendulum-v1", {"prior": "gp"}),
+        ("p3o_prior", "Pendulum-v1", {"prior": "ensemble", "replay": 1}),
         ("p3o", "Pendulum-v1", {"lag": 2, "rollout_precision": "fp8", "cap": 0.5, "pull": 0.0, "behavior_kl": "k3"}),
     ],
 )

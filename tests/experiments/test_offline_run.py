@@ -5,14 +5,19 @@ import io
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.func import vmap
+from torch.utils._pytree import tree_leaves, tree_map
 
-from agents import p3o
+from agents import p3o, p3o_prior
 from envs import minari_data
+from ess_rl import gaussian_process
+from ess_rl.population import Population
 from ess_rl.replay import Replay
 from experiments import (
     __main__,
@@ -26,6 +31,7 @@ from experiments import (
     run,
     suites,
 )
+from experiments.studies import offline_to_online
 
 SET = "ess/pendulum/tiny-v0"
 QUICK = ["--hidden", "8", "--minibatch", "16", "--compile", "off", "--episodes", "2", "--steps", "40", "--seeds", "2"]
@@ -138,13 +144,82 @@ def test_chord_imitates_a_data_set_while_it_acts(place: Path, monkeypatch: pytes
     monkeypatch.undo()
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(place / "sets"))
     monkeypatch.chdir(place)
-    assert "chord imitates demonstrations" in refused(*words, "--env", "Pendulum-v1")
+    assert "chord has demonstrations beside" in refused(*words, "--env", "Pendulum-v1")
     other = refused(*words, "--env", "ess/LQR-v0", "--dataset", SET)
     assert f"--dataset {SET}: its env is Pendulum-v1, that of this run is ess/LQR-v0" in other
     assert "demonstrations come from one of them" in refused(*words, *here, "--demonstrations", SET)
     assert "no data set 'ess/no-v0'" in refused(*words, "--env", "Pendulum-v1", "--dataset", "ess/no-v0")
     assert "chord acts in an environment" in refused("train", "chord", "--dataset", SET)
     assert "--mu-peak 2: must be from 0 to 1" in refused(*words, *here, "--mu-peak", "2")
+
+
+def test_a_prior_of_demonstrations(place: Path, monkeypatch: pytest.MonkeyPatch):
+    """It is that of the set's steps; a killed run goes on without the set, and does not fit it again."""
+    small = ["--num-envs", "4", "--rollout", "64", "--epochs", "1", "--minibatch", "64", "--hidden", "8"]
+    words = ["train", "p3o_prior", *small, "--steps", "4000", "--seeds", "1", "--episodes", "1", "--compile", "off"]
+    here = ["--env", "Pendulum-v1", "--dataset", SET, "--gp-points", "50"]
+    words += ["--checkpoints", "2"]
+    works(*words, *here, "--prior-std", "0.1", "0.2", "--out", "prior")
+    population, *_ = run.load_run(place / "prior")
+    data = minari_data.load(SET).transitions
+    kept = torch.linspace(0, 1999, 50, dtype=torch.float64).long()
+    expected = gaussian_process.fit(data.obs[kept], data.action[kept])
+    for p in range(2):
+        for name in ("points", "weights", "half", "length_scale"):
+            torch.testing.assert_close(population.state["prior"][name][p], expected[name])
+    few = refused(*words, *here[:4], "--gp-points", "2001")
+    assert f"--dataset {SET}: a prior 'gp' is fitted to at least 2001 steps, and it holds 2000: --gp-points 2000" in few
+    assert "p3o_prior has demonstrations beside" in refused(*words, "--env", "Pendulum-v1")
+    assert "--prior-std 0: must be above 0" in refused(*words, *here, "--prior-std", "0")
+    config, folder = records.read_config(place / "prior"), records.checkpoints(place / "prior")
+    whole = folder[-1].read_bytes()
+    assert len(folder) == 2 and config["iterations"] == 16
+    for path in (folder[-1], place / "prior" / "result.json"):
+        path.unlink()
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(place / "nothing"))
+    monkeypatch.setattr(demonstrations, "fitted_prior", None)
+    works("resume", "prior")
+    assert folder[-1].read_bytes() == whole
+
+
+def test_networks_of_a_prior_are_their_members_own(place: Path, monkeypatch: pytest.MonkeyPatch):
+    """Equal seeds have equal ones. They learn what was done, and disagree about what nobody showed them."""
+    monkeypatch.setattr(p3o_prior, "PRIOR", replace(p3o_prior.PRIOR, max_updates=300))
+    data = minari_data.load(SET).transitions
+    config = p3o_prior.Config(prior="ensemble")
+    prior = demonstrations.fitted_prior(config, data.obs, data.action, [3, 5, 3])
+    agent = p3o_prior.P3OPrior(config, 3, 1)
+    state = Population(agent, [3, 5, 3]).state
+    assert tree_map(lambda x: x.shape, prior) == tree_map(lambda x: x.shape, state["prior"])
+    assert all(torch.equal(x[0], x[2]) for x in tree_leaves(prior))
+    weight = prior["net"]["0"]["weight"]
+    assert weight.shape[:2] == (3, 5) and not torch.allclose(weight[0], weight[1])
+    mean, variance = vmap(agent.prior, in_dims=(0, None))({**state, "prior": prior}, data.obs)
+    assert (mean[0] - data.behavior_mean).square().mean() < 0.02
+    far = data.obs * torch.tensor([4.0, 4.0, 3.0])
+    _, away = vmap(agent.prior, in_dims=(0, None))({**state, "prior": prior}, far)
+    assert away.mean() > 2.0 * variance.mean()
+
+
+def test_studies_name_the_data_sets_that_they_need(place: Path):
+    said = refused("study", "collapsing-prior", "--out", "no")
+    assert "collapsing-prior: 1 of 1 data sets are not in" in said
+    assert (
+        "ess-rl dataset record RUN --id ess/pendulum/demonstrations-v0 --steps 400 --num-envs 2, RUN a finished" in said
+    )
+    said = refused("study", "offline-to-online", "--out", "no")
+    assert "3 of 3 data sets are not in" in said and "--id ess/halfcheetah/medium-v0 --checkpoint 300000" in said
+    how = "ess-rl dataset record --random Pendulum-v1 --id ess/pendulum/random-v0 --steps 400 --num-envs 2"
+    assert refused("study", "offline-to-online", "--quick", "--out", "no").strip().endswith(how)
+    assert not (place / "no").exists()
+
+
+def test_the_return_of_a_data_set_is_the_mean_of_its_episodes(place: Path):
+    works(*suites.how_to_record(suites.RANDOM).split()[1:])
+    data = minari_data.load(suites.RANDOM)
+    assert len(data.transitions.reward) == 400 and len(data.starts) == 2
+    found = offline_to_online.returns_of_sets(quick=True)["Pendulum-v1", "data set"]
+    assert found.item() == pytest.approx(data.transitions.reward.sum().item() / 2)
 
 
 def test_a_suite_of_offline_jobs(place: Path, monkeypatch: pytest.MonkeyPatch):

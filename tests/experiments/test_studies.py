@@ -12,11 +12,13 @@ from experiments.studies import (
     ablations,
     balance,
     clip_sensitivity,
+    collapsing_prior,
     correction,
     divergence,
     ess_against_age,
     family,
     interleaving,
+    offline_to_online,
     precision,
     sample_efficiency,
     staleness,
@@ -341,6 +343,101 @@ def test_the_verdict_on_hints(levels: tuple[float, float, float], word: str):
     assert any(s.startswith("ess/TwoLinkArmSparse-v0, PPO: ") for s in verdict.sentences)
 
 
+def priors(slope: float = -2.0, **at_the_smallest: float) -> study.Outcome:
+    """All at -200 at the largest sigma_0; at the smallest the network at -800, the others as before, or as is said."""
+    outcome: dict[tuple[str, str], study.Finals] = {("no prior", "p3o_prior"): SPREAD - 250.0}
+    for arm in collapsing_prior.ARMS:
+        end = at_the_smallest.get(arm.split(",")[-1].split()[0], -800.0 if arm == "network" else -200.0)
+        for sigma, level in ((1.0, -200.0), (0.01, end)):
+            outcome[arm, f"p3o_prior prior_std {sigma!r}"] = SPREAD + level
+    sigmas, scale = np.array(collapsing_prior.SIGMAS), np.linspace(1.0, 3.0, 10)[:, None]
+    norms = {label: scale * sigmas ** (slope if flat else 0.0) for label, flat in collapsing_prior.SLOPES.items()}
+    norms[collapsing_prior.FLOORED] = scale * np.maximum(sigmas, collapsing_prior.FLOOR) ** slope
+    return outcome | {(collapsing_prior.GRADIENT, label): x for label, x in norms.items()}
+
+
+@pytest.mark.parametrize(
+    ("levels", "word", "why"),
+    [
+        ({}, "supported", "against the prediction: nothing; open: nothing"),
+        ({"slope": -1.5}, "refuted", "the slope of KL(pi || b), the slope of P3O"),
+        ({"network": -195.0}, "undecided", "open: one network, ensemble over the network"),
+        ({"network": -100.0}, "refuted", "one network, which does not fail, ensemble below the network"),
+        ({"Gaussian": -700.0}, "refuted", "Gaussian process, which fails; open: nothing"),
+        ({"reverse": -700.0}, "refuted", "network, reverse KL, which fails; open: nothing"),
+        ({"ensemble": -800.0}, "refuted", "ensemble, which fails; open: ensemble over the network"),
+    ],
+)
+def test_the_verdict_on_collapsing_priors(levels: dict[str, float], word: str, why: str):
+    verdict = collapsing_prior.judge(priors(**levels))
+    assert verdict.word == word and why in verdict.sentences[-1]
+    assert "gradient of KL(b || pi): slope +0.00 [+0.00, +0.00], predicted +0" in verdict.sentences
+    # From sigma_0 = 1 to a floor of 0.1: 10^2, or 10^1.5.
+    expected = 32 if "slope" in levels else 100
+    assert any(s.endswith(f"sigma_0 at least 0.1: at 0.01 {expected} times that at 1") for s in verdict.sentences)
+
+
+def test_the_gradient_of_a_kl_by_its_law():
+    """Two networks are as far apart whatever sigma_0 is; the least of them has the law to itself.
+
+    From 0.03 to 0.01 the gradient of KL(pi || b) grows 9 times, that of KL(b || pi), whose variance and distance are
+    those of the means by then, stays.
+    """
+    norms = {label: x for (_, label), x in collapsing_prior.gradients(quick=True).items()}
+    last = {label: x[:, -1] / x[:, -2] for label, x in norms.items()}
+    np.testing.assert_allclose(last["KL(pi || b)"], 9.0, rtol=0.01)
+    np.testing.assert_allclose(last["KL(b || pi)"], 1.0, rtol=0.01)
+    np.testing.assert_allclose(last["P3O"], 9.0, rtol=0.1)
+    assert (last[collapsing_prior.FLOORED] == 1.0).all()
+    np.testing.assert_allclose(collapsing_prior.slopes(np.array(collapsing_prior.SIGMAS)[None] ** -1.3), -1.3)
+
+
+def onward(*tasks: tuple[int, float]) -> study.Outcome:
+    """On each task the data's return is 50 and scratch ends at 100.
+
+    Old replay passes that at the given one of 20 points, having fallen to the given return on the way.
+    """
+    outcome: dict[tuple[str, str], study.Finals] = {}
+    for number, (point, low) in enumerate(tasks):
+        env = f"T{number}"
+        old = np.concatenate([[10.0, 60.0, low], np.full(17, 80.0)])
+        old[point - 1 :] = 120.0 if point else old[-1]
+        arms = {"scratch": np.linspace(5.0, 100.0, 20), "old replay": old, "imitation": np.full(20, 60.0)}
+        for label, of in arms.items():
+            name = f"{env} {label}" if len(tasks) > 1 else label
+            outcome[name, "p3o"] = 0.01 * SPREAD[:, None] + of
+        outcome[env, offline_to_online.DATA] = np.array([[50.0]])
+    return outcome
+
+
+@pytest.mark.parametrize(
+    ("tasks", "word", "why"),
+    [
+        (((8, 70.0), (9, 48.0)), "supported", "against the prediction: nothing"),
+        (((8, 70.0),), "supported", "against the prediction: nothing"),
+        (((8, 70.0), (12, 70.0)), "refuted", "T1: too late"),
+        (((8, 70.0), (9, 30.0)), "refuted", "T1: falls too far"),
+        (((8, 70.0), (9, 45.0)), "undecided", "open: T1: how far it falls"),
+    ],
+)
+def test_the_verdict_on_offline_to_online(tasks: tuple[tuple[int, float], ...], word: str, why: str, tmp_path: Path):
+    outcome = onward(*tasks)
+    verdict = offline_to_online.judge(outcome)
+    assert verdict.word == word and why in verdict.sentences[-1]
+    found = verdict.sentences[0]
+    assert found.startswith("T0, old replay: the end of scratch at 40 [40, 40] % of the steps; 10 of 10 seeds reach")
+    assert "T0, imitation: the end of scratch at inf [inf, inf] %" in verdict.sentences[1]
+    offline_to_online.draw(outcome, tmp_path / "study.png")
+    assert (tmp_path / "study.png").stat().st_size > 5_000
+
+
+def test_how_far_a_seed_falls_counts_from_where_it_reached_the_data():
+    """Data of -200: from -150 to -260 is 30 % of them below; a seed that never gets there has no fall."""
+    curves = np.array([[np.nan, -900.0, -150.0, -260.0, -100.0], [np.nan, -900.0, -800.0, -700.0, -201.0]])
+    falls = offline_to_online.lowest(curves, -200.0)
+    assert falls[0] == pytest.approx(-30.0) and np.isnan(falls[1])
+
+
 @pytest.mark.parametrize("name", STUDIES)
 @pytest.mark.parametrize("quick", [True, False])
 def test_jobs_have_folders_of_their_own(name: str, quick: bool):
@@ -395,6 +492,7 @@ def test_staleness_draws(tmp_path: Path):
         ("divergence", divergences()),
         ("interleaving", interleavings(60.0, 2)),
         ("hints", hinted(1.0, 0.9, 0.3)),
+        ("collapsing-prior", priors()),
     ],
 )
 def test_the_others_draw(tmp_path: Path, name: str, outcome: study.Outcome):
