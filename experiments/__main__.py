@@ -372,10 +372,10 @@ def list_agents(arguments: list[str]) -> None:
     from experiments import offline_peers, peers
 
     for name, entry in [*AGENTS.items(), *peers.PEERS.items()]:
-        print(f"{name:13} {entry.description}")
+        print(f"{name:11} {entry.description}")
     print("\nfrom a data set, ess-rl train AGENT --dataset ID:")
     for name, entry in [*OFFLINE_AGENTS.items(), *offline_peers.PEERS.items()]:
-        print(f"{name:13} {entry.description}")
+        print(f"{name:11} {entry.description}")
 
 
 def dataset(arguments: list[str]) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -136,8 +137,9 @@ def train_nothing(config: records.Record, seed: int, *, trust: bool) -> records.
 def test_a_peer_leaves_the_records_of_an_offline_run(place: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(offline_peers, "library", lambda: None)
     monkeypatch.setattr(offline_peers, "train_one", train_nothing)
+    monkeypatch.setattr(peers, "ProcessPoolExecutor", lambda max_workers, **how: ThreadPoolExecutor(max_workers))
     out = place / "runs" / "peer"
-    result = offline_peers.carry_on(start(out), jobs=1)
+    result = offline_peers.carry_on(start(out))
     assert result["final_return"] == [-700.0, -701.0] and result["updates"] == 20 and result["dataset"] == SET
     # (R + 1205) / (-178.3 + 1205); 20 updates in 2 s
     assert result["normalized_score"] == pytest.approx([505 / 1026.7, 504 / 1026.7])
@@ -156,7 +158,7 @@ def test_a_peer_leaves_the_records_of_an_offline_run(place: Path, monkeypatch: p
     kept.write_text(json.dumps({**records.read_json(kept), "final_return": -7.0}))
     with pytest.raises(UsageError, match="another run: its 'steps' is 20"):
         start(out, steps=30)
-    result = offline_peers.carry_on(start(out, seeds=range(3)), jobs=1)
+    result = offline_peers.carry_on(start(out, seeds=range(3)))
     assert result["final_return"] == [-7.0, -701.0, -702.0]  # the first two were not trained again
 
 
@@ -192,7 +194,11 @@ def test_what_cannot_be_measured_is_refused(place: Path):
 
 
 @pytest.mark.parametrize("beside", [False, pytest.param(True, marks=needs_d3rlpy)])
-def test_updates_are_counted(place: Path, beside: bool, capsys: pytest.CaptureFixture[str]):
+def test_updates_are_counted(
+    place: Path, beside: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    if not beside:  # a process apart only takes time here
+        monkeypatch.setattr(offline_throughput, "apart", lambda function, *arguments: function(*arguments))
     out = place / "speed.json"
     how: Any = {"seeds": (3,), "hidden": (8,), "minibatch": 16, "seconds": 0.2, "compile": "off"}
     offline_throughput.measure(SET, "bc", **how, peers=beside, out=out)
