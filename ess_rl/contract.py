@@ -268,3 +268,23 @@ class OfflineAgent(Protocol):
         Their fields as in `Transitions`, raw; the columns of `prepare`; and "noise" [n, 2, act_dim], standard normal.
         """
         ...
+
+
+class Actors(Protocol):
+    """What an evaluation asks of P members: populations are such, and so is whatever stands in for one."""
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def seeds(self) -> Sequence[int]: ...
+
+    @property
+    def seed(self) -> Tensor: ...  # the same, [P]
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def policy(self, obs: Tensor) -> Gaussian:
+        """At obs [P, N, obs_dim]."""
+        ...

@@ -21,11 +21,20 @@ from torch import Tensor
 
 from ess_rl import processes, random
 from ess_rl.alternate import ReplayedUpdates
-from ess_rl.contract import AgentConfig, AlternatingConfig, Collector, InTurns, StartsFromHints, Step, Turn, VectorEnv
+from ess_rl.contract import (
+    Actors,
+    AgentConfig,
+    AlternatingConfig,
+    Collector,
+    InTurns,
+    StartsFromHints,
+    Step,
+    Turn,
+    VectorEnv,
+)
 from ess_rl.errors import NonFiniteError, UsageError
 from ess_rl.ess import effective_sample_size
 from ess_rl.graphs import Graphs, Stopwatch
-from ess_rl.offline import OfflinePopulation
 from ess_rl.population import Population
 from ess_rl.replay import Replay
 from ess_rl.returns import reverse_recurrence
@@ -439,7 +448,7 @@ def warm_up(population: Population, env: VectorEnv, *, acts: bool = True) -> flo
 
 
 def evaluate(
-    population: Population | OfflinePopulation,
+    population: Actors,
     env: VectorEnv,
     *,
     seed: int = 0,
@@ -526,9 +535,7 @@ def _check_recorded(summary: dict[str, Tensor]) -> None:
         )
 
 
-def _check_metrics(
-    env: VectorEnv, population: Population | OfflinePopulation, where: str, metrics: dict[str, Tensor]
-) -> None:
+def _check_metrics(env: VectorEnv, population: Actors, where: str, metrics: dict[str, Tensor]) -> None:
     for name, x in metrics.items():
         if not torch.isfinite(x).all():
             member = int((~torch.isfinite(x)).nonzero()[0])

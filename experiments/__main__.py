@@ -19,24 +19,29 @@ from ess_rl.errors import LostProcessError, NonFiniteError, UsageError
 def train(arguments: list[str]) -> None:
     """Train an agent, or a peer of another library: ess-rl train AGENT --env ID | --dataset ID [--seeds K ...]"""
     from agents import AGENTS, OFFLINE_AGENTS
+    from experiments import offline_peers
     from experiments.peers import PEERS
 
-    known = [*AGENTS, *OFFLINE_AGENTS, *PEERS]
+    from_data = [*OFFLINE_AGENTS, *offline_peers.PEERS]
+    known = [*AGENTS, *PEERS, *from_data]
     if not arguments or arguments[0].startswith("-"):
         if "-h" not in arguments and "--help" not in arguments:
             raise UsageError(f"name an agent: ess-rl train {{{','.join(known)}}} --env ID (or --dataset ID)")
         print(f"usage: ess-rl train {{{','.join(known)}}} --env ID [options]; 'ess-rl train p3o --help' shows them")
-        print(f"{', '.join(OFFLINE_AGENTS)} take --dataset ID in place of --env ID")
+        print(f"{', '.join(from_data)} take --dataset ID in place of --env ID")
         return
     name = _one_of("agent", arguments[0], known)
-    offline = name in OFFLINE_AGENTS
+    offline = name in from_data
     given, other = ("--env", "--dataset") if offline else ("--dataset", "--env")
     words = {word.split("=")[0] for word in arguments}
     if given in words and not (name in AGENTS and other in words):  # an env and a data set: from offline to online
         learns = "learns from a data set" if offline else "acts in an environment"
         hint = f"{', '.join(OFFLINE_AGENTS)} learn from data" if not offline else f"{', '.join(AGENTS)} learn by acting"
         raise UsageError(f"{name} {learns}: give {other} ID, not {given}; {hint}")
-    (_train_offline if offline else _train_agent if name in AGENTS else _train_peer)(name, arguments[1:])
+    if name in offline_peers.PEERS:
+        _train_offline_peer(name, arguments[1:])
+    else:
+        (_train_offline if offline else _train_agent if name in AGENTS else _train_peer)(name, arguments[1:])
 
 
 def _train_agent(name: str, arguments: list[str]) -> None:
@@ -101,8 +106,26 @@ def _train_peer(name: str, arguments: list[str]) -> None:
     _finish(peers.start(name, chosen.env, settings=settings, **_common(name, chosen, chosen.env)), jobs=chosen.jobs)
 
 
+def _train_offline_peer(name: str, arguments: list[str]) -> None:
+    from experiments import offline_peers, options
+
+    config = offline_peers.PEERS[name].config
+    chosen = tyro.cli(options.of_offline_peer(config), args=arguments, prog=f"ess-rl train {name}")
+    folder = offline_peers.start(
+        name,
+        chosen.dataset,
+        settings={field.name: getattr(chosen, field.name) for field in dataclasses.fields(config)},
+        **_common(name, chosen, chosen.dataset),
+        eval_env=chosen.eval_env,
+        trust=chosen.trust_env_spec,
+        download=chosen.download,
+        backend=chosen.backend,
+    )
+    _finish(folder, chosen.jobs, chosen.trust_env_spec)
+
+
 def _common(name: str, chosen: Any, task: str) -> dict[str, Any]:
-    """What `run.start`, `offline_run.start` and `peers.start` are all asked."""
+    """What every `start` is asked: that of `run`, `offline_run`, `peers` and `offline_peers`."""
     from experiments import records
 
     return {
@@ -307,10 +330,17 @@ def study(arguments: list[str]) -> None:
 
 
 def throughput(arguments: list[str]) -> None:
-    """Measure training speed against Stable-Baselines3 PPO in the same run: ess-rl throughput [--env ID ...]"""
+    """Measure training speed against SB3's PPO, or d3rlpy: ess-rl throughput [--env ID | --dataset ID ...]"""
+    from experiments import offline_throughput
     from experiments import throughput as module
 
-    tyro.cli(module.measure, args=arguments, prog="ess-rl throughput", description=throughput.__doc__)
+    offline = any(word.split("=")[0] == "--dataset" for word in arguments)
+    tyro.cli(
+        offline_throughput.measure if offline else module.measure,
+        args=arguments,
+        prog="ess-rl throughput",
+        description=throughput.__doc__,
+    )
 
 
 def quickstart(arguments: list[str]) -> None:
@@ -340,13 +370,15 @@ def list_envs(arguments: list[str]) -> None:
 def list_agents(arguments: list[str]) -> None:
     """The agents, and their peers of other libraries: ess-rl agents"""
     from agents import AGENTS, OFFLINE_AGENTS
-    from experiments.peers import PEERS
+    from experiments import offline_peers, peers
 
-    for name, entry in [*AGENTS.items(), *PEERS.items()]:
-        print(f"{name:11} {entry.description}")
-    print("\nfrom a data set, ess-rl train AGENT --dataset ID:")
-    for name, entry in OFFLINE_AGENTS.items():
-        print(f"{name:11} {entry.description}")
+    acting, from_data = {**AGENTS, **peers.PEERS}, {**OFFLINE_AGENTS, **offline_peers.PEERS}
+    width = max(map(len, acting | from_data))
+    for known in (acting, from_data):
+        if known is from_data:
+            print("\nfrom a data set, ess-rl train AGENT --dataset ID:")
+        for name, entry in known.items():
+            print(f"{name:{width}} {entry.description}")
 
 
 def dataset(arguments: list[str]) -> None:
@@ -422,14 +454,16 @@ def _together(arguments: list[str]) -> None:
     """One run over several processes: the first is the command, the others follow it and keep silent."""
     from agents import OFFLINE_AGENTS
     from ess_rl import processes
-    from experiments import peers, run
+    from experiments import offline_peers, peers, run
+
+    alone = {*peers.PEERS, *OFFLINE_AGENTS, *offline_peers.PEERS}
 
     processes.join()
     try:
         if processes.number() > 0:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for as long as there is something to print)
             run.follow()
-        elif arguments[0] not in ("train", "resume") or {*arguments[1:2]} & {*peers.PEERS, *OFFLINE_AGENTS}:
+        elif arguments[0] not in ("train", "resume") or {*arguments[1:2]} & alone:
             raise _not_together(arguments[0])
         else:
             _run(arguments)
@@ -447,7 +481,7 @@ def _not_together(command: str) -> UsageError:
 
 def _finish(folder: Path, jobs: int | None = None, trust: bool = False) -> None:
     """Train what is left of a run of ours or of a peer, and print its result."""
-    from experiments import peers, records, report
+    from experiments import offline_peers, peers, records, report
 
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such run folder")
@@ -457,6 +491,8 @@ def _finish(folder: Path, jobs: int | None = None, trust: bool = False) -> None:
         raise _not_together("resume")
     if config["agent"] in peers.PEERS:
         result = peers.carry_on(folder, jobs)
+    elif config["agent"] in offline_peers.PEERS:
+        result = offline_peers.carry_on(folder, jobs, trust=trust)
     elif config.get("dataset"):
         from experiments import offline_run
 

@@ -109,12 +109,13 @@ def _is_done(job: Job, out: Path, failed: dict[str, str]) -> bool:
 def _prepare(job: Job, folder: Path) -> None:
     """Write config.json, or see that the one that stands there is this job's."""
     from agents import AGENTS, OFFLINE_AGENTS
-    from experiments import offline_run, peers, plan, run
+    from experiments import offline_peers, offline_run, peers, plan, run
 
     common: Any = {"settings": job.settings, "seeds": job.seeds, "steps": job.steps, **job.options}
     if job.agent not in AGENTS and job.agent not in OFFLINE_AGENTS:
         if not (folder / "result.json").exists():
-            peers.start(job.agent, job.env, out=folder, **common)
+            module, source = (offline_peers, job.dataset) if job.dataset else (peers, job.env)
+            module.start(job.agent, source, out=folder, **common)
         return
     kind, start, source = (offline_run, offline_run.start, job.dataset) if job.dataset else (plan, run.start, job.env)
     if not (folder / "config.json").exists():

@@ -286,8 +286,10 @@ def command(config: Record) -> str | None:
     words += ["train", config["agent"], *where]
     options: Record = {"seeds": len(seeds), "seed0": seeds[0], "steps": config["steps"], "episodes": config["episodes"]}
     if config.get("dataset"):
-        options |= {"backend": config["backend"], "device": config["device"]}
-        options |= {"compile": "on" if config["compiled"] else "off", "checkpoints": config["checkpoints"]}
+        options |= {"backend": config["backend"]}
+        if "iterations" in config:  # a run of ours, not of a peer
+            options |= {"device": config["device"], "compile": "on" if config["compiled"] else "off"}
+            options |= {"checkpoints": config["checkpoints"]}
         options |= {"eval_env": config["eval_env"]} if config.get("eval_env") else {}
         options |= {"trust_env_spec": True} if config.get("env_spec") else {}
     elif "iterations" in config:  # a run of ours, not of a peer

@@ -77,6 +77,33 @@ def make(
         raise UsageError(f"--minibatch {config.minibatch}: must be at least 2")
     plan.check_seeds(seeds)
     plan.check_numbers(config, sweep)
+    task = task_of(dataset_id, eval_env=eval_env, trust=trust, download=download, backend=backend)
+    settings_of = members(seeds, sweep)
+    blocks = min(BLOCKS, steps)
+    return {
+        "format": records.FORMAT,
+        "agent": agent,
+        **task,
+        "seeds": [member["seed"] for member in settings_of],
+        "sweep": {name: [member[name] for member in settings_of] for name in sweep},
+        "steps": steps,
+        "iterations": blocks,
+        "reset_every": math.ceil(blocks / checkpoints),  # stretches between two checkpoints
+        "checkpoints": checkpoints,
+        "episodes": episodes,
+        "device": ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else plan.device_of(device, ""),
+        "compiled": plan.compiled_of(compiled),
+        "config": dataclasses.asdict(config),
+        **records.origin(),
+    }
+
+
+def task_of(dataset_id: str, *, eval_env: str | None, trust: bool, download: bool, backend: str) -> Record:
+    """What is learned from, and the task that the policies are evaluated in: their part of config.json; see `make`.
+
+    Raises:
+        UsageError: the set cannot be read, or its policies cannot be evaluated in that task.
+    """
     if download:
         minari_data.download(dataset_id)
     data = minari_data.load(dataset_id, trust=trust, say=_say)
@@ -95,11 +122,7 @@ def make(
             f"{dataset_id} has observations of {found[0]} numbers and actions of {found[1]}, {task.env_id} of "
             f"{dimensions[0]} and {dimensions[1]}: evaluate in another task with --eval-env"
         )
-    settings_of = members(seeds, sweep)
-    blocks = min(BLOCKS, steps)
     return {
-        "format": records.FORMAT,
-        "agent": agent,
         "dataset": dataset_id,
         "source": data.source,
         "transitions": len(data.transitions.reward),
@@ -110,17 +133,6 @@ def make(
         "env_spec": task.spec,
         "eval_env": eval_env,
         "backend": resolved,
-        "seeds": [member["seed"] for member in settings_of],
-        "sweep": {name: [member[name] for member in settings_of] for name in sweep},
-        "steps": steps,
-        "iterations": blocks,
-        "reset_every": math.ceil(blocks / checkpoints),  # stretches between two checkpoints
-        "checkpoints": checkpoints,
-        "episodes": episodes,
-        "device": ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else plan.device_of(device, ""),
-        "compiled": plan.compiled_of(compiled),
-        "config": dataclasses.asdict(config),
-        **records.origin(),
     }
 
 
@@ -136,14 +148,15 @@ def carry_on(folder: Path, *, trust: bool = False) -> Record:
         if (folder / "result.json").exists():
             return records.read_json(folder / "result.json")
         run.trust_spec(config, trust)
-        return _carry_on(folder, config, _data(config, trust))
+        return _carry_on(folder, config, data_of(config, trust=trust))
 
 
 def _say(text: str) -> None:
     print(text, flush=True)
 
 
-def _data(config: Record, trust: bool) -> DataSet:
+def data_of(config: Record, *, trust: bool) -> DataSet:
+    """What a run learns from, as its config.json says. Raises UsageError if it is not what the run began with."""
     fit = None
     if config["behavior"] != "recorded":
         fit = behavior.Config(**(config["behavior"] | {"hidden": tuple(config["behavior"]["hidden"])}))

@@ -63,8 +63,8 @@ class RunOptions(Options):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OfflineOptions:
-    """What a run on a data set is asked: all seeds and settings are one program."""
+class DataOptions:
+    """What every run on a data set is asked, whoever trains."""
 
     dataset: str
     """the Minari data set, e.g. mujoco/hopper/medium-v0; 'ess-rl dataset list' shows those that are here"""
@@ -75,7 +75,7 @@ class OfflineOptions:
     steps: int = 100_000
     """gradient updates of each seed"""
     episodes: int = 20
-    """of the final evaluation, for each member; those on the way take at most 5"""
+    """of the final evaluation, for each seed; those of our own agents on the way take at most 5"""
     out: Path | None = None
     """the run folder; default: runs/AGENT-DATASET"""
     overwrite: bool = False
@@ -89,6 +89,20 @@ class OfflineOptions:
     """get the data set from Minari's server if it is not here"""
     backend: Literal["auto", "torch", "envpool", "gymnasium", "warp"] = "auto"
     """what simulates evaluations; auto: the first of these that has the task and is installed, never warp"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OfflinePeerOptions(DataOptions):
+    """What a run of d3rlpy's algorithms is asked: each seed is a process of its own."""
+
+    jobs: int | None = None
+    """seeds at a time; default: one a core"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OfflineOptions(DataOptions):
+    """What a run of our own offline agents is asked: all seeds and settings are one program."""
+
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where the agents live; auto: cuda if there is one"""
     compile: Literal["auto", "on", "off"] = "auto"
@@ -100,6 +114,11 @@ class OfflineOptions:
 def of_peer(config: type) -> type:
     """A dataclass of all options of a peer."""
     return _with_fields(config, PeerOptions, sweeps=False)
+
+
+def of_offline_peer(config: type) -> type:
+    """A dataclass of all options of a peer that learns from a data set."""
+    return _with_fields(config, OfflinePeerOptions, sweeps=False)
 
 
 def of_agent(config: type) -> type:

@@ -1,7 +1,8 @@
 """Stable-Baselines3's PPO and SAC under this suite's evaluation and records, as references beside our own agents.
 
 Each seed is one process of its own with one thread, several at a time, and leaves one file when it is done. So a
-killed run goes on with the seeds that are missing, and a finished one takes more seeds.
+killed run goes on with the seeds that are missing, and a finished one takes more seeds. `offline_peers` uses the same
+folder and processes for d3rlpy.
 """
 
 from __future__ import annotations
@@ -141,11 +142,21 @@ def start(
         "seeds": list(seeds), "sweep": {}, "steps": steps, "episodes": episodes,
         "device": "cpu", "compiled": False, "config": dataclasses.asdict(config), **records.origin(),
     }  # fmt: skip
+    return begin(record, out, ("agent", "env", "steps", "episodes", "config"), overwrite=overwrite)
+
+
+def begin(record: Record, out: Path, same: Sequence[str], *, overwrite: bool) -> Path:
+    """Make a peer's folder and write `record` as its config.json. -> the folder
+
+    A folder whose config.json agrees in all of `same` is taken as it is, if its seeds are among those asked for.
+    """
     if not overwrite and (out / "config.json").exists():
         before = records.read_config(out)
-        for name in ("agent", "env", "steps", "episodes", "config"):
-            if before[name] != record[name]:
-                raise UsageError(f"--out {out} holds another run: its {name!r} is {before[name]}: choose another place")
+        for name in same:
+            if before.get(name) != record[name]:
+                raise UsageError(
+                    f"--out {out} holds another run: its {name!r} is {before.get(name)}: choose another place"
+                )
         if not set(before["seeds"]) <= set(record["seeds"]):
             raise UsageError(
                 f"--out {out} holds seeds {before['seeds']}, which are not all asked for: ask for them too"
@@ -160,6 +171,14 @@ def start(
 
 def carry_on(run: Path, jobs: int | None = None) -> Record:
     """Train the seeds that are missing, `jobs` at a time (default: one a core), and write the result. -> the result"""
+    return train_missing(run, jobs, train_one)
+
+
+def train_missing(run: Path, jobs: int | None, train: Callable[[Record, int], Record], **more: Any) -> Record:
+    """The same with `train`, a function of (config, seed) that is called in other processes.
+
+    more: what else result.json will hold, each a function of the final returns of all seeds.
+    """
     if jobs is not None:
         records.check_positive({"jobs": jobs})
     with records.alone(run):
@@ -167,29 +186,32 @@ def carry_on(run: Path, jobs: int | None = None) -> Record:
         if (run / "result.json").exists():
             return records.read_json(run / "result.json")
         missing = [seed for seed in config["seeds"] if not (run / f"seed-{seed}.json").exists()]
-        _train(run, config, missing, jobs or records.available_cores())
+        _train(run, config, missing, jobs or records.available_cores(), train)
         parts = [records.read_json(run / f"seed-{seed}.json") for seed in config["seeds"]]
-        kept = ("format", "agent", "env", "backend", "seeds", "sweep", "device", "compiled")
+        kept = ("format", "agent", "dataset", "references", "env", "backend", "seeds", "sweep", "device", "compiled")
+        finals, steps = [part["final_return"] for part in parts], records.steps_name(config)
         result = {
-            **{name: config[name] for name in kept},
-            "env_steps": parts[0]["env_steps"],
-            "final_return": [part["final_return"] for part in parts],
+            **{name: config[name] for name in kept if name in config},
+            steps: parts[0][steps],
+            "final_return": finals,
             "training_return": [part["training_return"] for part in parts],
             "episodes": config["episodes"],
             # Of one process on one thread, as a rule beside others: `ess-rl throughput` is the fair measure.
-            "steps_per_second": sum(part["env_steps"] / part["training_seconds"] for part in parts) / len(parts),
+            "steps_per_second": sum(part[steps] / part["training_seconds"] for part in parts) / len(parts),
             "peak_memory_mib": max(part["peak_memory_mib"] for part in parts),
+            **{name: function(finals) for name, function in more.items()},
             **records.origin(),
         }
         records.write_json(run / "result.json", result)
         return result
 
 
-def _train(run: Path, config: Record, seeds: Sequence[int], jobs: int) -> None:
-    print(f"{config['agent']} on {config['env']}: {len(seeds)} seeds to train, {jobs} at a time", flush=True)
+def _train(run: Path, config: Record, seeds: Sequence[int], jobs: int, train: Callable[[Record, int], Record]) -> None:
+    task = config.get("dataset") or config["env"]
+    print(f"{config['agent']} on {task}: {len(seeds)} seeds to train, {jobs} at a time", flush=True)
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     with ProcessPoolExecutor(max_workers=jobs, mp_context=context) as pool:
-        waiting = {pool.submit(train_one, config, seed): seed for seed in seeds}
+        waiting = {pool.submit(train, config, seed): seed for seed in seeds}
         try:
             for done in as_completed(waiting):
                 records.write_json(run / f"seed-{waiting[done]}.json", done.result())

@@ -56,6 +56,7 @@ PACKAGES = (
     "envpool",
     "minari",
     "stable-baselines3",
+    "d3rlpy",
 )
 
 Record = dict[str, Any]

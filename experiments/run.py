@@ -27,7 +27,7 @@ from agents import AGENTS, OFFLINE_AGENTS
 from envs import minari_env
 from ess_rl import checkpoint, loop, processes
 from ess_rl.asynchronous import ProcessCollector
-from ess_rl.contract import Tree, VectorEnv
+from ess_rl.contract import Actors, Tree, VectorEnv
 from ess_rl.errors import UsageError
 from ess_rl.offline import OfflinePopulation
 from ess_rl.population import Population
@@ -325,7 +325,7 @@ def trust_spec(config: Record, trust: bool) -> None:
         minari_env.register_trusted(config["env_spec"])
 
 
-def evaluate(population: Population | OfflinePopulation, config: Record, episodes: int, seed: int = 0) -> Tensor:
+def evaluate(population: Actors, config: Record, episodes: int, seed: int = 0) -> Tensor:
     """Returns [P, episodes] of the mean action, with frozen statistics, in environments of their own."""
     env: VectorEnv = envs.make(
         config["env"],

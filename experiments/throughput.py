@@ -137,7 +137,7 @@ def apart(function: Any, *arguments: Any) -> Record:
         return pool.submit(function, *arguments).result()
 
 
-def _rate(piece: Callable[[], int], seconds: float, device: str = "cpu") -> float:
+def per_second(piece: Callable[[], int], seconds: float, device: str = "cpu") -> float:
     """Units of work a second: `piece` does some and says how many."""
     import torch
 
@@ -189,7 +189,7 @@ def ours(
         return len(actions) * env.num_envs
 
     step_envs()
-    envs_alone = _rate(step_envs, seconds / 4, device)
+    envs_alone = per_second(step_envs, seconds / 4, device)
     whole.close()
     obs = env.reset(torch.arange(env.num_envs, device=env.device))
 
@@ -198,7 +198,7 @@ def ours(
         _, obs = loop.collect(population, env, obs, config.rollout, 0)
         return samples * count
 
-    collection = _rate(collect, seconds / 4, device)
+    collection = per_second(collect, seconds / 4, device)
 
     # Training, from the fourth iteration on: the first has no updates, and on CUDA the third records.
     progress = loop.train(population, env, replay, iterations=10**6, reset_every=10**6)
@@ -213,7 +213,7 @@ def ours(
         return samples * count
 
     simulated.total, began = 0.0, time.perf_counter()
-    rate = _rate(train, seconds, device)
+    rate = per_second(train, seconds, device)
     elapsed = time.perf_counter() - began
 
     learner = learner_alone(population, replay.latest(config.rollout), seconds / 4)
@@ -261,7 +261,7 @@ def ours_in_two(
         progress = loop.train(population, env, replay, iterations=10**6, reset_every=10**6, collector=collector)
         for _ in range(3):
             next(progress)
-        rate = _rate(lambda: next(progress) and count * shape["rollout"] * shape["num_envs"], seconds)
+        rate = per_second(lambda: next(progress) and count * shape["rollout"] * shape["num_envs"], seconds)
     return {
         "steps_per_second": rate, "compile_seconds": compile_seconds, "peak_memory_mib": records.peak_memory_mib(),
         "backend": env.backend,
@@ -289,7 +289,7 @@ def learner_alone(population: Population, rollout: Transitions, seconds: float) 
 
     for _ in range(3):
         learn()
-    return _rate(learn, seconds, device.type) / config.epochs
+    return per_second(learn, seconds, device.type) / config.epochs
 
 
 class _Seconds:
@@ -328,7 +328,7 @@ def _sb3(env_id: str, shape: Record, seconds: float, threads: int, backend: str)
         return 2 * one
 
     return {
-        "steps_per_second": _rate(learn, seconds), "threads": threads, "peak_memory_mib": records.peak_memory_mib()
+        "steps_per_second": per_second(learn, seconds), "threads": threads, "peak_memory_mib": records.peak_memory_mib()
     }  # fmt: skip
 
 
@@ -343,7 +343,7 @@ def _eager(env_id: str, shape: Record, seconds: float, threads: int, backend: st
     env = envs.make(env_id, config.num_envs, backend=backend)
     progress = eager_loop.train(env, config)
     next(progress)
-    rate = _rate(lambda: next(progress), seconds)
+    rate = per_second(lambda: next(progress), seconds)
     return {
         "steps_per_second": rate, "threads": threads, "peak_memory_mib": records.peak_memory_mib(),
         "backend": env.backend,

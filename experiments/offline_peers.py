@@ -1,0 +1,327 @@
+"""d3rlpy's BC, AWAC, IQL and TD3+BC on the data, numbers, evaluation and records of our offline agents.
+
+They see the transitions that `ess_rl.offline` sees: observations normalized by the statistics of all the data (and
+clipped, as `normalizer.standardize` does), actions clipped to [-1, 1], rewards scaled where the agent scales them.
+d3rlpy knows episodes, and drops the last transition of one that its clock cut, because it has nowhere to keep what that
+led to: here such an episode has a last step more, which holds that observation and is never drawn. Their numbers are
+those of the agents in `agents`: networks, Adam (its epsilon of 1e-5 too), minibatches drawn with replacement, discount,
+tau. A policy is scored as ours are, by its mean action in episodes that begin as those of our run with that seed.
+
+What no option undoes, read in d3rlpy 2.8.1 (ours; theirs):
+    all      weights begin orthogonal, policies near 0; torch's uniform ones. All gradients of an update are taken at
+             the same parameters; the critics step first, and the policy sees what they are then. The likelihood is that
+             of the action as it was sampled; as it was clipped
+    bc       a Gaussian's likelihood, its width a function of the state; squared distance to a deterministic tanh policy
+    awac     weights exp(A / temperature) up to 100, or a softmax over the minibatch (`awac --weights softmax`); the
+             softmax. Q is the policy's value; its value with its entropy as a bonus, at the temperature of 1 that stays
+             in from their SAC. A mean without tanh, for all; tanh of the mean for likelihood and advantage, tanh of the
+             sample for the critic's target. log_std begins at -1 and stays above -4; at -3, within -6 and 0
+    iql      log_std begins at -1 and stays above -4; at -1.5, within -5 and 2
+    td3_bc   the policy moves at updates 2, 4, 6 ...; 1, 3, 5 ...
+With all that out of the way their gradients are ours: `tests/experiments/test_offline_peers.py`.
+
+Each seed is a process with one thread, as in `peers`. d3rlpy comes without its requirements, because it pins another
+gymnasium than our environments need: INSTALL says how.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import importlib.util
+import io
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ess_rl import normalizer, offline
+from ess_rl.contract import Tree
+from ess_rl.errors import NonFiniteError, UsageError
+from ess_rl.gaussian import Gaussian
+from ess_rl.transitions import Transitions
+from experiments import offline_run, peers, plan, records, run
+from experiments.records import Record
+
+VERSION = "2.8.1"
+INSTALL = (
+    f"pip install --no-deps d3rlpy=={VERSION} && pip install colorama dataclasses-json gym scikit-learn structlog tqdm"
+)
+
+
+@dataclass(frozen=True)
+class BCConfig:
+    """Defaults are those of `agents.bc`."""
+
+    learning_rate: float = 3e-4  # of Adam
+    hidden: tuple[int, ...] = (256, 256)  # relu units
+    minibatch: int = 256  # samples of one update
+
+
+@dataclass(frozen=True)
+class AWACConfig:
+    """Defaults are those of `agents.awac`."""
+
+    temperature: float = 1.0  # lambda of the paper, in units of the scaled reward; lower is greedier
+    return_range: float = 0.0  # rewards are scaled so that returns of the data span this; 0 leaves them as they are
+    learning_rate: float = 3e-4  # of Adam, for the policy and the critics
+    discount: float = 0.99  # per control step
+    tau: float = 0.005  # share of the critics that enters their targets at each update
+    hidden: tuple[int, ...] = (256, 256)  # relu units of policy and critics
+    minibatch: int = 256  # samples of one update
+
+
+@dataclass(frozen=True)
+class IQLConfig:
+    """Defaults are those of `agents.iql`."""
+
+    expectile: float = 0.7  # of Q over the actions of the data; 0.5 is the value of the behavior policy
+    inverse_temperature: float = 3.0  # beta of the paper, in units of 1 / scaled reward; higher is greedier
+    return_range: float = 1000.0  # rewards are scaled so that returns of the data span this; 0 leaves them as they are
+    learning_rate: float = 3e-4  # of Adam; the policy's falls to 0 as a cosine
+    discount: float = 0.99  # per control step
+    tau: float = 0.005  # share of the critics that enters their targets at each update
+    hidden: tuple[int, ...] = (256, 256)  # relu units of policy, value and critics
+    minibatch: int = 256  # samples of one update
+
+
+@dataclass(frozen=True)
+class TD3BCConfig:
+    """Defaults are those of `agents.td3_bc`."""
+
+    alpha: float = 2.5  # weight of Q beside the squared distance to the data; 0 is cloning
+    policy_noise: float = 0.2  # standard deviation of the noise on the target's action, in units of [-1, 1]
+    noise_clip: float = 0.5  # bound of that noise
+    policy_delay: int = 2  # updates of the critics for one of the policy and the targets
+    learning_rate: float = 3e-4  # of Adam, for the policy and the critics
+    discount: float = 0.99  # per control step
+    tau: float = 0.005  # share of policy and critics that enters their targets when these move
+    hidden: tuple[int, ...] = (256, 256)  # relu units of policy and critics
+    minibatch: int = 256  # samples of one update
+
+
+def bc(d3rlpy: Any, config: BCConfig, steps: int) -> Any:
+    """-> d3rlpy's config of the algorithm, for so many updates; as the others below"""
+    return d3rlpy.algos.BCConfig(
+        batch_size=config.minibatch,
+        learning_rate=config.learning_rate,
+        optim_factory=_adam(d3rlpy),
+        encoder_factory=_layers(d3rlpy, config),
+    )
+
+
+def awac(d3rlpy: Any, config: AWACConfig, steps: int) -> Any:
+    return d3rlpy.algos.AWACConfig(**_actor_critic(d3rlpy, config), lam=config.temperature)
+
+
+def iql(d3rlpy: Any, config: IQLConfig, steps: int) -> Any:
+    falling = d3rlpy.optimizers.lr_schedulers.CosineAnnealingLRFactory(T_max=steps)
+    return d3rlpy.algos.IQLConfig(
+        **_actor_critic(d3rlpy, config) | {"actor_optim_factory": _adam(d3rlpy, lr_scheduler_factory=falling)},
+        value_encoder_factory=_layers(d3rlpy, config),
+        expectile=config.expectile,
+        weight_temp=config.inverse_temperature,
+    )
+
+
+def td3_bc(d3rlpy: Any, config: TD3BCConfig, steps: int) -> Any:
+    return d3rlpy.algos.TD3PlusBCConfig(
+        **_actor_critic(d3rlpy, config),
+        alpha=config.alpha,
+        target_smoothing_sigma=config.policy_noise,
+        target_smoothing_clip=config.noise_clip,
+        update_actor_interval=config.policy_delay,
+    )
+
+
+def _actor_critic(d3rlpy: Any, config: Any) -> dict[str, Any]:
+    return {
+        "batch_size": config.minibatch,
+        "gamma": config.discount,
+        "tau": config.tau,
+        "actor_learning_rate": config.learning_rate,
+        "critic_learning_rate": config.learning_rate,
+        "actor_optim_factory": _adam(d3rlpy),
+        "critic_optim_factory": _adam(d3rlpy),
+        "actor_encoder_factory": _layers(d3rlpy, config),
+        "critic_encoder_factory": _layers(d3rlpy, config),
+    }
+
+
+def _adam(d3rlpy: Any, **more: Any) -> Any:
+    return d3rlpy.optimizers.AdamFactory(eps=1e-5, **more)  # that of `ess_rl.optim`
+
+
+def _layers(d3rlpy: Any, config: Any) -> Any:
+    return d3rlpy.models.VectorEncoderFactory(hidden_units=list(config.hidden))
+
+
+class Peer(NamedTuple):
+    """One algorithm of d3rlpy."""
+
+    description: str
+    ours: str  # the agent beside it
+    config: type
+    build: Callable[[Any, Any, int], Any]  # d3rlpy, config, updates -> d3rlpy's config
+
+
+PEERS: dict[str, Peer] = {
+    "d3rlpy-bc": Peer("d3rlpy's BC, deterministic, with bc's numbers", "bc", BCConfig, bc),
+    "d3rlpy-awac": Peer("d3rlpy's AWAC, softmax weights, with awac's numbers", "awac", AWACConfig, awac),
+    "d3rlpy-iql": Peer("d3rlpy's IQL with iql's numbers", "iql", IQLConfig, iql),
+    "d3rlpy-td3_bc": Peer("d3rlpy's TD3+BC with td3_bc's numbers", "td3_bc", TD3BCConfig, td3_bc),
+}
+
+
+def library() -> Any:
+    """d3rlpy, imported. Raises UsageError where it is not installed, or something that it needs."""
+    if importlib.util.find_spec("d3rlpy") is None:
+        raise UsageError(f"d3rlpy is not installed: {INSTALL}")
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # gym, which it imports, says that gymnasium has replaced it
+            return importlib.import_module("d3rlpy")
+    except ImportError as error:
+        raise UsageError(f"d3rlpy cannot be imported ({error}): {INSTALL}") from None
+
+
+def start(
+    agent: str,
+    dataset_id: str,
+    *,
+    settings: Mapping[str, Any],
+    seeds: Sequence[int],
+    steps: int,
+    out: Path,
+    episodes: int = 20,
+    eval_env: str | None = None,
+    trust: bool = False,
+    download: bool = False,
+    backend: str = "auto",
+    overwrite: bool = False,
+) -> Path:
+    """Check a configuration, make its folder and write config.json. -> the folder
+
+    A folder that holds the same run is taken as it is: with the same seeds or fewer, it goes on.
+
+    Args:
+        settings: fields of the peer's config that are not at their defaults.
+        steps: gradient updates of each seed.
+        episodes, eval_env, trust, download, backend: as in `offline_run.make`.
+
+    Raises:
+        UsageError: anything in it cannot work, or `out` holds something else. Nothing has been written then.
+    """
+    config = PEERS[agent].config(**settings)
+    counts = {name: value for name, value in dataclasses.asdict(config).items() if isinstance(value, int)}
+    records.check_positive({"seeds": len(seeds), "steps": steps, "episodes": episodes, **counts})
+    plan.check_seeds(seeds)
+    if max(seeds) >= 2**32:
+        raise UsageError(f"seed {max(seeds)}: d3rlpy draws with numpy, whose seeds are below 2^32")
+    plan.check_numbers(config, {})
+    library()
+    task = offline_run.task_of(dataset_id, eval_env=eval_env, trust=trust, download=download, backend=backend)
+    record = {
+        "format": records.FORMAT, "agent": agent, **task, "seeds": list(seeds), "sweep": {}, "steps": steps,
+        "episodes": episodes, "device": "cpu", "compiled": False,
+        "config": {**dataclasses.asdict(config), "hidden": list(config.hidden)}, **records.origin(),
+    }  # fmt: skip
+    same = ("agent", "dataset", "source", "env", "backend", "steps", "episodes", "config")
+    return peers.begin(record, out, same, overwrite=overwrite)
+
+
+def carry_on(folder: Path, jobs: int | None = None, *, trust: bool = False) -> Record:
+    """Train the seeds that are missing, `jobs` at a time (default: one a core), and write the result. -> the result
+
+    Raises:
+        UsageError: as `offline_run.carry_on`, or d3rlpy is missing.
+        NonFiniteError: training diverged; seeds that were done stay.
+    """
+    config = records.read_config(folder)
+    if not (folder / "result.json").exists():
+        library()
+        run.trust_spec(config, trust)
+        offline_run.data_of(config, trust=trust)
+    score = partial(offline_run.normalized, config["references"])
+    return peers.train_missing(folder, jobs, partial(train_one, trust=trust), normalized_score=score)
+
+
+def train_one(config: Record, seed: int, *, trust: bool = False) -> Record:
+    """Train and evaluate one seed in this process."""
+    torch.set_num_threads(1)
+    run.trust_spec(config, trust)
+    data, peer = offline_run.data_of(config, trust=trust).transitions, PEERS[config["agent"]]
+    learner = Learner(peer, peer.config(**config["config"]), data, seed, config["steps"])
+    began = time.perf_counter()
+    for number in range(config["steps"]):
+        for name, value in learner.update().items():
+            if not math.isfinite(value):
+                raise NonFiniteError(f"{config['agent']}: non-finite {name} in update {number + 1:,} of seed {seed}")
+    seconds = time.perf_counter() - began
+    return {
+        "seed": seed,
+        "updates": config["steps"],
+        "final_return": run.evaluate(learner, config, config["episodes"]).mean().item(),
+        "training_return": None,  # nothing was acted in training
+        "training_seconds": seconds,
+        "peak_memory_mib": records.peak_memory_mib(),
+    }
+
+
+class Learner:
+    """One seed of one algorithm on a data set [N, ...]. An evaluation takes it for a population of one."""
+
+    size, device = 1, torch.device("cpu")
+
+    def __init__(self, peer: Peer, config: Any, data: Transitions, seed: int, steps: int):
+        d3rlpy = library()
+        d3rlpy.seed(seed)
+        self.seeds, self.seed = [seed], torch.tensor([seed])
+        self.stats = offline.data_stats(data, self.device)
+        self.minibatch = config.minibatch
+        parts = episodes(data, self.stats, getattr(config, "return_range", 0.0))
+        with contextlib.redirect_stdout(io.StringIO()):  # it logs what it found
+            self.buffer = d3rlpy.dataset.create_infinite_replay_buffer(
+                [d3rlpy.dataset.Episode(**part) for part in parts]
+            )
+            self.algorithm = peer.build(d3rlpy, config, steps).create(device="cpu:0")
+            self.algorithm.build_with_dataset(self.buffer)
+        assert self.buffer.transition_count == len(data.reward)
+
+    def update(self) -> dict[str, float]:
+        """One update, on a minibatch drawn as d3rlpy draws them. -> its losses"""
+        return self.algorithm.update(self.buffer.sample_transition_batch(self.minibatch))
+
+    def policy(self, obs: Tensor) -> Gaussian:
+        """The mean action at raw observations [1, N, obs_dim]; its log_std is not asked for, and 0."""
+        mean = torch.from_numpy(self.algorithm.predict(normalizer.standardize(self.stats["obs"], obs[0]).numpy()))
+        return Gaussian(mean[None], torch.zeros_like(mean[None]))
+
+
+def episodes(data: Transitions, stats: Tree, return_range: float = 0.0) -> Iterator[dict[str, Any]]:
+    """What `d3rlpy.dataset.Episode` takes, of each episode of a data set [N, ...] with these `offline.data_stats`.
+
+    An episode of L steps that did not terminate has L + 1 here: d3rlpy makes L transitions of it.
+    """
+    obs, next_obs = (normalizer.standardize(stats["obs"], x) for x in (data.obs, data.next_obs))
+    scale = return_range / stats["return_range"] if return_range > 0.0 else 1.0
+    columns = {
+        "observations": obs, "actions": data.action.clamp(-1.0, 1.0), "rewards": (scale * data.reward)[:, None]
+    }  # fmt: skip
+    first = 0
+    for last in data.last.nonzero().flatten().tolist():
+        found = {name: x[first : last + 1].numpy() for name, x in columns.items()}
+        terminated = bool(data.terminated[last])
+        if not terminated:
+            more = {"observations": next_obs[last : last + 1].numpy(), "actions": 0.0 * found["actions"][:1]}
+            more["rewards"] = 0.0 * found["rewards"][:1]
+            found = {name: np.concatenate([x, more[name]]) for name, x in found.items()}
+        yield {**found, "terminated": terminated}
+        first = last + 1

@@ -1,0 +1,181 @@
+"""How fast agents learn from a data set, as a ratio against d3rlpy's same algorithm in the same run.
+
+Every subject is measured in a process of its own, one after the other, with the same data, network and minibatch;
+compilation and construction are apart. An update of d3rlpy includes drawing its minibatch, as one of ours does; its
+update alone, always of the same minibatch, stands beside it. A population of K seeds is one process; d3rlpy trains
+seeds as `ess-rl train` does, one a core at a time on one thread each, and that is measured too.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+from ess_rl.errors import UsageError
+from experiments import records, report
+from experiments.records import Record
+from experiments.throughput import apart, per_second
+
+
+def measure(
+    dataset: str,
+    agent: str = "awac",
+    seeds: tuple[int, ...] = (1, 10),
+    hidden: tuple[int, ...] = (256, 256),
+    minibatch: int = 256,
+    seconds: float = 20.0,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    compile: Literal["auto", "on", "off"] = "auto",
+    peers: bool = True,
+    trust_env_spec: bool = False,
+    out: Path | None = None,
+) -> Record:
+    """Measure and print updates per second, all seeds together.
+
+    Args:
+        dataset: a Minari data set that is here.
+        agent: bc, awac, iql or td3_bc; with --no-peers any that learns from data.
+        seeds: sizes of the populations to measure.
+        hidden: relu units of every network, for all.
+        minibatch: samples of one update, for all.
+        seconds: how long each subject is measured.
+        device: where our agents live; auto: cuda if there is one. d3rlpy: the CPU.
+        compile: make compiled programs of our agents; auto: on where a C++ compiler is found.
+        peers: measure d3rlpy beside our agent.
+        trust_env_spec: import the code that the data set's env spec names.
+        out: a JSON file to write.
+    """
+    import torch
+
+    from agents import OFFLINE_AGENTS
+    from envs import minari_data
+    from experiments import offline_peers, plan
+
+    if agent not in OFFLINE_AGENTS:
+        raise UsageError(f"unknown agent {agent!r}: choose one of {', '.join(OFFLINE_AGENTS)}")
+    shape = {"hidden": tuple(hidden), "minibatch": minibatch}
+    records.check_positive({"seeds": min(seeds, default=0), "minibatch": minibatch})
+    plan.check_numbers(OFFLINE_AGENTS[agent].config(**shape), {})
+    if not seconds > 0:
+        raise UsageError(f"--seconds {seconds:g}: must be above 0")
+    found_cuda = "cuda" if torch.cuda.is_available() else "cpu"
+    where, compiled = found_cuda if device == "auto" else plan.device_of(device, ""), plan.compiled_of(compile)
+    beside = next((name for name, peer in offline_peers.PEERS.items() if peer.ours == agent), None)
+    if peers and beside is None:
+        raise UsageError(f"d3rlpy is not measured beside {agent}: give --no-peers")
+    if peers:
+        offline_peers.library()
+    data = minari_data.load(dataset, trust=trust_env_spec)  # refuses what cannot be had, and flattens what was not
+    found: dict[str, Record] = {}
+    if peers and beside is not None:
+        cores = records.available_cores()
+        # One process with one thread of torch and with all, the better of the two; and a process a core.
+        tried = [apart(_theirs, beside, dataset, shape, seconds / 2, n, trust_env_spec) for n in sorted({1, cores})]
+        found[f"{beside}, 1 seed"] = max(tried, key=lambda one: one["updates_per_second"])
+        if cores > 1:
+            found[f"{beside}, {cores} seeds, a process each"] = _several(
+                cores, beside, dataset, shape, seconds / 2, 1, trust_env_spec
+            )
+    for count in seeds:
+        name = f"{agent}, {count} seed{'s' * (count > 1)}"
+        found[name] = apart(_ours, agent, dataset, count, shape, seconds, where, compiled, trust_env_spec)
+    base = next(iter(found.values()))["updates_per_second"]
+    for one in found.values():
+        one["ratio"] = one["updates_per_second"] / base
+    print(f"{dataset}, {len(data.transitions.reward):,} transitions, hidden {hidden}, minibatch {minibatch}, {where}")
+    print(report.table(_rows(found)))
+    record = {
+        "dataset": dataset, "source": data.source, "agent": agent, "hidden": list(hidden), "minibatch": minibatch,
+        "device": where, "compiled": compiled, "subjects": found, **records.origin(),
+    }  # fmt: skip
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        records.write_json(out, record)
+    return record
+
+
+def _rows(found: Record) -> list[list[str]]:
+    base = next(iter(found)).split(",")[0]
+    rows = [["subject", "updates/s", f"/ {base}", "update alone", "compile s", "MiB"]]
+    for name, one in found.items():
+        alone = f"{one['update_alone']:,.0f}" if "update_alone" in one else ""
+        compiling = f"{one['compile_seconds']:.0f}" if "compile_seconds" in one else ""
+        speed = f"{one['updates_per_second']:,.0f}"
+        rows.append([name, speed, f"{one['ratio']:.2f}", alone, compiling, f"{one['peak_memory_mib']:,.0f}"])
+    return rows
+
+
+def _ours(
+    agent: str, dataset: str, count: int, shape: Record, seconds: float, device: str, compiled: bool, trust: bool
+) -> Record:
+    """Updates a second of one population, those of all its members together."""
+    from agents import OFFLINE_AGENTS
+    from envs import minari_data
+    from ess_rl import offline
+    from ess_rl.offline import OfflinePopulation
+
+    data = minari_data.load(dataset, trust=trust).transitions
+    entry = OFFLINE_AGENTS[agent]
+    made = entry.agent(entry.config(**shape), data.obs.shape[1], data.action.shape[1])
+    population = OfflinePopulation(made, range(count), device=device, compiled=compiled)
+    population.describe(data)
+    compile_seconds = offline.warm_up(population, data) if compiled else 0.0
+    data = data.map(lambda x: x.to(population.device))
+    columns, prepared = offline.samples(data, device), population.prepare(data)
+    done = 0
+
+    def learn() -> int:
+        nonlocal done
+        population.updates(columns, done, 32, 10**9, prepared)
+        done += 32
+        return 32 * count
+
+    learn()
+    return {
+        "updates_per_second": per_second(learn, seconds, device),
+        "compile_seconds": compile_seconds,
+        "peak_memory_mib": records.peak_memory_mib(),
+    }
+
+
+def _theirs(peer: str, dataset: str, shape: Record, seconds: float, threads: int, trust: bool) -> Record:
+    """Updates a second of one seed of d3rlpy, with its minibatches drawn and without."""
+    import torch
+
+    from envs import minari_data
+    from experiments import offline_peers
+
+    torch.set_num_threads(threads)
+    entry = offline_peers.PEERS[peer]
+    data = minari_data.load(dataset, trust=trust).transitions
+    learner = offline_peers.Learner(entry, entry.config(**shape), data, 0, 10**9)
+
+    def learn() -> int:
+        for _ in range(8):
+            learner.update()
+        return 8
+
+    batch = learner.buffer.sample_transition_batch(learner.minibatch)
+
+    def same() -> int:
+        for _ in range(8):
+            learner.algorithm.update(batch)
+        return 8
+
+    learn()
+    return {
+        "updates_per_second": per_second(learn, seconds),
+        "update_alone": per_second(same, seconds / 2),
+        "threads": threads,
+        "peak_memory_mib": records.peak_memory_mib(),
+    }
+
+
+def _several(count: int, *arguments: Any) -> Record:
+    """The same in so many processes at once: their sums."""
+    with ProcessPoolExecutor(max_workers=count, mp_context=multiprocessing.get_context("spawn")) as pool:
+        parts = [one.result() for one in [pool.submit(_theirs, *arguments) for _ in range(count)]]
+    total = {name: sum(part[name] for part in parts) for name in ("updates_per_second", "update_alone")}
+    return {**total, "threads": 1, "peak_memory_mib": sum(part["peak_memory_mib"] for part in parts)}
