@@ -16,7 +16,7 @@ from typing import Any
 
 from ess_rl.errors import UsageError
 
-VERSION = "1 (2026-11-21)"
+VERSION = "2 (2026-11-22)"
 RANDOM_SOURCE = (
     "python -m experiments.references: actions uniform in [-1, 1], the first episode of each of 100 environments, "
     "seeds 0 to 99; gymnasium 1.4.0, mujoco 4.0.0, envpool 1.2.5, torch 2.13.0"
@@ -55,7 +55,7 @@ REFERENCES: dict[str, Reference] = {
     "InvertedPendulum-v5": Reference(4.79, 0.36, 1000.0, _PPO_300K),  # envpool
     "Pusher-v5": Reference(-149.6, 0.81),  # envpool
     "Reacher-v5": Reference(-42.92, 0.41),  # envpool
-    "Swimmer-v5": Reference(0.2483, 1),  # envpool
+    "Swimmer-v5": Reference(0.2483, 1, 41.7, _PPO_1M),  # envpool
     "Walker2d-v5": Reference(1.822, 0.72, 4287.5, _PPO_1M),  # envpool
 }
 

@@ -21,11 +21,11 @@ SETTINGS = {"num_envs": 4, "rollout": 64, "epochs": 1, "minibatch": 64, "hidden"
 
 
 def start(out: Path, env: str, **changes: Any) -> Path:
-    options: dict[str, Any] = {"seeds": [3, 4], "sweep": {"learning_rate": (1e-3, 1e-4)}, "steps": 8000}
+    options: dict[str, Any] = {"seeds": [3, 4], "sweep": {"learning_rate": (1e-3, 1e-4)}, "steps": 6000}
     options |= {"settings": SETTINGS, "episodes": 2, "compiled": "off"}
     folder = run.start("p3o", env, out=out, **(options | changes))
-    # Fresh starts more often than four episodes last: 32 iterations, a checkpoint after each 12th.
-    records.write_json(folder / "config.json", records.read_config(folder) | {"reset_every": 12})
+    # Fresh starts more often than four episodes last: 24 iterations, a checkpoint after each 10th.
+    records.write_json(folder / "config.json", records.read_config(folder) | {"reset_every": 10})
     return folder
 
 
@@ -37,11 +37,10 @@ def outcome(folder: Path) -> tuple[Any, ...]:
     return rows, finals, [x.tolist() for x in tree_leaves(state)]
 
 
-# One half of the environments simulates while the policy acts for the other, or all at once.
-@pytest.mark.parametrize("env", ["Pendulum-v1", "InvertedPendulum-v5"])
 def test_a_second_process_changes_nothing_but_the_time_and_its_loss_nothing_at_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, env: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    env = "InvertedPendulum-v5"
     alone, apart = start(tmp_path / "alone", env), start(tmp_path / "apart", env, asynchronous=True)
     run.carry_on(alone)
     save = run._save

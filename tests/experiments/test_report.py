@@ -81,11 +81,19 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """report.html of the published runs on MuJoCo, by the command, in a process that must not import torch."""
-    out = tmp_path_factory.mktemp("published") / "report.html"
+    """report.html of twenty published seeds of P3O and PPO on three tasks, and SB3 beside them, by the command.
+
+    In a process that must not import torch.
+    """
+    root = tmp_path_factory.mktemp("published")
+    out = root / "report.html"
+    for env in ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5"):
+        for folder, agents in (("mujoco", ("p3o", "ppo", "sb3-ppo")), ("mujoco-more", ("p3o", "ppo"))):
+            for agent in agents:
+                shutil.copytree(PUBLISHED / folder / f"{agent}-{env}", root / folder / f"{agent}-{env}")
     code = (
         "import sys; from experiments.__main__ import main; "
-        f"sys.argv = ['ess-rl', 'report', {str(PUBLISHED / 'mujoco')!r}, '--out', {str(out)!r}]; main(); "
+        f"sys.argv = ['ess-rl', 'report', {str(root)!r}, '--out', {str(out)!r}]; main(); "
         "print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
@@ -127,7 +135,7 @@ def test_page_is_one_file_that_needs_nothing(published: Path) -> None:
 
 def test_references_are_the_published_results() -> None:
     for env, folder in {
-        "HalfCheetah-v5": "mujoco", "Hopper-v5": "mujoco", "Walker2d-v5": "mujoco",
+        "HalfCheetah-v5": "mujoco", "Hopper-v5": "mujoco", "Walker2d-v5": "mujoco", "Swimmer-v5": "mujoco",
         "Pendulum-v1": "classic", "InvertedPendulum-v5": "classic",
     }.items():  # fmt: skip
         result = json.loads((PUBLISHED / folder / f"ppo-{env}" / "result.json").read_text())
@@ -135,7 +143,7 @@ def test_references_are_the_published_results() -> None:
         assert references.REFERENCES[env].reference == pytest.approx(iqm, abs=0.051)
         assert references.normalized(env, iqm) == pytest.approx(1.0, abs=1e-3)
     assert references.normalized("Hopper-v5", references.REFERENCES["Hopper-v5"].random) == 0.0
-    assert references.normalized("Reacher-v5", 0.0) is None and references.normalized("unknown", 0.0) is None
+    assert references.normalized("Humanoid-v5", 0.0) is None and references.normalized("unknown", 0.0) is None
 
 
 def test_random_returns_are_of_the_first_episodes_and_repeat() -> None:
