@@ -2,7 +2,7 @@
 
 What acts is the policy of K = `lag` iterations ago, K >= 1. So all that rollout i + 1 needs is there before the updates
 of iteration i begin, and both can go on at the same time. Nothing is raced for: the result is that of the same lag
-without a second process, bit for bit on the CPU of one machine, however fast either of the two is.
+without a second process, bit for bit where torch has as many threads, however fast either of the two is.
 
 TBA (arXiv 2503.18929) sends its searchers new weights every `sync_interval` steps of the trainer and learns from
 whatever has come by then. Here the interval is one iteration and the delay is K of them, known for every sample.
