@@ -54,7 +54,7 @@ REFERENCES: dict[str, Reference] = {
     "InvertedDoublePendulum-v5": Reference(46.33, 1.8),  # envpool
     "InvertedPendulum-v5": Reference(4.79, 0.36, 1000.0, _PPO_300K),  # envpool
     "Pusher-v5": Reference(-149.6, 0.81),  # envpool
-    "Reacher-v5": Reference(-42.92, 0.41),  # envpool
+    "Reacher-v5": Reference(-42.92, 0.41, -4.43, _PPO_1M),  # envpool
     "Swimmer-v5": Reference(0.2483, 1, 41.7, _PPO_1M),  # envpool
     "Walker2d-v5": Reference(1.822, 0.72, 4287.5, _PPO_1M),  # envpool
 }

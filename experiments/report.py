@@ -90,18 +90,19 @@ def comparison(runs: Sequence[Path]) -> str:
             raise UsageError(
                 f"{label} on {task.env}: the runs share seeds, and none may count twice: leave one of them out"
             )
-        scores = np.array(finals)[:, None]
+        scores, digits = np.array(finals)[:, None], report_text.decimals(min(finals), max(finals))
         interval = "-"  # one seed says nothing of how far the next may fall
         if len(finals) > 1:
             low, high = statistics.bootstrap_interval(scores, statistics.iqm, np.random.default_rng(0))
-            interval = f"{low:.0f} to {high:.0f}"
+            interval = f"{low:.{digits}f} to {high:.{digits}f}"
         known = [x for x in trainings if x is not None]
-        training = f"{statistics.iqm(np.array(known)[:, None]):.0f}" if known else "-"
+        training = f"{statistics.iqm(np.array(known)[:, None]):.{digits}f}" if known else "-"
+        numbers = (float(statistics.iqm(scores)), float(np.mean(finals)), min(finals), max(finals))
+        iqm, *others = (f"{x:.{digits}f}" for x in numbers)
         rows.append([
             task.name, label, task.backend,
             f"{records.steps_of(parts[0][0]):,}", str(len(finals)),
-            f"{statistics.iqm(scores):.0f}", interval, f"{np.mean(finals):.0f}", f"{min(finals):.0f}",
-            f"{max(finals):.0f}", training, f"{speed:,.0f}",
+            iqm, interval, *others, training, f"{speed:,.0f}",
         ])  # fmt: skip
     lettered = [agent for agent in differing if any(label.startswith(f"{agent} (") for label in labels.values())]
     keys = [table(report_text.settings_table(labels, agent, differing[agent])) for agent in lettered]

@@ -132,9 +132,14 @@ def settings_table(labels: Mapping[Method, str], agent: str, names: Sequence[str
     return [["agent", *(name.rstrip("_") for name in names)], *body]
 
 
+def decimals(low: float, high: float) -> int:
+    """How many to write of returns between these two."""
+    return 0 if max(abs(low), abs(high)) >= 100 else 2
+
+
 def numbers(summary: Summary) -> list[str]:
     """IQM, interval, mean, min, max, normalized IQM, as cells."""
-    digits = 0 if max(abs(summary.low), abs(summary.high)) >= 100 else 2
+    digits = decimals(summary.low, summary.high)
     low_high = "-"
     if summary.iqm.interval is not None:
         low_high = " to ".join(f"{end:.{digits}f}" for end in summary.iqm.interval)

@@ -52,8 +52,8 @@ def write_run(folder: Path, seeds: list[int], finals: list[float], backend: str 
 def test_a_comparison_reads_files_without_torch(tmp_path: Path) -> None:
     first = write_run(tmp_path / "a", [0, 1], [1.0, 3.0, 10.0, 10.0])
     rows = report.comparison([first]).splitlines()
-    assert "p3o learning_rate 0.001" in rows[2] and "| 2 " in rows[2]  # IQM of 1 and 3
-    assert "p3o learning_rate 0.0001" in rows[3] and "10 to 10" in rows[3]
+    assert "p3o learning_rate 0.001" in rows[2] and "| 2.00 " in rows[2]  # IQM of 1 and 3
+    assert "p3o learning_rate 0.0001" in rows[3] and "10.00 to 10.00" in rows[3]
     code = (
         "import sys; from pathlib import Path; from experiments import report; "
         f"report.comparison([Path({str(first)!r})]); print('torch' in sys.modules)"
@@ -66,7 +66,10 @@ def test_runs_that_differ_in_their_seeds_alone_are_one_row(tmp_path: Path) -> No
     first = write_run(tmp_path / "a", [0, 1], [1.0, 3.0, 10.0, 10.0])
     second = write_run(tmp_path / "b", [2, 3], [5.0, 99.0, 10.0, 10.0])
     rows = report.comparison([first, second]).splitlines()
-    assert len(rows) == 4 and rows[2].split("|")[5:7] == [" 4     ", " 4   "]  # the IQM of 1, 3, 5, 99 is that of 3, 5
+    assert len(rows) == 4 and rows[2].split("|")[5:7] == [
+        " 4     ",
+        " 4.00  ",
+    ]  # the IQM of 1, 3, 5, 99 is that of 3, 5
     with pytest.raises(UsageError, match="share seeds"):
         report.comparison([first, first])
     elsewhere = write_run(tmp_path / "c", [0, 1], [1.0, 3.0, 10.0, 10.0], "gymnasium")
