@@ -196,15 +196,21 @@ def follow() -> None:
 
 def parts(config: Record) -> tuple[Population, VectorEnv, Replay]:
     """The untrained population of a run, its environments and its replay: this process's share of them."""
+    population, env = _population_and_env(config)
+    own = population.agent.config
+    capacity = past.rollouts_kept(config) * own.rollout
+    replay = Replay(capacity, population.size, own.num_envs, env.obs_dim, env.act_dim, population.device)
+    return population, env, replay
+
+
+def _population_and_env(config: Record) -> tuple[Population, VectorEnv]:
     population, agent_config = restore_population(config)
     hints = getattr(agent_config, "hints", 0)
     make = partial(envs.make_hinted, group=hints) if hints else envs.make
     env = make(
         config["env"], population.size * agent_config.num_envs, backend=config["backend"], device=config["device"]
     )
-    capacity = past.rollouts_kept(config) * agent_config.rollout
-    replay = Replay(capacity, population.size, agent_config.num_envs, env.obs_dim, env.act_dim, population.device)
-    return population, env, replay
+    return population, env
 
 
 def _train(
@@ -266,8 +272,7 @@ def collector_of(
 def _acting_parts(config: Record) -> tuple[Population, VectorEnv]:
     """What that process needs of the run: a population that acts with the state it is given, and the environments."""
     settings = {**config["config"], "lag": 0}
-    population, env, _ = parts({**config, "device": "cpu", "config": settings})
-    return population, env
+    return _population_and_env({**config, "device": "cpu", "config": settings})
 
 
 def _is_checkpoint(config: Record, done: loop.Progress) -> bool:

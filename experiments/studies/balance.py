@@ -10,10 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from experiments import references
-from experiments.studies.study import Difference, Outcome, Study, Verdict, curve, kept, level, picture
+from experiments.studies.study import Difference, Outcome, Study, Verdict, curve, kept, level, normalized, picture
 from experiments.suites import SMALL, SMOKE, Job
 
 TASK = "Pendulum-v1"
@@ -41,8 +38,7 @@ def _scores(outcome: Outcome) -> dict[str, dict[int, Any]]:
     found: dict[str, dict[int, Any]] = {}
     for (job, _), finals in outcome.items():
         name, lag = job.rsplit(" lag ", 1)
-        scores = [references.normalized(TASK, x) for x in finals]
-        found.setdefault(name, {})[int(lag)] = np.array(scores, dtype=np.float64)
+        found.setdefault(name, {})[int(lag)] = normalized(TASK, finals)
     return found
 
 

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import references
-from experiments.studies.study import Finals, Outcome, Study, Verdict, difference, dots, level, picture
+from experiments.studies.study import Finals, Outcome, Study, Verdict, difference, dots, level, normalized, picture
 from experiments.suites import SMALL, SMOKE, Job
 
 TASKS = ("HalfCheetah-v5", "Hopper-v5")
@@ -43,9 +42,7 @@ def _scores(outcome: Outcome) -> dict[int, dict[str, Finals]]:
     for (job, _), finals in outcome.items():
         env, name = job.split(" ", 1)
         name, replay = name.rsplit(" replay ", 1)
-        scores = [references.normalized(env, x) for x in finals]
-        column = finals if None in scores else np.array(scores, dtype=np.float64)
-        columns.setdefault(int(replay), {}).setdefault(name, []).append(100.0 * column)
+        columns.setdefault(int(replay), {}).setdefault(name, []).append(100.0 * normalized(env, finals))
     return {replay: {name: np.stack(of, axis=1) for name, of in rows.items()} for replay, rows in columns.items()}
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments import references, statistics
-from experiments.studies.study import Finals, Outcome, Study, Verdict, difference, interval, picture
+from experiments import statistics
+from experiments.studies.study import Finals, Outcome, Study, Verdict, difference, interval, normalized, picture
 from experiments.suites import SMALL, SMOKE, Job
 
 TASKS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5")
@@ -53,9 +53,7 @@ def _table(outcome: Outcome) -> dict[int, dict[str, Finals]]:
     for (job, _), finals in outcome.items():
         name, lag = job.rsplit(" lag ", 1)
         env, _, name = name.rpartition(" ")
-        scores = [references.normalized(env, x) if env else None for x in finals]
-        column = finals if None in scores else np.array(scores, dtype=np.float64)
-        columns.setdefault(int(lag), {}).setdefault(name, []).append(column)
+        columns.setdefault(int(lag), {}).setdefault(name, []).append(normalized(env, finals))
     return {lag: {name: np.stack(of, axis=1) for name, of in rows.items()} for lag, rows in columns.items()}
 
 

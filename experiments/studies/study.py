@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ess_rl.errors import UsageError
-from experiments import benchmark, figures, records, statistics
+from experiments import benchmark, figures, records, references, statistics
 from experiments.suites import Job
 
 Finals = NDArray[np.float64]  # [seeds] final returns, or [seeds, ...] of what else a study measures
@@ -176,6 +176,12 @@ def dots(axis: Any, rows: Mapping[str, Difference]) -> None:
     axis.errorbar(values[:, 0], places, xerr=values[:, 1:].T, fmt="o", capsize=3)
     axis.set_yticks(places, list(rows))
     axis.invert_yaxis()
+
+
+def normalized(env: str, finals: Finals) -> Finals:
+    """Final returns between the env's random policy (0) and its reference (1); as they are, where it has none."""
+    scores = [references.normalized(env, x) for x in finals]
+    return finals if None in scores else np.array(scores, dtype=np.float64)
 
 
 def level(finals: Finals) -> Difference:
