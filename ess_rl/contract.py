@@ -13,7 +13,7 @@ from ess_rl.gaussian import Gaussian
 from ess_rl.transitions import Transitions
 
 Tree = Any  # nested dictionaries with tensors at the leaves
-Draw = Literal["uniform", "recency", "ess"]
+Draw = Literal["uniform", "recency", "ess", "reward"]
 Precision = Literal["fp32", "bf16", "fp16", "fp8"]
 State = dict[str, Tree]  # all that an agent knows: parameters, optimizer, statistics, hyperparameters
 BeginEpoch = Callable[[State, dict[str, Tensor]], State]

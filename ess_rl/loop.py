@@ -224,8 +224,9 @@ def train(
 
     def updates() -> dict[str, Tensor]:
         seeds, epochs = random.fold_in(random.fold_in(population.seed, _ORDER), number), []
+        weights = draw_weights(config, rollouts, ess)
         for epoch in range(config.epochs):
-            order = _order(random.fold_in(seeds, epoch), config, ess)  # [P, samples]
+            order = _order(random.fold_in(seeds, epoch), config, weights)  # [P, samples]
             order = order.unflatten(1, (-1, config.minibatch)).transpose(0, 1).contiguous()
             present = data if epoch == 0 else refreshed(population, rollouts, data)
             epochs.append(population.epoch(present, order))
@@ -368,19 +369,46 @@ def marked(hinted: Tensor | None) -> dict[str, Tensor]:
     return {} if hinted is None else {"hinted": hinted.transpose(0, 1).flatten(1)}
 
 
-def _order(seeds: Tensor, config: AgentConfig, ess: Tensor) -> Tensor:
+def draw_weights(config: AgentConfig, rollouts: list[Transitions], ess: Tensor) -> Tensor:
+    """How likely each sample is to be drawn next, up to a factor: [P, K * T * N], in the order of `prepare`'s samples.
+
+        uniform   1
+        recency   1 / (1 + age), age in rollouts
+        ess       the ESS of its rollout under the present policy
+        reward    exp(z), z the mean reward of its trajectory, one environment's part of one rollout, standardized over
+                  all of a member's trajectories that are held
+
+    Source of the last: TBA (Bartoldson et al. 2025, arXiv 2503.18929) draws trajectories by a softmax of their reward,
+    those of one question against each other. Standardized here, so that it knows no unit of the task.
+
+    Args:
+        rollouts: K of [T, P, N], newest first.
+        ess: [P, K] of each.
+    """
+    count, (steps, members, num_envs) = len(rollouts), rollouts[0].reward.shape
+    weight = torch.ones(members, count, num_envs, dtype=torch.float64, device=ess.device)
+    if config.draw == "recency":
+        weight = weight / (1.0 + torch.arange(count, device=ess.device))[:, None]
+    if config.draw == "ess":
+        weight = weight * ess[:, :, None]
+    if config.draw == "reward":
+        reward = torch.stack([rollout.reward.double().mean(0) for rollout in rollouts], dim=1)
+        spread = reward.std(dim=(1, 2), correction=0, keepdim=True)
+        weight = torch.exp((reward - reward.mean((1, 2), keepdim=True)) / (spread + 1e-8))
+    return weight[:, :, None].expand(-1, -1, steps, -1).flatten(1)
+
+
+def _order(seeds: Tensor, config: AgentConfig, weights: Tensor) -> Tensor:
     """Which samples an epoch sees: as many as a rollout has, of all rollouts. [P, samples]
 
-    Drawn without replacement within the epoch. `ess` [P, K] is that of each rollout, newest first.
+    Drawn without replacement within the epoch, by `weights` [P, K * samples].
     """
     if processes.count() > 1:
         seeds = random.fold_in(seeds, processes.number())
-    samples, count = config.rollout * config.num_envs, ess.shape[1]
+    samples = config.rollout * config.num_envs
     if config.draw == "uniform":
-        return random.permutation(seeds, count * samples)[:, :samples]
-    age = torch.arange(count, device=ess.device)
-    weight = 1.0 / (1.0 + age).expand_as(ess) if config.draw == "recency" else ess
-    return random.weighted_permutation(seeds, weight.repeat_interleave(samples, dim=1))[:, :samples]
+        return random.permutation(seeds, weights.shape[1])[:, :samples]
+    return random.weighted_permutation(seeds, weights)[:, :samples]
 
 
 def check_minibatch(config: AgentConfig) -> None:

@@ -17,12 +17,13 @@ from ess_rl.contract import Draw, Precision, Step, VectorEnv
 from ess_rl.errors import NonFiniteError, UsageError
 from ess_rl.ess import effective_sample_size
 from ess_rl.gaussian import Gaussian, kl
-from ess_rl.loop import Progress, collect, env_seeds, evaluate, prepare, train
+from ess_rl.loop import Progress, collect, draw_weights, env_seeds, evaluate, prepare, train
 from ess_rl.population import Population
 from ess_rl.replay import Replay
 from ess_rl.transitions import Transitions
 
 OBS, ACT, N, T = 3, 2, 4, 6
+CPU = torch.device("cpu")
 CONFIG = Config(hidden=(8,), num_envs=N, rollout=T, epochs=2, minibatch=8, learning_rate=1e-2)
 SEEDS = [3, 8]
 
@@ -30,7 +31,7 @@ SEEDS = [3, 8]
 class RandomWorld:
     """Environment i is a function of its seed, its clock and its actions. A step in five ends an episode."""
 
-    env_id, backend, obs_dim, act_dim, device = "RandomWorld-v0", "torch", OBS, ACT, torch.device("cpu")
+    env_id, backend, obs_dim, act_dim, device = "RandomWorld-v0", "torch", OBS, ACT, CPU
     action_range = ((-1.0, 1.0),) * ACT
     max_episode_steps: int | None = None
 
@@ -181,7 +182,7 @@ def test_every_sample_is_used_once_an_epoch():
     assert epochs.flatten(0, 1).unique(dim=0).shape[0] == 2 * 2 * 2  # each member's, and each time, another order
 
 
-@pytest.mark.parametrize("draw", ["uniform", "recency", "ess"])
+@pytest.mark.parametrize("draw", ["uniform", "recency", "ess", "reward"])
 def test_replayed_rollouts_are_drawn_from(draw: Draw):
     """Two older rollouts beside the fresh one: an epoch is still one rollout's worth of samples, each of them once."""
     population, env, replay = build(replay=2, draw=draw)
@@ -209,6 +210,27 @@ def test_replayed_rollouts_are_drawn_from(draw: Draw):
             assert epoch.max() < held * T * N
             assert ((epoch // (T * N)).unique() == torch.arange(held)).all()
     assert not seen
+
+
+def test_draw_weights_by_hand():
+    """Two rollouts of 3 steps, one member, two environments."""
+    rollouts = [Transitions.empty((3, 1, 2), OBS, ACT, CPU) for _ in range(2)]
+    ess = torch.tensor([[1.0, 0.25]])
+
+    def weights(draw: Draw) -> list[list[float]]:
+        found = draw_weights(replace(CONFIG, draw=draw), rollouts, ess)
+        found = found.view(2, 3, 2)  # rollout, step, environment
+        assert (found == found[:, :1]).all()  # nothing tells the steps of a trajectory apart
+        return found[:, 0].tolist()
+
+    assert weights("uniform") == [[1.0, 1.0], [1.0, 1.0]]
+    assert weights("recency") == [[1.0, 1.0], [0.5, 0.5]]
+    assert weights("ess") == [[1.0, 1.0], [0.25, 0.25]]
+    assert weights("reward") == [[1.0, 1.0], [1.0, 1.0]]  # all are paid alike
+    for rollout, pay in zip(rollouts, ([1.0, 3.0], [1.0, 3.0]), strict=True):
+        rollout.reward[1] = 3.0 * torch.tensor([pay])  # mean 1 and 3 a step: 2 +- 1, so z is -1 and 1
+    for one, other in weights("reward"):
+        assert (one, other) == pytest.approx((math.exp(-1.0), math.exp(1.0)))
 
 
 @pytest.mark.parametrize("replay", [0, 2])

@@ -108,13 +108,13 @@ if __name__ == "__main__":
 ORDER = loop._order
 
 
-def order_of_two(seeds: torch.Tensor, config: Any, ess: torch.Tensor) -> torch.Tensor:
+def order_of_two(seeds: torch.Tensor, config: Any, weights: torch.Tensor) -> torch.Tensor:
     """The minibatches of two processes, each half from the one and from the other, as indices of all samples."""
     from dataclasses import replace
 
     half, parts = replace(config, num_envs=config.num_envs // 2, minibatch=config.minibatch // 2), []
     for rank in range(2):
-        own = ORDER(random.fold_in(seeds, rank), half, ess)  # of samples [age, T, N / 2]
+        own = ORDER(random.fold_in(seeds, rank), half, weights[:, ::2])  # of samples [age, T, N / 2]
         step, env = own // half.num_envs, own % half.num_envs
         parts.append((step * config.num_envs + rank * half.num_envs + env).unflatten(1, (-1, half.minibatch)))
     return torch.cat(parts, dim=2).flatten(1)
