@@ -63,6 +63,20 @@ def iqm_over_runs(scores: Scores) -> Array:
     return np.sort(scores, axis=-2)[..., cut : runs - cut, :].mean(-2)
 
 
+def rank_correlation(x: Array, y: Array) -> float:
+    """Spearman's: the correlation of the ranks of x [n] and y [n], in [-1, 1]; equal values share their mean rank.
+
+    0 where all of one are equal, which says nothing about the other.
+    """
+    ranks = []
+    for values in (x, y):
+        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+        ranks.append((np.cumsum(counts) - 0.5 * (counts - 1))[inverse])
+    (one, other) = (rank - rank.mean() for rank in ranks)
+    size = np.sqrt((one @ one) * (other @ other))
+    return float(one @ other / size) if size > 0.0 else 0.0
+
+
 def mean(scores: Scores) -> Array:
     """The mean of all scores. One run far off moves it."""
     return np.mean(scores, axis=(-2, -1))

@@ -15,6 +15,7 @@ from experiments.studies import (
     interleaving,
     offline_to_online,
     precision,
+    predictors,
     sample_efficiency,
     staleness,
     temperature,
@@ -37,6 +38,7 @@ STUDIES: dict[str, Study] = {
         divergence,
         balance,
         hints,
+        predictors,
         collapsing_prior,
         offline_to_online,
     )

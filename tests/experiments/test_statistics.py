@@ -12,6 +12,7 @@ from experiments.statistics import (
     optimality_gap,
     performance_profile,
     probability_of_improvement,
+    rank_correlation,
     score_matrix,
 )
 
@@ -36,6 +37,15 @@ def test_mean_median_and_gap_by_hand() -> None:
     # Below 1: 1.0 and 0.5 missing; 3 counts as 1; (1.0 + 0.5 + 0 + 0) / 4.
     assert optimality_gap(np.array([[0.0, 0.5], [1.0, 3.0]])) == 0.375
     assert optimality_gap(np.array([[-1.0]]), target=2.0) == 3.0
+
+
+def test_rank_correlation_by_hand() -> None:
+    # Ranks 1 2 3 4 against 2 1 4 3: 1 - 6 (1 + 1 + 1 + 1) / (4 (16 - 1)) = 0.6, whatever the distances.
+    assert rank_correlation(np.array([1.0, 5.0, 6.0, 90.0]), np.array([0.2, 0.1, 7.0, 3.0])) == pytest.approx(0.6)
+    assert rank_correlation(np.array([1.0, 2.0, 3.0]), np.array([9.0, 4.0, 1.0])) == pytest.approx(-1.0)
+    # Ranks 1.5 1.5 3 against 1 2 3, less their means: -0.5 -0.5 1 and -1 0 1; 1.5 / sqrt(1.5 * 2).
+    assert rank_correlation(np.array([4.0, 4.0, 8.0]), np.arange(3.0)) == pytest.approx(1.5 / 3.0**0.5)
+    assert rank_correlation(np.ones(3), np.arange(3.0)) == 0.0
 
 
 def test_performance_profile_by_hand() -> None:

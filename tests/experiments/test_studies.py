@@ -20,6 +20,7 @@ from experiments.studies import (
     interleaving,
     offline_to_online,
     precision,
+    predictors,
     sample_efficiency,
     staleness,
     study,
@@ -343,6 +344,43 @@ def test_the_verdict_on_hints(levels: tuple[float, float, float], word: str):
     assert any(s.startswith("ess/TwoLinkArmSparse-v0, PPO: ") for s in verdict.sentences)
 
 
+def foretold(ess: float, affinity: float, kl: float, spread: float = 0.01) -> study.Outcome:
+    """Rank correlations of ten seeds in two jobs, of opposite signs in these."""
+    noise = spread * np.linspace(-1.0, 1.0, 10)
+    rho = np.stack([level + noise for level in (ess, 0.0, affinity, kl)], axis=1)
+    return {("P3O lag 0", "p3o"): rho, ("PPO lag 4", "ppo"): -rho}
+
+
+@pytest.mark.parametrize(
+    ("rho", "word"),
+    [
+        (foretold(0.3, 0.1, -0.2), "supported"),  # a KL that falls with the gain foretells as well as one that rises
+        (foretold(0.1, -0.3, 0.2), "supported"),
+        (foretold(0.3, 0.1, 0.27), "refuted"),
+        (foretold(0.2, 0.2, -0.4), "refuted"),
+        (foretold(0.3, 0.1, 0.2, spread=2.0), "undecided"),
+    ],
+)
+def test_the_verdict_on_predictors(rho: study.Outcome, word: str):
+    assert predictors.judge(rho).word == word
+
+
+def test_predictors_are_held_against_the_gain_that_follows(tmp_path: Path):
+    """Two members, lag 1: updates of iteration i first act in iteration i + 2."""
+    config = {"format": records.FORMAT, **dict.fromkeys(records.REQUIRED, ""), "seeds": [0, 1], "sweep": {}}
+    records.write_json(tmp_path / "config.json", {**config, "config": {"lag": 1}})
+    gains = [0.0, 5.0, 1.0, -2.0, 4.0, 3.0, -1.0]  # from each of iterations 1 ... 7 to the next
+    returns = np.cumsum([10.0, *gains])
+    with open(tmp_path / "metrics.jsonl", "w") as log:
+        for i, value in enumerate(returns):
+            row = {"episodes": [2, 1], "return_sum": [2.0 * value, -value]}
+            if i > 0:
+                gained = gains[i + 1] if i + 1 < len(gains) else 0.0
+                row |= {name: [gained, gained] for name in predictors.PREDICTORS}
+            records.append_line(log, {"iteration": i + 1, **row})
+    np.testing.assert_allclose(predictors.correlations(tmp_path, [0, 1]), [[1.0] * 4, [-1.0] * 4])
+
+
 def priors(slope: float = -2.0, **at_the_smallest: float) -> study.Outcome:
     """All at -200 at the largest sigma_0; at the smallest the network at -800, the others as before, or as is said."""
     outcome: dict[tuple[str, str], study.Finals] = {("no prior", "p3o_prior"): SPREAD - 250.0}
@@ -492,6 +530,7 @@ def test_staleness_draws(tmp_path: Path):
         ("divergence", divergences()),
         ("interleaving", interleavings(60.0, 2)),
         ("hints", hinted(1.0, 0.9, 0.3)),
+        ("predictors", foretold(0.3, 0.1, 0.2)),
         ("collapsing-prior", priors()),
     ],
 )

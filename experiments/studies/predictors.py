@@ -1,0 +1,105 @@
+"""Does the ESS, or HINT's Affinity, foretell better than the KL what an update gains?
+
+After an iteration's updates its data say how far the policy has gone: the ESS, Affinity, the KL to the behavior. Here
+each is held against what these updates gained: the mean return of the first rollout that the new policy acts in, less
+that of the rollout before. Rollouts hold whole episodes, so returns are of one policy each. Measured for each seed:
+Spearman's rank correlation over all updates of its run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments import records, statistics
+from experiments.studies.study import Difference, Finals, Outcome, Study, Verdict, dots, picture
+from experiments.suites import SMALL, SMOKE, Job
+
+TASKS = ("Pendulum-v1", "Reacher-v5")
+LAGS = (0, 4, 16)
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {"P3O": ("p3o", {}), "PPO": ("ppo", {"minibatch": 128})}
+WHOLE_EPISODES = {"rollout": 200}  # one of Pendulum, four of Reacher, in each environment
+PREDICTORS = ("ess_end", "ess_end_advantage", "affinity_end", "behavior_kl_end")
+NAMES = ("ESS", "ESS of rho |A|", "Affinity", "KL")
+MARGIN = 0.05  # of rank correlations, below which a difference counts as none
+
+
+def jobs(quick: bool) -> tuple[Job, ...]:
+    made = []
+    for env in TASKS[:1] if quick else TASKS:
+        for lag in LAGS[:2] if quick else LAGS:
+            for name, (agent, changes) in METHODS.items():
+                how: Any = {**SMOKE, "seeds": range(2), "steps": 32_000} if quick else {"steps": 300_000}
+                small = {**SMALL, "minibatch": 80} if quick else {}
+                settings = {**changes, **small, **WHOLE_EPISODES, "lag": lag}
+                made.append(Job(agent, env, **{**how, "settings": settings, "label": f"{name} lag {lag}"}))
+    return tuple(made)
+
+
+def correlations(run: Path, members: Sequence[int]) -> Finals:
+    """[members, predictors]: rank correlation of each with the gain of the updates that it was measured after."""
+    rows, lag = records.read_metrics(run), records.read_config(run)["config"]["lag"]
+    returns = np.array([np.divide(row["return_sum"], row["episodes"]) for row in rows])  # [iterations, P]
+    gain = np.diff(returns, axis=0)[lag:]  # of the updates of iteration i: the return of i + 1 + lag less that before
+    after = np.array([[row[name] for name in PREDICTORS] for row in rows[1:]])  # [updates, predictors, P]
+    gain, after = gain[1:], after[: len(gain) - 1]  # the first iteration has no updates
+    return np.array([[statistics.rank_correlation(x, gain[:, m]) for x in after[:, :, m].T] for m in members])
+
+
+def strengths(rho: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How well each foretells, of either sign: [..., seeds, jobs, predictors] -> [..., predictors]."""
+    return np.abs(rho.mean(-3)).mean(-2)
+
+
+def more_than_kl(outcome: Outcome) -> dict[str, Difference]:
+    """Strength of each predictor less that of the KL; for the interval seeds are drawn, each with all its jobs."""
+    rho = np.stack(list(outcome.values()), axis=1)  # [seeds, jobs, predictors]
+    again = np.random.default_rng(0).integers(len(rho), size=(2_000, len(rho)))
+
+    def less(x: NDArray[np.float64]) -> NDArray[np.float64]:
+        return x[..., :-1] - x[..., -1:]
+
+    low, high = np.quantile(less(strengths(rho[again])), [0.025, 0.975], axis=0)
+    values = less(strengths(rho))
+    return {name: Difference(*map(float, d)) for name, *d in zip(NAMES[:-1], values, low, high, strict=True)}
+
+
+def judge(outcome: Outcome) -> Verdict:
+    level = strengths(np.stack(list(outcome.values()), axis=1))
+    sentences = [f"{name}: {x:.2f}, mean of {len(outcome)} settings" for name, x in zip(NAMES, level, strict=True)]
+    for (job, _), rho in outcome.items():
+        means = ", ".join(f"{name} {x:+.2f}" for name, x in zip(NAMES, rho.mean(0), strict=True))
+        sentences.append(f"{job}: {means}")
+    found = more_than_kl(outcome)
+    sentences += [f"{name} less the KL: {d.value:+.2f} [{d.low:+.2f}, {d.high:+.2f}]" for name, d in found.items()]
+    asked = [found["ESS"], found["Affinity"]]
+    if any(d.value >= MARGIN and d.low > 0.0 for d in asked):
+        return Verdict("supported", tuple(sentences))
+    return Verdict("refuted" if all(d.high < MARGIN for d in asked) else "undecided", tuple(sentences))
+
+
+def draw(outcome: Outcome, path: Path) -> None:
+    with picture(path) as axis:
+        dots(axis, {f"{name} less the KL": d for name, d in more_than_kl(outcome).items()})
+        axis.axvline(0.0, color="gray", linewidth=0.8)
+        axis.axvline(MARGIN, color="gray", linewidth=0.8, linestyle=":")
+        axis.set(xlabel="strength of the rank correlation with an update's gain (95 % interval)")
+
+
+STUDY = Study(
+    name="predictors",
+    question="Does the ESS, or HINT's Affinity, foretell better than the KL what an update gains?",
+    prediction=(
+        "The size of the rank correlation with the change of the return that follows, of P3O and PPO at lags 0, 4 and "
+        f"16, is larger for the ESS or for Affinity than for the KL, by {MARGIN} or more."
+    ),
+    jobs=jobs,
+    judge=judge,
+    draw=draw,
+    quantity="rank_correlation",
+    measure=correlations,
+)
