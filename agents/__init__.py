@@ -2,7 +2,24 @@
 
 from typing import Any, NamedTuple
 
-from agents import awac, awr, bc, brac, chord, dapo, iql, p3o, p3o_2019, p3o_offline, p3o_prior, p4o, ppo, tba, td3_bc
+from agents import (
+    awac,
+    awr,
+    bc,
+    brac,
+    chord,
+    dapo,
+    iql,
+    p3o,
+    p3o_2019,
+    p3o_offline,
+    p3o_prior,
+    p4o,
+    ppo,
+    tba,
+    tba_group,
+    td3_bc,
+)
 
 
 class Entry(NamedTuple):
@@ -27,6 +44,9 @@ AGENTS: dict[str, Entry] = {
         dapo.DAPO, dapo.Config, "charges an action with the divergence from the behavior over the steps that follow"
     ),
     "tba": Entry(tba.TBA, tba.Config, "balances segments of trajectories against a reference policy, with no ratio"),
+    "tba_group": Entry(
+        tba_group.TBAGroup, tba_group.Config, "balances whole episodes that begin in one state against each other"
+    ),
     "chord": Entry(chord.CHORD, chord.Config, "ppo or p3o, and beside it imitation of a data set (--dataset ID)"),
     "p3o_prior": Entry(
         p3o_prior.P3OPrior, p3o_prior.Config, "p3o, and a KL to a prior fitted to demonstrations (--dataset ID)"

@@ -28,8 +28,8 @@ The reference, which for TBA is the model before training, is to be chosen:
 returns, so beta is in such units and not in those of the task: it costs beta standard deviations of the return to
 leave the reference by one nat. As the scale settles early in training, the task's own beta moves with it.
 
-Differences from TBA: V for the mean over a group (`vargrad_trajectory_balance` says why), segments, a discount; data
-come from --lag and --replay in place of asynchronous searchers, drawn by --draw, not by reward; beta is not annealed.
+Differences from TBA: V for the mean over a group, which `agents/tba_group.py` has; segments, a discount; data come from
+--lag, --async and --replay in place of searchers' buffers, drawn by --draw; beta is not annealed.
 From PCL: V' is V as the iteration began, without gradient (Trust-PCL has a slowly following one); Adam; no
 replay by reward. A residual that older data leave is not corrected for: V leans to the returns of who acted, as
 far as beta log(pi / pi_ref) does not account for the difference.

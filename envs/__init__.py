@@ -12,14 +12,15 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from envs.acrobot import Acrobot
 from envs.cart_pole import CartPole
 from envs.cart_pole_swing_up import CartPoleSwingUp
-from envs.hinted import HintedVectorEnv, HintingDynamics
+from envs.grouped import GroupedVectorEnv
+from envs.hinted import HintedVectorEnv
 from envs.lqr import LQR
 from envs.mountain_car import MountainCarContinuous
 from envs.mountain_car_sparse import MountainCarContinuousSparse
@@ -33,7 +34,19 @@ from ess_rl.errors import UsageError
 if TYPE_CHECKING:
     from envs.gymnasium_vector import RenderEnv
 
-__all__ = ["BACKENDS", "ENVS", "Entry", "backends_of", "make", "make_hinted", "make_torch", "render_env"]
+Grouped = TypeVar("Grouped", bound=GroupedVectorEnv)
+
+__all__ = [
+    "BACKENDS",
+    "ENVS",
+    "Entry",
+    "backends_of",
+    "make",
+    "make_grouped",
+    "make_hinted",
+    "make_torch",
+    "render_env",
+]
 
 BACKENDS = ("torch", "envpool", "gymnasium", "warp")  # "auto" takes the first that it can, and never "warp"
 
@@ -136,6 +149,22 @@ def make_torch(env_id: str, num_envs: int, device: torch.device | str = "cpu", *
     return TorchVectorEnv(env_id, equations, num_envs, torch.device(device), **of_vector)
 
 
+def make_grouped(
+    env_id: str, num_envs: int, group: int, *, backend: str = "auto", device: torch.device | str = "cpu", **options: Any
+) -> GroupedVectorEnv:
+    """As `make_torch`, in groups of `group` environments that begin all their episodes alike, and together.
+
+    Raises UsageError where the task cannot, and where the groups would not all be of that size.
+    """
+    able = [name for name, entry in ENVS.items() if entry.dynamics is not None and not entry.dynamics().terminates]
+    could = f"; those that can, in torch: {', '.join(able)}"
+    if (chosen := _choose_backend(env_id, backend)) != "torch":
+        raise UsageError(f"{env_id} (backend {chosen}) cannot begin the episodes of a group in one state{could}")
+    if env_id not in able:
+        raise UsageError(f"{env_id} may end an episode before its clock does, so a group's would fall apart{could}")
+    return _in_groups(GroupedVectorEnv, make_torch(env_id, num_envs, device, **options), group)
+
+
 def make_hinted(
     env_id: str, num_envs: int, group: int, *, backend: str = "auto", device: torch.device | str = "cpu", **options: Any
 ) -> HintedVectorEnv:
@@ -143,22 +172,20 @@ def make_hinted(
 
     Raises UsageError where the task has no hints, and where the groups would not all be of that size.
     """
-    if (chosen := _choose_backend(env_id, backend)) != "torch":
-        raise UsageError(f"{env_id} (backend {chosen}) cannot start from hints{_hinting()}")
-    plain = make_torch(env_id, num_envs, device, **options)
-    dynamics = plain.dynamics
-    if not isinstance(dynamics, HintingDynamics):
-        raise UsageError(f"{env_id} has no hint states to start from{_hinting()}")
-    if group < 1 or num_envs % group:
-        raise UsageError(f"groups of {group} for hints do not divide {num_envs} environments: choose a divisor")
-    how = {"dtype": plain.dtype, "max_episode_steps": plain.max_episode_steps}
-    return HintedVectorEnv(env_id, dynamics, num_envs, plain.device, group=group, **how)
-
-
-def _hinting() -> str:
-    """`; these can: ...`"""
     able = [name for name, entry in ENVS.items() if hasattr(entry.dynamics, "hint_state")]
-    return f"; those that can, in torch: {', '.join(able)}"
+    could = f"; those that can, in torch: {', '.join(able)}"
+    if (chosen := _choose_backend(env_id, backend)) != "torch":
+        raise UsageError(f"{env_id} (backend {chosen}) cannot start from hints{could}")
+    if env_id not in able:
+        raise UsageError(f"{env_id} has no hint states to start from{could}")
+    return _in_groups(HintedVectorEnv, make_torch(env_id, num_envs, device, **options), group)
+
+
+def _in_groups(kind: type[Grouped], plain: TorchVectorEnv, group: int) -> Grouped:
+    if group < 1 or plain.num_envs % group:
+        raise UsageError(f"groups of {group} do not divide {plain.num_envs} environments: choose a divisor")
+    how = {"dtype": plain.dtype, "max_episode_steps": plain.max_episode_steps}
+    return kind(plain.env_id, plain.dynamics, plain.num_envs, plain.device, group=group, **how)
 
 
 def render_env(env_id: str, **options: Any) -> RenderEnv:

@@ -56,6 +56,7 @@ class Acrobot:
     act_dim = 1
     action_bound = 1.0
     max_episode_steps = 500
+    terminates = True
 
     def reset_state(self, seed: Tensor, dtype: torch.dtype) -> Tensor:
         return 0.2 * random.uniform(seed, (4,), dtype) - 0.1

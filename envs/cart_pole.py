@@ -44,6 +44,7 @@ class CartAndPole:
     act_dim = 1
     action_bound = 1.0
     max_episode_steps = 500
+    terminates = True
 
     def rates(self, state: Tensor, force: Tensor) -> Tensor:
         """The time derivative of the state, [B, 4], under a force [B] in N."""

@@ -7,7 +7,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from envs.torch_vector import Dynamics, TorchVectorEnv
+from envs.grouped import GroupedVectorEnv
+from envs.torch_vector import Dynamics
 from ess_rl import random
 from ess_rl.hints import starts_from_hint
 
@@ -21,32 +22,28 @@ class HintingDynamics(Dynamics, Protocol):
         ...
 
 
-class HintedVectorEnv(TorchVectorEnv):
-    """As `TorchVectorEnv`, in groups of `group` environments that stand together and see each other's failures.
+class HintedVectorEnv(GroupedVectorEnv):
+    """As `GroupedVectorEnv`, in groups of environments that see each other's failures.
 
-    The ordinary episodes of a group begin alike: number k at `reset_state(fold_in(s, k))`, s being the seed of the
-    group's first environment. An episode fails if none of its rewards is above 0. Where the last ordinary episodes of
-    a whole group failed, the environment that ends one does it again from `hint_state`, drawn by a seed of its own, and
-    goes on with number k + 1 (`ess_rl.hints.starts_from_hint`). So an environment depends on its group, and no
-    evaluation may use this.
+    It is the ordinary episodes of a group that begin alike. An episode fails if none of its rewards is above 0. Where
+    the last ordinary episodes of a whole group failed, the environment that ends one does it again from `hint_state`,
+    drawn by a seed of its own, and goes on with number k + 1 (`ess_rl.hints.starts_from_hint`). So an environment
+    depends on its group, and no evaluation may use this.
     """
 
     dynamics: HintingDynamics
 
     def __init__(self, env_id: str, dynamics: HintingDynamics, num_envs: int, *where: Any, group: int, **how: Any):
         """`group` divides `num_envs`. All else as there."""
-        super().__init__(env_id, dynamics, num_envs, *where, **how)
-        self.group = group
+        super().__init__(env_id, dynamics, num_envs, *where, group=group, **how)
         self.hinted = torch.zeros(num_envs, dtype=torch.bool, device=self.device)  # [B] the running episode is
         self._failed = torch.zeros_like(self.hinted)  # the last ordinary episode that ended did
         self._paid = torch.zeros_like(self.hinted)  # the running episode was
-        self._own_seed = torch.zeros_like(self._seed)  # that of the environment, where `_seed` is the group's
 
     def reset(self, seeds: Tensor) -> Tensor:
         for memory in (self.hinted, self._failed, self._paid):
             memory.zero_()
-        self._own_seed.copy_(seeds)
-        return super().reset(seeds.view(-1, self.group)[:, :1].expand(-1, self.group).flatten())
+        return super().reset(seeds)
 
     def _count(self, reward: Tensor, ended: Tensor) -> None:
         self._paid |= reward > 0.0

@@ -41,6 +41,7 @@ class LQR:
 
     action_bound = 1.0
     max_episode_steps = 200
+    terminates = False
 
     @property
     def state_dim(self) -> int:

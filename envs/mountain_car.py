@@ -41,6 +41,7 @@ class MountainCarContinuous:
     act_dim = 1
     action_bound = 1.0
     max_episode_steps = 999
+    terminates = True
 
     def reset_state(self, seed: Tensor, dtype: torch.dtype) -> Tensor:
         position = -0.6 + 0.2 * random.uniform(seed, (), dtype)

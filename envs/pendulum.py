@@ -42,6 +42,7 @@ class Pendulum:
     act_dim = 1
     action_bound = 2.0  # Gymnasium's actions are torques
     max_episode_steps = 200
+    terminates = False
 
     def reset_state(self, seed: Tensor, dtype: torch.dtype) -> Tensor:
         theta, omega = (2.0 * random.uniform(seed, (2,), dtype) - 1.0).unbind(-1)

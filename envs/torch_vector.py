@@ -29,6 +29,8 @@ class Dynamics(Protocol):
     def action_bound(self) -> float: ...  # of each action as Gymnasium has the task; `step` takes [-1, 1] in any case
     @property
     def max_episode_steps(self) -> int: ...  # control steps until the clock ends the episode
+    @property
+    def terminates(self) -> bool: ...  # whether anything but the clock ends one
 
     def reset_state(self, seed: Tensor, dtype: torch.dtype) -> Tensor:
         """The first state of an episode, a function of its seed: [B] int64 -> [B, S] of `dtype`."""

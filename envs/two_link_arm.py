@@ -48,6 +48,7 @@ class TwoLinkArm:
     act_dim = 2
     action_bound = 1.0
     max_episode_steps = 100
+    terminates = False
 
     def reset_state(self, seed: Tensor, dtype: torch.dtype) -> Tensor:
         first, second, area, direction = random.uniform(seed, (4,), dtype).unbind(-1)

@@ -23,6 +23,8 @@ class TwoLinkArmSparse(TwoLinkArm):
 
     tolerance: float = 0.02  # m
 
+    terminates = True
+
     def step(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         state, _, _ = super().step(state, action)
         touches = torch.linalg.vector_norm(state[..., 4:] - self.tip(state), dim=-1) < self.tolerance

@@ -213,6 +213,9 @@ class Agent(Protocol):
 
         Where environments start from hints (`StartsFromHints`), each sample has "hinted", bool: its episode did. An
         agent that makes use of that has a field `hints` in its Config, the size of a group; 0 is no hints.
+
+        An agent with a field `group` gets rollouts of one whole episode in each environment, and of every `group`
+        environments, which stand together, those episodes begin in one state (`envs.make_grouped`).
         """
         ...
 

@@ -182,6 +182,7 @@ def train(
         raise ValueError(f"start={start} is not a multiple of reset_every={reset_every}")
     check_minibatch(config)
     _check_hints(config, env)
+    _check_group(config, env)
     if collector is not None and config.lag < 1:
         raise ValueError("a collector acts while the policy is learning, with an older one: lag must be 1 or more")
     samples = config.rollout * config.num_envs  # of a rollout, in this process
@@ -436,6 +437,16 @@ def _check_hints(config: AgentConfig, env: VectorEnv) -> None:
         raise UsageError(f"hints {hints} with num_envs {config.num_envs}: a group is of one member: choose a divisor")
     if hints and config.replay:
         raise UsageError(f"hints {hints} with replay {config.replay}: replayed steps are not marked; use replay 0")
+
+
+def _check_group(config: AgentConfig, env: VectorEnv) -> None:
+    """Raises UsageError where an agent asks for groups whose episodes begin alike, one a rollout, and gets others."""
+    group = getattr(config, "group", 0)
+    if group and (getattr(env, "group", 0), env.max_episode_steps) != (group, config.rollout):
+        raise UsageError(
+            f"group {group}: {env.env_id} was not made for it; envs.make_grouped(..., group={group}) does, and rollout "
+            f"{config.rollout} must be the {env.max_episode_steps} steps of its episodes"
+        )
 
 
 def warm_up_acting(population: Population, env: VectorEnv, rollout: Transitions) -> None:

@@ -367,10 +367,8 @@ def vargrad_trajectory_balance(
     The gradient is 2 / beta times that of REINFORCE on R - beta log(pi / pi_ref) with the group's mean as the baseline
     (which holds the sample itself: 1 - 1 / K of the policy gradient). On data of others it stays as it is: no ratio.
 
-    All trajectories of a group must begin in one state, and what follows must follow from the actions. No agent uses
-    this: our environments begin from seeds of their own, and after its first episode each goes its own way; so groups
-    would need fresh starts from shared seeds, of which only each environment's first episode counts. Over a thousand
-    steps the sum of log ratios, squared, is noise as well: `subtrajectory_balance` is for those.
+    All trajectories of a group must begin in one state, and what follows must follow from the actions. Over a thousand
+    steps the sum of log ratios, squared, is mostly noise: `subtrajectory_balance` is for those.
 
     Source: Bartoldson et al. 2025 (TBA, arXiv 2503.18929), after Richter et al. 2020 (VarGrad, arXiv 2010.10436) and
     Malkin et al. 2022 (arXiv 2201.13259).

@@ -53,6 +53,8 @@ def _train_agent(name: str, arguments: list[str]) -> None:
     if chosen.dataset:
         imitates = "demonstrations" in settings
         taken_by = "demonstrations" if imitates else "replay_from"
+        if taken_by not in settings:
+            raise UsageError(f"--dataset: {name} takes no data of others; leave it out")
         if settings[taken_by]:
             what = "demonstrations come from" if imitates else "a replay is filled from"
             raise UsageError(f"--dataset and --{taken_by.replace('_', '-')}: {what} one of them")

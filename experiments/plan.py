@@ -74,6 +74,8 @@ def make(
     probe = envs.make(env_id, 1, backend=backend)  # refuses what cannot be had, before a folder is made
     if hints:
         check_hints(env_id, own, backend)
+    if getattr(config, "group", 0):
+        check_group(env_id, own, backend)
     resolved_backend, episode, dimensions = probe.backend, probe.max_episode_steps, (probe.obs_dim, probe.act_dim)
     older = getattr(config, "replay_from", "")
     file = old_data.check(older, probe, config) if older else 0
@@ -150,6 +152,16 @@ def check_hints(env_id: str, config: Any, backend: str) -> None:
     if config.replay:
         raise UsageError(f"--hints {config.hints} --replay {config.replay}: replayed steps are not marked; --replay 0")
     envs.make_hinted(env_id, config.num_envs, config.hints, backend=backend).close()
+
+
+def check_group(env_id: str, config: Any, backend: str) -> None:
+    """Raises UsageError unless one process's environments can begin episodes alike, each as long as a rollout."""
+    env = envs.make_grouped(env_id, config.num_envs, config.group, backend=backend)
+    if config.rollout != env.max_episode_steps:
+        raise UsageError(
+            f"--rollout {config.rollout}: a group's trajectories are whole episodes, and those of {env_id} take "
+            f"{env.max_episode_steps} steps: --rollout {env.max_episode_steps}"
+        )
 
 
 # What a number must be, where not every finite one will do.

@@ -205,8 +205,11 @@ def parts(config: Record) -> tuple[Population, VectorEnv, Replay]:
 
 def _population_and_env(config: Record) -> tuple[Population, VectorEnv]:
     population, agent_config = restore_population(config)
-    hints = getattr(agent_config, "hints", 0)
-    make = partial(envs.make_hinted, group=hints) if hints else envs.make
+    make: Callable[..., VectorEnv] = envs.make
+    if hints := getattr(agent_config, "hints", 0):
+        make = partial(envs.make_hinted, group=hints)
+    if group := getattr(agent_config, "group", 0):
+        make = partial(envs.make_grouped, group=group)
     env = make(
         config["env"], population.size * agent_config.num_envs, backend=config["backend"], device=config["device"]
     )

@@ -75,6 +75,8 @@ def measure(
         raise UsageError(f"unknown agent {agent!r}: choose one of {', '.join(AGENTS)}")
     if hasattr(AGENTS[agent].config, "demonstrations"):
         raise UsageError(f"--agent {agent}: it needs demonstrations, and here are none: choose another")
+    if hasattr(AGENTS[agent].config, "group"):
+        raise UsageError(f"--agent {agent}: it needs environments in groups, which are not measured: choose another")
     records.check_positive({**shape, "seeds": min(seeds, default=0)})
     if not seconds > 0:
         raise UsageError(f"--seconds {seconds:g}: must be above 0")

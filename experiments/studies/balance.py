@@ -17,9 +17,11 @@ TASK = "Pendulum-v1"
 LAGS = (1, 4, 16)
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "TBA": ("tba", {}),
+    "TBA of groups": ("tba_group", {}),
     "P3O": ("p3o", {}),
     "uncorrected": ("ppo", {"objective": "band", "clip": 0.0}),
 }
+GROUPS = {"rollout": 200, "group": 2, "minibatch": 80}  # of a quick study: whole episodes
 BEARS, PAYS = 95.0, 80.0  # % of the score at the shortest lag that is left at the longest
 
 
@@ -28,7 +30,8 @@ def jobs(quick: bool) -> tuple[Job, ...]:
     for lag in LAGS[:2] if quick else LAGS:
         for name, (agent, changes) in METHODS.items():
             how: Any = {**SMOKE, "seeds": range(2)} if quick else {"steps": 300_000}
-            settings = {**(SMALL if quick else {}), **changes, "lag": lag}
+            small = {**SMALL, **(GROUPS if agent == "tba_group" else {})} if quick else {}
+            settings = {**small, **changes, "lag": lag}
             made.append(Job(agent, TASK, **{**how, "settings": settings, "label": f"{name} lag {lag}"}))
     return tuple(made)
 

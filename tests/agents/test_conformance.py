@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.func import grad, vmap
 from torch.utils import _pytree as pytree
 
 from agents import AGENTS
@@ -16,6 +17,7 @@ from ess_rl.contract import Agent
 from ess_rl.errors import UsageError
 from ess_rl.ess import effective_sample_size
 from ess_rl.gaussian import Gaussian
+from ess_rl.objectives import vargrad_trajectory_balance
 from ess_rl.population import Population, members
 from ess_rl.transitions import Transitions
 
@@ -27,6 +29,8 @@ HYPER = {"learning_rate": [1e-3, 3e-3, 1e-3], "discount": [0.99, 0.9, 0.95]}
 def build(name: str, **changes: Any) -> Agent:
     agent, config, _ = AGENTS[name]
     small = config(hidden=(8,), num_envs=N, rollout=T, epochs=1, minibatch=MINIBATCH)
+    if has(name, "group"):
+        changes = {"group": N, **changes}
     return agent(replace(small, **changes), OBS, ACT)
 
 
@@ -102,6 +106,7 @@ compiles = pytest.mark.skipif(
     not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="compiling needs a C++ compiler"
 )
 every_agent = pytest.mark.parametrize("name", sorted(AGENTS))
+NO_VALUE = {"tba_group"}  # they learn none
 
 
 @every_agent
@@ -140,7 +145,7 @@ def test_fresh_data_have_an_effective_sample_size_of_one(name: str):
         population.observe(rollout)
 
 
-@every_agent
+@pytest.mark.parametrize("name", sorted(AGENTS.keys() - NO_VALUE))
 def test_the_value_behind_an_end_counts_after_a_truncation_only(name: str):
     population = Population(build(name), SEEDS)
     rollout = collect(population, 0)
@@ -162,7 +167,8 @@ def test_the_value_behind_an_end_counts_after_a_truncation_only(name: str):
 def test_metrics_are_finite_and_one_a_member(name: str):
     for _, metrics, state in learn(Population(build(name), SEEDS), iterations=3):
         for m in metrics:
-            assert {"ess", "behavior_kl", "entropy", "value_loss", "loss", "grad_norm"} <= m.keys()
+            assert {"ess", "behavior_kl", "entropy", "loss", "grad_norm"} <= m.keys()
+            assert ("value_loss" in m) == (name not in NO_VALUE)
             assert all(x.shape == (3,) and torch.isfinite(x).all() for x in m.values())
         assert all(torch.isfinite(x).all() for x in pytree.tree_leaves(state))
 
@@ -246,7 +252,8 @@ def test_a_fraction_of_the_policys_learning_rate_is_kept(name: str):
         population.state["progress"] += progress
         population.update(data, indices(1)[0].expand(3, -1))
         ends.append(population.state["params"])
-        assert_close(began["value"], ends[0]["value"], rtol=0.0, atol=0.0)
+        if name not in NO_VALUE:
+            assert_close(began["value"], ends[0]["value"], rtol=0.0, atol=0.0)
     assert_close(ends[0]["policy"], ends[1]["policy"], rtol=1e-6, atol=1e-7)
     assert not torch.equal(began["policy"]["log_std"], ends[0]["policy"]["log_std"])
 
@@ -302,6 +309,44 @@ def test_the_proximal_policy_is_that_of_the_epochs_beginning():
         assert_close(metrics["ess_proximal"][0], torch.ones(3))
         assert (metrics["ess_proximal"][1] < 1.0 - 1e-5).all()
         assert ((metrics["behavior_share"][0] > 0.999).all()) == (epoch > 0)  # alone, unless both are fresh
+
+
+@pytest.mark.parametrize("discount", [1.0, 0.9])
+def test_an_epoch_of_groups_has_the_gradient_of_vargrad(discount: float):
+    """Shuffled steps that carry the advantage of their trajectory, T to each, and beta / 2 for the loss's scale."""
+    population = Population(
+        build("tba_group", reference="initial", discount=discount, learning_rate=0.05, beta=0.2), SEEDS
+    )
+    learn(population, iterations=3)
+    state, rollout = population.state, collect(population, 3)
+    data = population.prepare(rollout)
+    discounts = discount ** torch.arange(float(T))[:, None, None]
+    scale = torch.sqrt(state["return_scale"]["var"]).float()  # [P]; no reward is beyond 10 of it
+    assert (rollout.reward.abs().amax((0, 2)) < 10.0 * scale).all()
+    total = (discounts * rollout.reward / scale[:, None]).sum(0)  # [P, N], one group of N
+
+    def log_prob(params: Any) -> Tensor:
+        acting = {**state, "params": {"policy": params}}
+        pi = vmap(population.agent.act, in_dims=(0, 1), out_dims=1)(acting, rollout.obs)
+        return pi.log_prob(rollout.action)
+
+    def vargrad(params: Any) -> Tensor:
+        of_trajectories = [(discounts * log_prob(p)).sum(0) for p in (params, state["reference"])]
+        losses = [
+            vargrad_trajectory_balance(one, reference, reward, beta=0.2)[0]
+            for one, reference, reward in zip(*of_trajectories, total, strict=True)
+        ]
+        return torch.stack(losses).sum()
+
+    def of_steps(params: Any) -> Tensor:
+        weight = data["advantage"].unflatten(1, (T, N)).transpose(0, 1) * discounts  # [T, P, N]
+        return -(weight * log_prob(params)).mean((0, 2)).sum()
+
+    expected = pytree.tree_map(lambda x: 0.1 * x / T, grad(vargrad)(state["params"]["policy"]))
+    assert_close(grad(of_steps)(state["params"]["policy"]), expected, rtol=1e-4, atol=1e-6)
+    assert torch.isclose(data["advantage"].unflatten(1, (T, N))[:, 0].sum(1), torch.zeros(3), atol=1e-4).all()
+    metrics = population.epoch(data, torch.arange(T * N).expand(1, 3, -1))
+    assert_close(metrics["imbalance"][0].sum(), vargrad(state["params"]["policy"]))
 
 
 def test_dapo_whose_divergence_costs_nothing_is_ppo():

@@ -138,6 +138,8 @@ def test_the_clock_truncates_and_only_the_clock(env_id: str, backend: str) -> No
         elapsed[terminated | truncated] = 0
     if env_id in NEVER_TERMINATE:
         assert not steps.terminated.any()
+    if backend == "torch":
+        assert envs.make_torch(env_id, 1).dynamics.terminates == (env_id not in NEVER_TERMINATE)
         assert steps.truncated.any()
 
 

@@ -25,6 +25,7 @@ class Counter:
     act_dim = 1
     action_bound = 1.0
     max_episode_steps = 3
+    terminates = True
 
     def reset_state(self, seed: Tensor, dtype: torch.dtype) -> Tensor:
         return torch.stack([torch.zeros_like(seed, dtype=dtype), random.uniform(seed, (), dtype)], dim=-1)
@@ -159,5 +160,5 @@ def test_what_has_no_hints_is_refused():
         envs.make_hinted("Hopper-v5", 4, 2)
     with pytest.raises(UsageError, match=r"\(backend gymnasium\) cannot start"):
         envs.make_hinted(CAR, 4, 2, backend="gymnasium")
-    with pytest.raises(UsageError, match="groups of 3 for hints do not divide 4 environments"):
+    with pytest.raises(UsageError, match="groups of 3 do not divide 4 environments"):
         envs.make_hinted(CAR, 4, 3)

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 import envs
 from agents import AGENTS
+from envs.grouped import GroupedVectorEnv
 from envs.hinted import HintedVectorEnv
 from envs.torch_vector import TorchVectorEnv
 from ess_rl import loop
@@ -59,6 +60,8 @@ def parts(agent: str, env_id: str, device: torch.device, members: int = 2, **set
     assert entry.dynamics is not None
     hints, clock = settings.get("hints", 0), {"max_episode_steps": 3 * T} if settings.get("hints") else {}
     make: Any = partial(HintedVectorEnv, group=hints, **clock) if hints else TorchVectorEnv
+    if group := settings.get("group", 0):
+        make = partial(GroupedVectorEnv, group=group, max_episode_steps=T)
     env = make(env_id, entry.dynamics(), members * N, device)
     population = Population(AGENTS[agent].agent(config, env.obs_dim, env.act_dim), range(members), device=device)
     if agent == "chord":
@@ -84,6 +87,7 @@ def parts(agent: str, env_id: str, device: torch.device, members: int = 2, **set
         ("tba", "Pendulum-v1", {"replay": 1}),
         ("tba", "Pendulum-v1", {"reference": "initial", "segment_length": 5}),
         ("tba", "Pendulum-v1", {"reference": "uniform", "lag": 1}),
+        ("tba_group", "Pendulum-v1", {"group": 2, "replay": 1, "draw": "reward"}),
         ("p3o", "ess/MountainCarContinuousSparse-v0", {"hints": 2}),
         ("ppo", "ess/TwoLinkArmSparse-v0", {"hints": 4}),
         ("chord", "Pendulum-v1", {"phi": "mass", "replay": 1}),

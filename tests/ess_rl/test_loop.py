@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents import dapo
+from agents import dapo, tba_group
 from agents.p3o import P3O, Config
 from ess_rl import random
 from ess_rl.contract import Draw, Precision, Step, VectorEnv
@@ -466,6 +466,10 @@ def test_parameters_that_are_no_numbers_stop_the_run():
 
 
 def test_refusals():
+    config = tba_group.Config(hidden=(8,), num_envs=N, rollout=T, minibatch=8, group=2)
+    population = Population(tba_group.TBAGroup(config, OBS, ACT), SEEDS)
+    with pytest.raises(UsageError, match=r"group 2: RandomWorld-v0 was not made for it; envs\.make_grouped"):
+        run((population, RandomWorld(N * 2), Replay(T, 2, N, OBS, ACT, CPU)), iterations=1, reset_every=1)
     with pytest.raises(UsageError, match="minibatch 7 does not divide the 24 samples"):
         run(build(minibatch=7), iterations=1, reset_every=1)
     with pytest.raises(ValueError, match="start=3 is not a multiple of reset_every=2"):

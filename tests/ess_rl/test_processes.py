@@ -40,6 +40,7 @@ VARIANTS = {
     "p4o": ("p4o", dict(replay=1)),
     "dapo": ("dapo", dict(objective="p3o", replay=1)),
     "tba": ("tba", dict(replay=1, reference="initial")),
+    "tba_group": ("tba_group", dict(group=2, replay=1)),
     "chord": ("chord", dict(replay=1, phi="mass", mu_peak=0.5)),
     "ppo kl": ("ppo", dict(objective="kl", correction="ess", replay=1)),
 }
@@ -62,7 +63,11 @@ def learn(variant, broken=False):
     name, changes = VARIANTS[variant]
     config = AGENTS[name].config(**COMMON | changes)
     config = replace(config, num_envs=N // processes.count(), minibatch=config.minibatch // processes.count())
-    env = envs.make("ess/LQR-v0", len(SEEDS) * config.num_envs, backend="torch", max_episode_steps=20)
+    count, group = len(SEEDS) * config.num_envs, changes.get("group", 0)
+    if group:
+        env = envs.make_grouped("ess/LQR-v0", count, group, max_episode_steps=T)
+    else:
+        env = envs.make("ess/LQR-v0", count, backend="torch", max_episode_steps=20)
     env = Broken(env) if broken else env
     population = Population(AGENTS[name].agent(config, env.obs_dim, env.act_dim), SEEDS)
     if name == "chord":

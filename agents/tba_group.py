@@ -1,0 +1,179 @@
+"""TBA with groups: trajectory balance as published (Bartoldson et al. 2025, arXiv 2503.18929), on whole episodes.
+
+Written for one agent; `ess_rl.population` runs P of them as one tensor program. The policy is to be
+
+    pi(tau) = pi_ref(tau) exp( R(tau) / beta ) / Z(s_0),     which maximizes the return less beta KL(pi || pi_ref)
+
+G environments begin an episode in one state s_0. What log Z(s_0) would have to be, for each of their trajectories, is
+averaged over the group; the loss is what they differ by (`ess_rl.objectives.vargrad_trajectory_balance`):
+
+    log Z_j = log pi_ref(tau_j) - log pi(tau_j) + R_j / beta,     log Z = mean of log Z_j over the group
+    minimized: mean of (log Z - log Z_j)^2
+
+Its gradient is -mean of A_j sum_t grad log pi(a_t|s_t) with A_j = 2 (log Z_j - log Z). So a trajectory's steps can be
+shuffled among those of others: each is a sample that carries the A of its trajectory, times beta / 2 to be in units of
+the return. `prepare` makes A under the policy as the iteration begins, `refresh` anew as each further epoch does, where
+TBA makes it anew for each minibatch. No ratio and no value appears, whoever acted.
+
+There must be groups: environments that begin episodes alike and together (`envs.make_grouped`), and whole episodes: one
+rollout is one episode of each. Every action of it is credited with all of its reward, so the noise grows with its
+length; `agents/tba.py` balances segments with a learned log Z, works on every task, and learns faster.
+
+The reference, which for TBA is the model before training, is to be chosen:
+
+    iteration   the policy as the iteration began: beta is the strength of a trust region
+    initial     the untrained policy, N(about 0, exp(log_std)), as TBA has it
+
+Rewards are divided by the running standard deviation of returns, so beta is in such units. A `discount` below 1 weighs
+reward and log ratio of step t with discount^t; trajectory balance has 1.
+
+Differences from TBA: as above; data come from --lag, --async and --replay in place of searchers' buffers, drawn by
+--draw (of which `reward` is theirs); beta is not annealed. The clock that ends an episode counts as the task's end:
+what would have followed is no part of R.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ess_rl import normalizer
+from ess_rl.contract import Draw, Metrics, Precision, State, Tree
+from ess_rl.diagnostics import share
+from ess_rl.errors import UsageError
+from ess_rl.ess import effective_sample_size
+from ess_rl.gaussian import Gaussian, kl
+from ess_rl.networks import policy, policy_init
+from ess_rl.objectives import vargrad_trajectory_balance
+from ess_rl.optim import adam_init, adam_steps, clip_by_global_norm, gradient
+from ess_rl.processes import largest
+from ess_rl.random import fold_in
+from ess_rl.transitions import Transitions
+
+
+@dataclass(frozen=True)
+class Config:
+    beta: float = 0.1  # what a nat away from the reference costs, in standard deviations of the return
+    reference: Literal["iteration", "initial"] = "iteration"  # pi_ref: see above
+    group: int = 8  # environments that begin their episodes in one state; divides num_envs
+    learning_rate: float = 3e-3  # of Adam, at the start
+    final_learning_rate: float = 0.3  # what is left of it at the end, as a fraction; falls linearly
+    discount: float = 1.0  # per control step
+    max_grad_norm: float = 0.5  # norm of the gradient
+    replay: int = 0  # older rollouts that an iteration learns from, beside the fresh one
+    draw: Draw = "uniform"  # how replayed data are drawn: uniform, recency, ess, reward: ess_rl.loop.draw_weights
+    lag: int = 0  # iterations by which the policy that acts is older than the one that learns
+    behavior_temperature: float = 1.0  # what the standard deviation is multiplied with to act; evaluation knows none
+    rollout_precision: Precision = "fp32"  # of the network that acts; bf16, fp16, fp8: ess_rl.networks.in_precision
+    log_std: float = -1.0  # of the initial policy, in every action dimension, in units of [-1, 1]
+    hidden: tuple[int, ...] = (64, 64)  # tanh units of the policy
+    num_envs: int = 16  # environments of one agent
+    rollout: int = 200  # steps of each environment between updates: one episode
+    epochs: int = 10  # passes over the num_envs * rollout samples
+    minibatch: int = 100  # samples of one update
+
+
+class TBAGroup:
+    """Balances whole trajectories that begin in one state against each other: squared residuals, no ratio."""
+
+    def __init__(self, config: Config, obs_dim: int, act_dim: int):
+        if config.group < 2 or config.num_envs % config.group:
+            raise UsageError(
+                f"group {config.group} with num_envs {config.num_envs}: trajectories are balanced against others of "
+                "their group, so it takes at least 2, and a divisor"
+            )
+        self.config, self.obs_dim, self.act_dim = config, obs_dim, act_dim
+
+    def init(self, seed: Tensor, hyper: dict[str, Tensor]) -> State:
+        params = {
+            "policy": policy_init(fold_in(seed, 0), self.obs_dim, self.act_dim, self.config.hidden, hyper["log_std"])
+        }
+        return {
+            "params": params,
+            "optimizer": {name: adam_init(net) for name, net in params.items()},
+            "reference": params["policy"],
+            "obs_stats": normalizer.init((self.obs_dim,), seed.device),
+            "return_scale": normalizer.return_scale_init(self.config.num_envs, seed.device),
+            "hyper": hyper,
+            "progress": torch.zeros((), device=seed.device),
+        }
+
+    def act(self, state: State, obs: Tensor) -> Gaussian:
+        return policy(state["params"]["policy"], normalizer.standardize(state["obs_stats"], obs))
+
+    def prepare(self, state: State, rollout: Transitions) -> dict[str, Tensor]:
+        b = Gaussian(rollout.behavior_mean, rollout.behavior_log_std)
+        samples = {
+            "obs": normalizer.standardize(state["obs_stats"], rollout.obs),
+            "action": rollout.action,
+            "behavior_mean": rollout.behavior_mean,
+            "behavior_log_std": rollout.behavior_log_std,
+            "step_weight": self._step_weights(state, rollout),
+            "log_ratio": self.act(state, rollout.obs).log_prob(rollout.action) - b.log_prob(rollout.action),
+        }
+        return {name: x.flatten(0, 1) for name, x in samples.items()} | self.refresh(state, rollout)
+
+    def refresh(self, state: State, rollout: Transitions) -> dict[str, Tensor]:
+        """The advantage under the policy as it is now: what a trajectory lacks to balance, in units of the return."""
+        obs = normalizer.standardize(state["obs_stats"], rollout.obs)
+        reward = normalizer.scale_reward(state["return_scale"], rollout.reward)
+        weights, beta = self._step_weights(state, rollout), state["hyper"]["beta"]
+
+        def of_groups(x: Tensor) -> Tensor:
+            """Sums over trajectories: [T, N] -> [N / group, group]."""
+            return (weights * x).sum(0).unflatten(0, (-1, self.config.group))
+
+        _, found = vargrad_trajectory_balance(
+            of_groups(policy(state["params"]["policy"], obs).log_prob(rollout.action)),
+            of_groups(policy(state["reference"], obs).log_prob(rollout.action)),
+            of_groups(reward),
+            beta=beta,
+        )
+        advantage = 0.5 * beta * found["weight"].flatten()
+        return {"advantage": advantage.expand_as(rollout.reward).flatten()}
+
+    def _step_weights(self, state: State, rollout: Transitions) -> Tensor:
+        """discount^t: [T, N]."""
+        number = torch.arange(rollout.reward.shape[0], dtype=rollout.reward.dtype, device=rollout.reward.device)
+        return (state["hyper"]["discount"] ** number)[:, None].expand_as(rollout.reward)
+
+    begin_epoch = None
+
+    def update(self, state: State, batch: dict[str, Tensor]) -> tuple[State, Metrics]:
+        hyper = state["hyper"]
+
+        def loss_function(params: Tree) -> tuple[Tensor, Metrics]:
+            pi = policy(params["policy"], batch["obs"])
+            b = Gaussian(batch["behavior_mean"], batch["behavior_log_std"])
+            log_prob, weight = pi.log_prob(batch["action"]), batch["step_weight"] * batch["advantage"]
+            loss = -(weight * log_prob).mean()
+            # Not used by the loss.
+            log_ratio = (log_prob - b.log_prob(batch["action"])).detach()
+            metrics = {
+                "ess": effective_sample_size(log_ratio),
+                "log_ratio_max": largest(log_ratio.max()),
+                "behavior_kl": kl(pi, b).mean(),
+                "entropy": pi.entropy().mean(),
+                "imbalance": (batch["advantage"] / hyper["beta"]).square().mean(),
+                "loss": loss,
+            }
+            if self.config.replay > 0:
+                metrics["replayed_share"] = share(weight, batch["age"] > 0)
+            return loss, metrics
+
+        grads, metrics = gradient(loss_function, state["params"])
+        grads, metrics["grad_norm"] = clip_by_global_norm(grads, hyper["max_grad_norm"])
+        rate = hyper["learning_rate"] * (1.0 - (1.0 - hyper["final_learning_rate"]) * state["progress"])
+        params, optimizer = adam_steps(state["params"], grads, state["optimizer"], {"policy": rate})
+        return {**state, "params": params, "optimizer": optimizer}, metrics
+
+    def observe(self, state: State, rollout: Transitions) -> State:
+        obs_stats = normalizer.update(state["obs_stats"], rollout.obs)
+        return_scale = normalizer.return_scale_update(
+            state["return_scale"], rollout.reward, rollout.last, state["hyper"]["discount"]
+        )
+        reference = state["params"]["policy"] if self.config.reference == "iteration" else state["reference"]
+        return {**state, "obs_stats": obs_stats, "return_scale": return_scale, "reference": reference}
