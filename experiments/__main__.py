@@ -259,7 +259,7 @@ def report(arguments: list[str]) -> None:
         """
         Args:
             directory: every run folder below it is read.
-            out: the page; default: report.html in the directory. report.md and scores.csv come beside it.
+            out: the page; default: report.html in the directory. report.md, report.png, scores.csv lie beside it.
         """
         return directory, out
 

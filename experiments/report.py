@@ -1,4 +1,4 @@
-"""Tables of results, from files alone, and the report of a whole directory: report.html, report.md and scores.csv."""
+"""Tables of results, from files alone, and the report of a directory: a page, its text, its numbers, a picture."""
 
 from __future__ import annotations
 
@@ -110,15 +110,16 @@ def comparison(runs: Sequence[Path]) -> str:
 
 
 def write(root: Path, out: Path | None = None) -> str:
-    """Write the report of all runs below `root`. -> what to print: counts and the three files
+    """Write the report of all runs below `root`. -> what to print: counts and the files
 
     Args:
-        out: the page, default `root`/report.html; report.md is named after it, scores.csv lies beside it.
+        out: the page, default `root`/report.html; report.md and report.png are named after it, scores.csv lies beside
+            it. There is no picture where no two methods, or tasks, can be put together.
 
     Raises:
         UsageError: `root` holds no run, or `out` is no .html file.
     """
-    from experiments import report_data, report_html
+    from experiments import report_data, report_html, report_picture
 
     out = out or root / "report.html"
     if out.suffix != ".html":
@@ -134,4 +135,7 @@ def write(root: Path, out: Path | None = None) -> str:
         part = path.with_name(path.name + ".part")
         part.write_text(text, encoding="utf-8")
         os.replace(part, path)
-    return "\n".join([report_text.overview(report), *map(str, pages)])
+    files, picture = list(pages), out.with_suffix(".png")
+    if report_picture.write(report, picture):
+        files.append(picture)
+    return "\n".join([report_text.overview(report), *map(str, files)])

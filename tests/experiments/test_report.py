@@ -19,7 +19,17 @@ import pytest
 import tyro
 
 from ess_rl.errors import UsageError
-from experiments import aggregates, collection, options, records, references, report, report_data, report_text
+from experiments import (
+    aggregates,
+    collection,
+    options,
+    records,
+    references,
+    report,
+    report_data,
+    report_picture,
+    report_text,
+)
 from experiments.figures import read_curves
 
 ROOT = Path(__file__).parents[2]
@@ -99,7 +109,8 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "False", "the report imported torch"
-    assert done.stdout.splitlines()[1:4] == [str(out), str(out.with_suffix(".md")), str(out.with_name("scores.csv"))]
+    files = [out, out.with_suffix(".md"), out.with_name("scores.csv"), out.with_suffix(".png")]
+    assert done.stdout.splitlines()[1:5] == list(map(str, files))
     return out
 
 
@@ -131,6 +142,20 @@ def test_page_is_one_file_that_needs_nothing(published: Path) -> None:
     assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', text)) <= set(page.ids)
     assert text.count('class="plot"') == 2 + 3 * 4 == text.count("<title id=")  # two profiles; return, ESS, KL, capped
     assert "return of training episodes on Hopper-v5 over env steps: p3o from" in text
+
+
+def test_the_picture_has_a_panel_of_all_tasks_and_one_of_each(published: Path, tmp_path: Path) -> None:
+    assert published.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert published.with_suffix(".png").stat().st_size > 10_000
+    (one, _) = report_data.build(published.parent).groups
+    panels = report_picture._panels(one)
+    assert list(panels) == ["3 tasks, normalized", "HalfCheetah-v5", "Hopper-v5", "Walker2d-v5"]
+    assert panels["Hopper-v5"]["p3o"].value == pytest.approx(3038, abs=0.5)  # 2520 to 3240, in the README
+    assert panels["Hopper-v5"]["p3o"].interval == pytest.approx((2520, 3240), abs=0.5)
+    for number in range(report_picture.METHODS_UP_TO + 2):  # on a task without a reference: no first panel
+        make_run(tmp_path / str(number), env="LunarLanderContinuous-v3", settings={"clip": 0.1 + number})
+    lines = report.write(tmp_path).splitlines()
+    assert lines[-1] == str(tmp_path / "report.png") and (tmp_path / "report.png").stat().st_size > 10_000
 
 
 def test_references_are_the_published_results() -> None:
@@ -341,7 +366,9 @@ def test_curves_have_the_capped_fraction_and_damage_is_named(tmp_path: Path) -> 
 
 def test_names_from_files_are_escaped(tmp_path: Path) -> None:
     make_run(tmp_path / "a", agent="<script>alert(1)</script>")
-    assert report.write(tmp_path).splitlines()[0].startswith("1 finished run, 1 agent, 1 env, 3 seeds trained, ")
+    lines = report.write(tmp_path).splitlines()
+    assert lines[0].startswith("1 finished run, 1 agent, 1 env, 3 seeds trained, ")
+    assert lines[-1].endswith("scores.csv") and not (tmp_path / "report.png").exists()  # one alone gives no picture
     page = Page((tmp_path / "report.html").read_text())
     assert "script" not in page.tags
     again = report.write(tmp_path)  # its own files do not disturb it

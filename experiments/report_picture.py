@@ -1,0 +1,81 @@
+"""The report's main picture, for a README or a slide: what each method scores over all tasks, and on each of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import aggregates, report_text, statistics
+from experiments.aggregates import Estimate
+from experiments.report_data import GroupReport, Report
+
+METHODS_UP_TO = 12  # in one picture; of more, those with the highest IQM, and its title says so
+COLUMNS = 4
+
+
+def write(report: Report, path: Path) -> bool:
+    """Draw the largest group of methods that share tasks. -> whether there is one; without, nothing is written."""
+    if not report.groups:
+        return False
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    one = report.groups[0]
+    panels = _panels(one)
+    scores = one.group.normalized or one.group.raw
+    best = sorted(scores, key=lambda label: float(statistics.iqm(scores[label])), reverse=True)[:METHODS_UP_TO]
+    shown = [label for label in scores if label in best]
+    columns = min(COLUMNS, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(3.0 * columns, rows * (0.9 + 0.24 * len(shown)) + 0.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes: Any = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    for axis, (title, values) in zip(axes.flat, panels.items(), strict=False):
+        _dots(axis, {label: values[label] for label in shown})
+        axis.set_title(title, fontsize=9)
+    some = f"; the best {len(shown)} of {len(scores)}" if len(shown) < len(scores) else ""
+    figure.suptitle(
+        f"IQM and 95 % interval, {report_text.seeds_of(one)}, {one.group.steps:,} {one.group.unit}{some}", fontsize=9
+    )
+    part = path.with_name(path.name + ".part")
+    figure.savefig(part, format="png", dpi=110)
+    part.replace(path)
+    return True
+
+
+def _panels(one: GroupReport) -> dict[str, Mapping[str, Estimate]]:
+    """title -> method -> IQM"""
+    panels: dict[str, Mapping[str, Estimate]] = {}
+    if one.aggregates and len(one.group.scored) > 1:
+        tasks = report_text.count(len(one.group.scored), "task")
+        panels[f"{tasks}, normalized"] = {label: values["IQM"] for label, values in one.aggregates.items()}
+    for column, task in enumerate(one.group.tasks):
+        panels[task.name] = {label: _iqm(raw[:, [column]]) for label, raw in one.group.raw.items()}
+    return panels
+
+
+def _iqm(scores: statistics.Scores) -> Estimate:
+    """Of one task [seeds, 1]."""
+    return aggregates.aggregate(scores)["IQM"]
+
+
+def _dots(axis: Any, values: Mapping[str, Estimate]) -> None:
+    """One method a line, the first on top."""
+    for place, value in enumerate(values.values()):
+        low, high = value.interval or (value.value, value.value)
+        style: Any = {"color": f"C{place % 10}", "markersize": 4.5, "capsize": 2.5}
+        axis.errorbar([value.value], [place], xerr=[[value.value - low], [high - value.value]], fmt="o", **style)
+    axis.set_yticks(np.arange(len(values)), list(values))
+    axis.set_ylim(len(values) - 0.5, -0.5)
+    axis.grid(axis="x", alpha=0.3)
+    axis.tick_params(labelsize=8)
+    axis.locator_params(axis="x", nbins=4)
+    for side in ("top", "right", "left"):
+        axis.spines[side].set_visible(False)
+    axis.tick_params(axis="y", length=0)
