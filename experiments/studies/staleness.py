@@ -22,7 +22,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "band": {"agent": "ppo", "settings": {"objective": "band"}},
 }
 _QUICK: Any = {**SMOKE, "env": "Pendulum-v1", "seeds": range(2)}
-_WHOLE: Any = {"env": "HalfCheetah-v5", "steps": 500_000}
+_WHOLE: Any = {"env": "HalfCheetah-v5", "steps": 300_000}
 
 
 def jobs(quick: bool) -> tuple[Job, ...]:

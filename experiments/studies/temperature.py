@@ -15,7 +15,7 @@ from experiments.suites import SMOKE, Job
 TEMPERATURES = (0.6, 0.8, 1.0, 1.2, 1.5)
 CLIPS = (0.1, 0.2, 0.4)
 _QUICK: Any = {**SMOKE, "env": "Pendulum-v1", "seeds": range(2)}
-_WHOLE: Any = {"env": "HalfCheetah-v5", "steps": 500_000}
+_WHOLE: Any = {"env": "HalfCheetah-v5", "steps": 300_000}
 
 
 def jobs(quick: bool) -> tuple[Job, ...]:
