@@ -10,26 +10,35 @@ averaged over the group; the loss is what they differ by (`ess_rl.objectives.var
     log Z_j = log pi_ref(tau_j) - log pi(tau_j) + R_j / beta,     log Z = mean of log Z_j over the group
     minimized: mean of (log Z - log Z_j)^2
 
-Its gradient is -mean of A_j sum_t grad log pi(a_t|s_t) with A_j = 2 (log Z_j - log Z). So a trajectory's steps can be
-shuffled among those of others: each is a sample that carries the A of its trajectory, times beta / 2 to be in units of
-the return. `prepare` makes A under the policy as the iteration begins, `refresh` anew as each further epoch does, where
-TBA makes it anew for each minibatch. No ratio and no value appears, whoever acted.
+Its gradient is -mean of 2 / beta A_j sum_t grad log pi(a_t|s_t), with the advantage of a trajectory
+
+    A_j = beta (log Z_j - log Z) = soft_j - mean of soft over the group,     soft_j = R_j - beta log(pi / pi_ref)(tau_j)
+
+So steps can be shuffled among those of other trajectories: each is a sample that carries the A of its own, and a
+minibatch's mean of A log pi has that gradient but for a factor. `prepare` makes A under the policy as the iteration
+begins, `refresh` anew as each further epoch does, where TBA makes it anew for each minibatch. No ratio and no value
+appears, whoever acted. With beta 0 it is REINFORCE with the group's mean as the baseline.
 
 There must be groups: environments that begin episodes alike and together (`envs.make_grouped`), and whole episodes: one
 rollout is one episode of each. Every action of it is credited with all of its reward, so the noise grows with its
-length; `agents/tba.py` balances segments with a learned log Z, works on every task, and learns faster.
+length; `agents/tba.py` balances segments with a learned log Z, works on every task, and learned faster where both were
+tried.
 
 The reference, which for TBA is the model before training, is to be chosen:
 
-    iteration   the policy as the iteration began: beta is the strength of a trust region
-    initial     the untrained policy, N(about 0, exp(log_std)), as TBA has it
+    iteration   the policy as the iteration began: beta is the strength of a trust region, which is felt from the
+                second epoch on, for in the first one pi is pi_ref
+    initial     the untrained policy, N(about 0, exp(log_std)), as TBA has it, under the present statistics of
+                observations: they move, and it with them
 
-Rewards are divided by the running standard deviation of returns, so beta is in such units. A `discount` below 1 weighs
-reward and log ratio of step t with discount^t; trajectory balance has 1.
+Rewards are divided by the running standard deviation of returns so far (at discount 1: of an episode's sums up to each
+of its steps), and cut off at +-10; beta is in such units. A `discount` below 1 weighs reward and log ratio of step t
+with discount^t; trajectory balance has 1.
 
 Differences from TBA: as above; data come from --lag, --async and --replay in place of searchers' buffers, drawn by
---draw (of which `reward` is theirs); beta is not annealed. The clock that ends an episode counts as the task's end:
-what would have followed is no part of R.
+--draw, step by step, and with `reward` as in `ess_rl.loop.draw_weights`; log Z is the mean over the group whatever is
+drawn of it; beta is not annealed. The clock that ends an episode counts as the task's end: what would have followed is
+no part of R.
 """
 
 from __future__ import annotations
@@ -39,6 +48,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from ess_rl import normalizer
 from ess_rl.contract import Draw, Metrics, Precision, State, Tree
@@ -47,7 +57,6 @@ from ess_rl.errors import UsageError
 from ess_rl.ess import effective_sample_size
 from ess_rl.gaussian import Gaussian, kl
 from ess_rl.networks import policy, policy_init
-from ess_rl.objectives import vargrad_trajectory_balance
 from ess_rl.optim import adam_init, adam_steps, clip_by_global_norm, gradient
 from ess_rl.processes import largest
 from ess_rl.random import fold_in
@@ -94,7 +103,7 @@ class TBAGroup:
         return {
             "params": params,
             "optimizer": {name: adam_init(net) for name, net in params.items()},
-            "reference": params["policy"],
+            "reference": tree_map(torch.clone, params["policy"]),
             "obs_stats": normalizer.init((self.obs_dim,), seed.device),
             "return_scale": normalizer.return_scale_init(self.config.num_envs, seed.device),
             "hyper": hyper,
@@ -120,19 +129,12 @@ class TBAGroup:
         """The advantage under the policy as it is now: what a trajectory lacks to balance, in units of the return."""
         obs = normalizer.standardize(state["obs_stats"], rollout.obs)
         reward = normalizer.scale_reward(state["return_scale"], rollout.reward)
-        weights, beta = self._step_weights(state, rollout), state["hyper"]["beta"]
-
-        def of_groups(x: Tensor) -> Tensor:
-            """Sums over trajectories: [T, N] -> [N / group, group]."""
-            return (weights * x).sum(0).unflatten(0, (-1, self.config.group))
-
-        _, found = vargrad_trajectory_balance(
-            of_groups(policy(state["params"]["policy"], obs).log_prob(rollout.action)),
-            of_groups(policy(state["reference"], obs).log_prob(rollout.action)),
-            of_groups(reward),
-            beta=beta,
-        )
-        advantage = 0.5 * beta * found["weight"].flatten()
+        log_prob = policy(state["params"]["policy"], obs).log_prob(rollout.action)
+        reference_log_prob = policy(state["reference"], obs).log_prob(rollout.action)
+        soft_reward = reward - state["hyper"]["beta"] * (log_prob - reference_log_prob)
+        soft = (self._step_weights(state, rollout) * soft_reward).sum(0)  # of trajectories, [N]
+        groups = soft.unflatten(0, (-1, self.config.group))
+        advantage = (groups - groups.mean(1, keepdim=True)).flatten()
         return {"advantage": advantage.expand_as(rollout.reward).flatten()}
 
     def _step_weights(self, state: State, rollout: Transitions) -> Tensor:
@@ -157,7 +159,7 @@ class TBAGroup:
                 "log_ratio_max": largest(log_ratio.max()),
                 "behavior_kl": kl(pi, b).mean(),
                 "entropy": pi.entropy().mean(),
-                "imbalance": (batch["advantage"] / hyper["beta"]).square().mean(),
+                "imbalance": batch["advantage"].square().mean(),
                 "loss": loss,
             }
             if self.config.replay > 0:
@@ -175,5 +177,7 @@ class TBAGroup:
         return_scale = normalizer.return_scale_update(
             state["return_scale"], rollout.reward, rollout.last, state["hyper"]["discount"]
         )
-        reference = state["params"]["policy"] if self.config.reference == "iteration" else state["reference"]
+        reference = state["reference"]
+        if self.config.reference == "iteration":  # a copy: a checkpoint takes no tensor twice
+            reference = tree_map(torch.clone, state["params"]["policy"])
         return {**state, "obs_stats": obs_stats, "return_scale": return_scale, "reference": reference}

@@ -377,10 +377,13 @@ def draw_weights(config: AgentConfig, rollouts: list[Transitions], ess: Tensor) 
         recency   1 / (1 + age), age in rollouts
         ess       the ESS of its rollout under the present policy
         reward    exp(z), z the mean reward of its trajectory, one environment's part of one rollout, standardized over
-                  all of a member's trajectories that are held
+                  all of a member's trajectories that this process holds; of an agent with a `group`, less its group's
+                  mean first, so that trajectories compete with those from the same first state alone
 
     Source of the last: TBA (Bartoldson et al. 2025, arXiv 2503.18929) draws trajectories by a softmax of their reward,
-    those of one question against each other. Standardized here, so that it knows no unit of the task.
+    those of one question against each other, and some of the data from the newest alone. Standardized here, so that it
+    knows no unit of the task. It is no unbiased draw: a policy gradient leans to what went well, and where starts are
+    not alike to those that are easy. TBA's loss is 0 at the same policy whatever is drawn.
 
     Args:
         rollouts: K of [T, P, N], newest first.
@@ -394,6 +397,9 @@ def draw_weights(config: AgentConfig, rollouts: list[Transitions], ess: Tensor) 
         weight = weight * ess[:, :, None]
     if config.draw == "reward":
         reward = torch.stack([rollout.reward.double().mean(0) for rollout in rollouts], dim=1)
+        if group := getattr(config, "group", 0):
+            groups = reward.unflatten(2, (-1, group))
+            reward = (groups - groups.mean(3, keepdim=True)).flatten(2)
         spread = reward.std(dim=(1, 2), correction=0, keepdim=True)
         weight = torch.exp((reward - reward.mean((1, 2), keepdim=True)) / (spread + 1e-8))
     return weight[:, :, None].expand(-1, -1, steps, -1).flatten(1)
@@ -442,11 +448,10 @@ def _check_hints(config: AgentConfig, env: VectorEnv) -> None:
 def _check_group(config: AgentConfig, env: VectorEnv) -> None:
     """Raises UsageError where an agent asks for groups whose episodes begin alike, one a rollout, and gets others."""
     group = getattr(config, "group", 0)
-    if group and (getattr(env, "group", 0), env.max_episode_steps) != (group, config.rollout):
-        raise UsageError(
-            f"group {group}: {env.env_id} was not made for it; envs.make_grouped(..., group={group}) does, and rollout "
-            f"{config.rollout} must be the {env.max_episode_steps} steps of its episodes"
-        )
+    if group and (getattr(env, "group", 0) != group or isinstance(env, StartsFromHints)):
+        raise UsageError(f"group {group}: {env.env_id} was not made so; envs.make_grouped(..., group={group}) does it")
+    if group and env.max_episode_steps != config.rollout:
+        raise UsageError(f"rollout {config.rollout}: of groups it must be an episode, {env.max_episode_steps} steps")
 
 
 def warm_up_acting(population: Population, env: VectorEnv, rollout: Transitions) -> None:

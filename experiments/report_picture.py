@@ -18,13 +18,14 @@ COLUMNS = 4
 
 
 def write(report: Report, path: Path) -> bool:
-    """Draw the largest group of methods that share tasks. -> whether there is one; without, nothing is written."""
+    """Draw the largest group of methods that share tasks. -> whether there is one; without, there is no file."""
     if not report.groups:
+        path.unlink(missing_ok=True)
         return False
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    one = report.groups[0]
+    one = max(report.groups, key=lambda one: len(one.group.raw) * len(one.group.tasks))
     panels = _panels(one)
     scores = one.group.normalized or one.group.raw
     best = sorted(scores, key=lambda label: float(statistics.iqm(scores[label])), reverse=True)[:METHODS_UP_TO]

@@ -53,7 +53,7 @@ def measure(
 
     Args:
         env: a task; SB3 is left out where Gymnasium does not have it.
-        agent: p3o or ppo.
+        agent: one that acts, and needs neither demonstrations nor groups.
         seeds: sizes of the populations to measure.
         num_envs: environments of one seed, for all.
         rollout: steps of each environment between updates, for all.

@@ -1,9 +1,13 @@
 """Does the ESS, or HINT's Affinity, foretell better than the KL what an update gains?
 
-After an iteration's updates its data say how far the policy has gone: the ESS, Affinity, the KL to the behavior. Here
-each is held against what these updates gained: the mean return of the first rollout that the new policy acts in, less
-that of the rollout before. Rollouts hold whole episodes, so returns are of one policy each. Measured for each seed:
-Spearman's rank correlation over all updates of its run.
+After an iteration's updates its data say how far the policy has gone from the one that acted, which is the lag and one
+iteration older: the ESS, Affinity, the KL to the behavior. Here each is held against what these updates gained: the
+mean return of the first rollout that the new policy acts in, less that of the rollout before. Rollouts hold whole
+episodes, so returns are of one policy each; lags begin at 1, for without one the return before is that of the very data
+that the others are measured on, and would share their noise.
+
+Measured for each seed: Spearman's rank correlation over all updates of its run, of what is left when the number of the
+iteration is taken out of both (gains shrink and policies slow down as training goes on, which foretells nothing).
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from experiments.studies.study import Difference, Finals, Outcome, Study, Verdic
 from experiments.suites import SMALL, SMOKE, Job
 
 TASKS = ("Pendulum-v1", "Reacher-v5")
-LAGS = (0, 4, 16)
+LAGS = (1, 4, 16)
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {"P3O": ("p3o", {}), "PPO": ("ppo", {"minibatch": 128})}
 WHOLE_EPISODES = {"rollout": 200}  # one of Pendulum, four of Reacher, in each environment
 PREDICTORS = ("ess_end", "ess_end_advantage", "affinity_end", "behavior_kl_end")
@@ -41,18 +45,33 @@ def jobs(quick: bool) -> tuple[Job, ...]:
 
 
 def correlations(run: Path, members: Sequence[int]) -> Finals:
-    """[members, predictors]: rank correlation of each with the gain of the updates that it was measured after."""
+    """[members, predictors]: rank correlation of each with the gain of the updates that it was measured after, given
+    the number of the iteration."""
     rows, lag = records.read_metrics(run), records.read_config(run)["config"]["lag"]
     returns = np.array([np.divide(row["return_sum"], row["episodes"]) for row in rows])  # [iterations, P]
     gain = np.diff(returns, axis=0)[lag:]  # of the updates of iteration i: the return of i + 1 + lag less that before
     after = np.array([[row[name] for name in PREDICTORS] for row in rows[1:]])  # [updates, predictors, P]
     gain, after = gain[1:], after[: len(gain) - 1]  # the first iteration has no updates
-    return np.array([[statistics.rank_correlation(x, gain[:, m]) for x in after[:, :, m].T] for m in members])
+    number = np.arange(len(gain), dtype=np.float64)
+    return np.array([[_given(x, gain[:, m], number) for x in after[:, :, m].T] for m in members])
+
+
+def _given(x: NDArray[np.float64], y: NDArray[np.float64], z: NDArray[np.float64]) -> float:
+    """Partial rank correlation of x and y [n], given z: (r_xy - r_xz r_yz) / sqrt((1 - r_xz^2) (1 - r_yz^2))."""
+    xy, xz, yz = (statistics.rank_correlation(*pair) for pair in ((x, y), (x, z), (y, z)))
+    left = (1.0 - xz**2) * (1.0 - yz**2)
+    return (xy - xz * yz) / left**0.5 if left > 1e-12 else 0.0
 
 
 def strengths(rho: NDArray[np.float64]) -> NDArray[np.float64]:
     """How well each foretells, of either sign: [..., seeds, jobs, predictors] -> [..., predictors]."""
     return np.abs(rho.mean(-3)).mean(-2)
+
+
+def by_chance(rho: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The strength [predictors] that 95 % of correlations without a sign stay below: each seed's are flipped or not."""
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(2_000, *rho.shape[:2], 1))
+    return np.quantile(strengths(signs * rho), 0.95, axis=0)
 
 
 def more_than_kl(outcome: Outcome) -> dict[str, Difference]:
@@ -69,14 +88,20 @@ def more_than_kl(outcome: Outcome) -> dict[str, Difference]:
 
 
 def judge(outcome: Outcome) -> Verdict:
-    level = strengths(np.stack(list(outcome.values()), axis=1))
-    sentences = [f"{name}: {x:.2f}, mean of {len(outcome)} settings" for name, x in zip(NAMES, level, strict=True)]
+    rho = np.stack(list(outcome.values()), axis=1)
+    level, chance = strengths(rho), by_chance(rho)
+    sentences = [
+        f"{name}: {x:.2f}, mean of {len(outcome)} settings; by chance up to {most:.2f}"
+        for name, x, most in zip(NAMES, level, chance, strict=True)
+    ]
     for (job, _), rho in outcome.items():
         means = ", ".join(f"{name} {x:+.2f}" for name, x in zip(NAMES, rho.mean(0), strict=True))
         sentences.append(f"{job}: {means}")
     found = more_than_kl(outcome)
     sentences += [f"{name} less the KL: {d.value:+.2f} [{d.low:+.2f}, {d.high:+.2f}]" for name, d in found.items()]
     asked = [found["ESS"], found["Affinity"]]
+    if all(level <= chance):
+        return Verdict("undecided", (*sentences, "nothing foretells a gain better than chance"))
     if any(d.value >= MARGIN and d.low > 0.0 for d in asked):
         return Verdict("supported", tuple(sentences))
     return Verdict("refuted" if all(d.high < MARGIN for d in asked) else "undecided", tuple(sentences))
@@ -94,7 +119,7 @@ STUDY = Study(
     name="predictors",
     question="Does the ESS, or HINT's Affinity, foretell better than the KL what an update gains?",
     prediction=(
-        "The size of the rank correlation with the change of the return that follows, of P3O and PPO at lags 0, 4 and "
+        "The size of the rank correlation with the change of the return that follows, of P3O and PPO at lags 1, 4 and "
         f"16, is larger for the ESS or for Affinity than for the KL, by {MARGIN} or more."
     ),
     jobs=jobs,

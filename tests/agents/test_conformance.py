@@ -346,7 +346,28 @@ def test_an_epoch_of_groups_has_the_gradient_of_vargrad(discount: float):
     assert_close(grad(of_steps)(state["params"]["policy"]), expected, rtol=1e-4, atol=1e-6)
     assert torch.isclose(data["advantage"].unflatten(1, (T, N))[:, 0].sum(1), torch.zeros(3), atol=1e-4).all()
     metrics = population.epoch(data, torch.arange(T * N).expand(1, 3, -1))
-    assert_close(metrics["imbalance"][0].sum(), vargrad(state["params"]["policy"]))
+    assert_close(metrics["imbalance"][0].sum(), 0.2**2 * vargrad(state["params"]["policy"]))
+
+
+@pytest.mark.parametrize("reference", ["iteration", "initial"])
+def test_the_reference_of_groups_is_that_of_the_iteration_or_the_first(reference: str):
+    """In an iteration's first epoch the one costs nothing, whatever beta is; later, and with the other, it does."""
+    found = []
+    for beta in (0.0, 0.5):
+        population = Population(build("tba_group", reference=reference, beta=beta, learning_rate=0.05), SEEDS)
+        population.observe(collect(population, 0))
+        for iteration in (1, 2):
+            rollout = collect(population, iteration)
+            data = population.prepare(rollout)
+            if iteration == 1:  # with equal advantages, so that both betas learn alike
+                data["advantage"] = rollout.reward.transpose(0, 1).flatten(1)
+                population.epoch(data, torch.stack(indices(2)).unsqueeze(1).expand(-1, 3, -1))
+                later = population.refresh(rollout)["advantage"]
+            population.observe(rollout)
+        found.append((data["advantage"], later))
+    (second, later), (second_with_beta, later_with_beta) = found
+    assert torch.allclose(second, second_with_beta, atol=1e-5) == (reference == "iteration")
+    assert not torch.allclose(later, later_with_beta, atol=1e-2)
 
 
 def test_dapo_whose_divergence_costs_nothing_is_ppo():

@@ -213,24 +213,33 @@ def test_replayed_rollouts_are_drawn_from(draw: Draw):
 
 
 def test_draw_weights_by_hand():
-    """Two rollouts of 3 steps, one member, two environments."""
-    rollouts = [Transitions.empty((3, 1, 2), OBS, ACT, CPU) for _ in range(2)]
-    ess = torch.tensor([[1.0, 0.25]])
+    """Two rollouts of 3 steps, two members, two environments of each."""
+    rollouts = [Transitions.empty((3, 2, 2), OBS, ACT, CPU) for _ in range(2)]
+    ess = torch.tensor([[1.0, 0.25], [1.0, 0.5]])
 
-    def weights(draw: Draw) -> list[list[float]]:
-        found = draw_weights(replace(CONFIG, draw=draw), rollouts, ess)
-        found = found.view(2, 3, 2)  # rollout, step, environment
-        assert (found == found[:, :1]).all()  # nothing tells the steps of a trajectory apart
-        return found[:, 0].tolist()
+    def weights(draw: Draw, group: int = 0) -> list[Any]:
+        config = CONFIG if not group else tba_group.Config(group=group)
+        found = draw_weights(replace(config, draw=draw), rollouts, ess)
+        found = found.view(2, 2, 3, 2)  # member, rollout, step, environment
+        assert (found == found[:, :, :1]).all()  # nothing tells the steps of a trajectory apart
+        return found[:, :, 0].tolist()
 
-    assert weights("uniform") == [[1.0, 1.0], [1.0, 1.0]]
-    assert weights("recency") == [[1.0, 1.0], [0.5, 0.5]]
-    assert weights("ess") == [[1.0, 1.0], [0.25, 0.25]]
-    assert weights("reward") == [[1.0, 1.0], [1.0, 1.0]]  # all are paid alike
-    for rollout, pay in zip(rollouts, ([1.0, 3.0], [1.0, 3.0]), strict=True):
-        rollout.reward[1] = 3.0 * torch.tensor([pay])  # mean 1 and 3 a step: 2 +- 1, so z is -1 and 1
-    for one, other in weights("reward"):
-        assert (one, other) == pytest.approx((math.exp(-1.0), math.exp(1.0)))
+    assert weights("uniform") == [[[1.0, 1.0], [1.0, 1.0]]] * 2
+    assert weights("recency") == [[[1.0, 1.0], [0.5, 0.5]]] * 2
+    assert weights("ess") == [[[1.0, 1.0], [0.25, 0.25]], [[1.0, 1.0], [0.5, 0.5]]]
+    assert weights("reward") == [[[1.0, 1.0], [1.0, 1.0]]] * 2  # all are paid alike
+    pay = torch.tensor([[[1.0, 1.0], [1.0, 5.0]], [[2.0, 4.0], [2.0, 4.0]]])  # member, rollout, environment
+    for k, rollout in enumerate(rollouts):
+        rollout.reward[1] = 3.0 * pay[:, k]  # one of three steps
+    # 1 1 1 5: mean 2, deviation sqrt(3); 2 4 2 4: mean 3, deviation 1.
+    low, high = math.exp(-1.0 / math.sqrt(3.0)), math.exp(math.sqrt(3.0))
+    down, up = math.exp(-1.0), math.exp(1.0)
+    expected = [[[low, low], [low, high]], [[down, up], [down, up]]]
+    torch.testing.assert_close(torch.tensor(weights("reward")), torch.tensor(expected))
+    # Less the mean of the pair: 0 0 -2 2, deviation sqrt(2); -1 1 -1 1.
+    down_2, up_2 = math.exp(-math.sqrt(2.0)), math.exp(math.sqrt(2.0))
+    expected = [[[1.0, 1.0], [down_2, up_2]], [[down, up], [down, up]]]
+    torch.testing.assert_close(torch.tensor(weights("reward", group=2)), torch.tensor(expected))
 
 
 @pytest.mark.parametrize("replay", [0, 2])
@@ -468,7 +477,7 @@ def test_parameters_that_are_no_numbers_stop_the_run():
 def test_refusals():
     config = tba_group.Config(hidden=(8,), num_envs=N, rollout=T, minibatch=8, group=2)
     population = Population(tba_group.TBAGroup(config, OBS, ACT), SEEDS)
-    with pytest.raises(UsageError, match=r"group 2: RandomWorld-v0 was not made for it; envs\.make_grouped"):
+    with pytest.raises(UsageError, match=r"group 2: RandomWorld-v0 was not made so; envs\.make_grouped"):
         run((population, RandomWorld(N * 2), Replay(T, 2, N, OBS, ACT, CPU)), iterations=1, reset_every=1)
     with pytest.raises(UsageError, match="minibatch 7 does not divide the 24 samples"):
         run(build(minibatch=7), iterations=1, reset_every=1)

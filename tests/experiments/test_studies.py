@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ess_rl.errors import UsageError
-from experiments import __main__, records, references
+from experiments import __main__, records, references, statistics
 from experiments.studies import (
     STUDIES,
     ablations,
@@ -348,7 +348,7 @@ def foretold(ess: float, affinity: float, kl: float, spread: float = 0.01) -> st
     """Rank correlations of ten seeds in two jobs, of opposite signs in these."""
     noise = spread * np.linspace(-1.0, 1.0, 10)
     rho = np.stack([level + noise for level in (ess, 0.0, affinity, kl)], axis=1)
-    return {("P3O lag 0", "p3o"): rho, ("PPO lag 4", "ppo"): -rho}
+    return {("P3O lag 1", "p3o"): rho, ("PPO lag 4", "ppo"): -rho}
 
 
 @pytest.mark.parametrize(
@@ -359,26 +359,46 @@ def foretold(ess: float, affinity: float, kl: float, spread: float = 0.01) -> st
         (foretold(0.3, 0.1, 0.27), "refuted"),
         (foretold(0.2, 0.2, -0.4), "refuted"),
         (foretold(0.3, 0.1, 0.2, spread=2.0), "undecided"),
+        (foretold(0.0, 0.0, 0.0), "undecided"),  # nothing foretells anything
     ],
 )
 def test_the_verdict_on_predictors(rho: study.Outcome, word: str):
     assert predictors.judge(rho).word == word
 
 
-def test_predictors_are_held_against_the_gain_that_follows(tmp_path: Path):
-    """Two members, lag 1: updates of iteration i first act in iteration i + 2."""
+@pytest.mark.parametrize("lag", [1, 3])
+def test_predictors_are_held_against_the_gain_that_follows(tmp_path: Path, lag: int):
+    """Two members: updates of iteration i first act in iteration i + 1 + lag. Each column foretells in its own way."""
     config = {"format": records.FORMAT, **dict.fromkeys(records.REQUIRED, ""), "seeds": [0, 1], "sweep": {}}
-    records.write_json(tmp_path / "config.json", {**config, "config": {"lag": 1}})
-    gains = [0.0, 5.0, 1.0, -2.0, 4.0, 3.0, -1.0]  # from each of iterations 1 ... 7 to the next
+    records.write_json(tmp_path / "config.json", {**config, "config": {"lag": lag}})
+    gains = np.random.default_rng(0).normal(size=40)  # from each of iterations 1 ... 40 to the next
     returns = np.cumsum([10.0, *gains])
+    other = np.random.default_rng(1).normal(size=41)  # of nothing
     with open(tmp_path / "metrics.jsonl", "w") as log:
         for i, value in enumerate(returns):
-            row = {"episodes": [2, 1], "return_sum": [2.0 * value, -value]}
+            row: dict[str, object] = {"episodes": [2, 1], "return_sum": [2.0 * value, -value]}
             if i > 0:
-                gained = gains[i + 1] if i + 1 < len(gains) else 0.0
-                row |= {name: [gained, gained] for name in predictors.PREDICTORS}
+                gained = gains[i + lag] if i + lag < len(gains) else 0.0
+                values = (gained, -gained, np.exp(gained), other[i])
+                row |= {name: [x, x] for name, x in zip(predictors.PREDICTORS, values, strict=True)}
             records.append_line(log, {"iteration": i + 1, **row})
-    np.testing.assert_allclose(predictors.correlations(tmp_path, [0, 1]), [[1.0] * 4, [-1.0] * 4])
+    one, two = predictors.correlations(tmp_path, [0, 1])
+    np.testing.assert_allclose(one[:3], [1.0, -1.0, 1.0])
+    np.testing.assert_allclose(two, -one)
+    assert abs(one[3]) < 0.5
+
+
+def test_a_trend_that_all_share_foretells_nothing():
+    n = np.arange(500.0)
+    noise = np.random.default_rng(0).normal(size=(2, 500))
+    x, y = n + 30.0 * noise[0], -n + 30.0 * noise[1]
+    assert statistics.rank_correlation(x, y) < -0.9
+    assert abs(predictors._given(x, y, n)) < 0.1
+    assert predictors._given(n, y, n) == 0.0  # which is the number itself: nothing is left
+    ranks = {"x": [1, 2, 3, 4, 5], "y": [2, 1, 3, 5, 4], "z": [1, 3, 2, 5, 4]}
+    x, y, z = (np.array(v, dtype=np.float64) for v in ranks.values())
+    xy, xz, yz = 0.8, 0.8, 0.7  # 1 - 6 sum d^2 / (5 * 24): 4, 4 and 6 are the sums
+    assert predictors._given(x, y, z) == pytest.approx((xy - xz * yz) / ((1 - xz**2) * (1 - yz**2)) ** 0.5)
 
 
 def priors(slope: float = -2.0, **at_the_smallest: float) -> study.Outcome:
