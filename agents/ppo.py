@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ess_rl import normalizer, processes
-from ess_rl.contract import Draw, Metrics, Precision, State, Tree
+from ess_rl.contract import Draw, Metrics, Precision, Starts, State, Tree
 from ess_rl.diagnostics import share
 from ess_rl.gaussian import Gaussian, kl
 from ess_rl.hints import affinity_weight
@@ -58,6 +58,7 @@ class Config:
     lag: int = 0  # iterations by which the policy that acts is older than the one that learns
     behavior_temperature: float = 1.0  # what the standard deviation is multiplied with to act; evaluation knows none
     rollout_precision: Precision = "fp32"  # of the network that acts; bf16, fp16, fp8: ess_rl.networks.in_precision
+    starts: Starts = "together"  # of episodes at a reset; staggered: first clocks are ahead, not to end together
     log_std: float = -1.0  # of the initial policy, in every action dimension, in units of [-1, 1]
     hidden: tuple[int, ...] = (64, 64)  # tanh units of policy and value, which share nothing
     num_envs: int = 16  # environments of one agent

@@ -110,7 +110,8 @@ def make(
         is installed. The choice stands in the result's `backend`. Only who asks for it gets "warp", the MuJoCo tasks on
         mujoco_warp: physics in float32 is another benchmark.
     device: where a torch or warp environment lives. The two others simulate on the CPU, and say so in their `device`.
-    options: torch: `dtype`, `max_episode_steps` and the constants of the equations; envpool: `num_threads`,
+    options: `staggered` of all but gymnasium: the clocks of the first episodes after a reset are ahead by random times
+        (`envs.clocks`). torch: `dtype`, `max_episode_steps` and the constants of the equations; envpool: `num_threads`,
         `halves`, `max_episode_steps` and EnvPool's options of the task; gymnasium: what `gymnasium.make` takes; warp:
         `max_episode_steps` and the fields of the task in `envs.mujoco_tasks`.
 
@@ -132,6 +133,8 @@ def make(
         return MujocoWarpVectorEnv(env_id, num_envs, device, **options)
     from envs.gymnasium_vector import GymnasiumVectorEnv
 
+    if options.pop("staggered", False):
+        raise UsageError(f"{env_id} (backend gymnasium) cannot be staggered: its copies keep their own clocks")
     return GymnasiumVectorEnv(env_id, num_envs, **options)
 
 
@@ -141,7 +144,7 @@ def make_torch(env_id: str, num_envs: int, device: torch.device | str = "cpu", *
     dynamics = ENVS[env_id].dynamics
     assert dynamics is not None
     _check_device(env_id, device)
-    of_vector = {name: options.pop(name) for name in ("dtype", "max_episode_steps") if name in options}
+    of_vector = {name: options.pop(name) for name in ("dtype", "max_episode_steps", "staggered") if name in options}
     try:
         equations = dynamics(**options)
     except TypeError as error:

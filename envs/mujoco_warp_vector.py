@@ -21,6 +21,7 @@ import gymnasium
 import torch
 from torch import Tensor
 
+from envs.clocks import first_clocks
 from envs.mujoco_tasks import TASKS, Physics
 from ess_rl import random
 from ess_rl.contract import Step
@@ -80,9 +81,13 @@ class MujocoWarpVectorEnv:
         device: torch.device | str = "cpu",
         *,
         max_episode_steps: int | None = None,
+        staggered: bool = False,
         **options: Any,
     ) -> None:
-        """`options`: the fields of the task in `mujoco_tasks`. Kernels are compiled at the first `reset`."""
+        """`options`: the fields of the task in `mujoco_tasks`. Kernels are compiled at the first `reset`.
+
+        `staggered`: the clocks of the first episodes after a reset are ahead (`envs.clocks.first_clocks`).
+        """
         try:
             self.task = TASKS[env_id](**options)
         except TypeError as error:
@@ -91,6 +96,7 @@ class MujocoWarpVectorEnv:
         self.num_envs = num_envs
         self.device = torch.device(device)
         self.max_episode_steps = self.task.max_episode_steps if max_episode_steps is None else max_episode_steps
+        self.staggered = staggered
         self._model = _load(self.task.model_file)
         self.act_dim = int(self._model.nu)
         self.obs_dim = self.task.observe(_nothing(self._model)).shape[-1]
@@ -192,7 +198,7 @@ class MujocoWarpVectorEnv:
         self._check_room()
         self._seed.copy_(seeds)
         self._episode.zero_()
-        self._elapsed.zero_()
+        self._elapsed.copy_(first_clocks(seeds, self.max_episode_steps)) if self.staggered else self._elapsed.zero_()
         return self._begin(torch.ones_like(self._seed, dtype=torch.bool))
 
     @torch.no_grad()

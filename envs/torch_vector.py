@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from envs.clocks import first_clocks
 from ess_rl import random
 from ess_rl.contract import Step
 
@@ -62,8 +63,12 @@ class TorchVectorEnv:
         *,
         dtype: torch.dtype = torch.float32,
         max_episode_steps: int | None = None,
+        staggered: bool = False,
     ) -> None:
-        """`dtype` is that of the state and the equations; what comes out is float32 in any case."""
+        """`dtype` is that of the state and the equations; what comes out is float32 in any case.
+
+        `staggered`: the clocks of the first episodes after a reset are ahead (`envs.clocks.first_clocks`).
+        """
         self.env_id = env_id
         self.dynamics = dynamics
         self.num_envs = num_envs
@@ -73,6 +78,7 @@ class TorchVectorEnv:
         self.device = torch.device(device)
         self.dtype = dtype
         self.max_episode_steps = dynamics.max_episode_steps if max_episode_steps is None else max_episode_steps
+        self.staggered = staggered
         self.state = torch.zeros(num_envs, dynamics.state_dim, dtype=dtype, device=self.device)  # [B, S]
         self._seed = torch.zeros(num_envs, dtype=torch.int64, device=self.device)  # [B]
         self._episode = torch.zeros_like(self._seed)  # [B] number of the running episode, from 0
@@ -94,7 +100,7 @@ class TorchVectorEnv:
         """Begin anew from `seeds` [B] int64. -> obs [B, obs_dim]"""
         self._seed.copy_(seeds)
         self._episode.zero_()
-        self._elapsed.zero_()
+        self._elapsed.copy_(first_clocks(seeds, self.max_episode_steps)) if self.staggered else self._elapsed.zero_()
         self.state.copy_(self._first_state())
         return self._observe(self.state)
 

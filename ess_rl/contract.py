@@ -15,6 +15,7 @@ from ess_rl.transitions import Transitions
 Tree = Any  # nested dictionaries with tensors at the leaves
 Draw = Literal["uniform", "recency", "ess", "reward"]
 Precision = Literal["fp32", "bf16", "fp16", "fp8"]
+Starts = Literal["together", "staggered"]
 State = dict[str, Tree]  # all that an agent knows: parameters, optimizer, statistics, hyperparameters
 BeginEpoch = Callable[[State, dict[str, Tensor]], State]
 Prepare = Callable[[State, Transitions], dict[str, Tensor]]
@@ -213,6 +214,8 @@ class Agent(Protocol):
 
         Where environments start from hints (`StartsFromHints`), each sample has "hinted", bool: its episode did. An
         agent that makes use of that has a field `hints` in its Config, the size of a group; 0 is no hints.
+
+        An agent with a field `starts` may ask for environments whose episodes do not all begin together.
 
         An agent with a field `group` gets rollouts of one whole episode in each environment, and of every `group`
         environments, which stand together, those episodes begin in one state (`envs.make_grouped`).

@@ -56,7 +56,9 @@ class Progress:
     # rollout, which is 1 unless it was not this policy that acted; `ess_age_K`, that of the rollout K iterations older.
     # After them: what `ess_rl.diagnostics.diagnose` says of the fresh rollout. With hints, `hinted_share` of its steps.
     metrics: dict[str, Tensor]
-    episodes: Tensor  # int64: episodes that ended in this iteration, but those from a hint
+    episodes: (
+        Tensor  # int64: episodes that ended in this iteration, but those from a hint or cut by a clock that was ahead
+    )
     return_sum: Tensor  # float64: sum of their undiscounted raw returns
     seconds: dict[str, float] = field(default_factory=dict)  # of collect, targets, update
 
@@ -192,6 +194,7 @@ def train(
     number = torch.zeros((), dtype=torch.int64, device=device)  # of the iteration
     obs = torch.zeros(env.num_envs, env.obs_dim, device=env.device)
     running = torch.zeros(population.size, config.num_envs, dtype=torch.float64, device=device)
+    short = torch.zeros(population.size, config.num_envs, dtype=torch.bool, device=device)  # staggered first episodes
     replayed = ReplayedUpdates(population, replay, config, _REPLAYED) if isinstance(config, AlternatingConfig) else None
     shape = (config.rollout, population.size, config.num_envs)
     fresh = Transitions.empty(shape, env.obs_dim, env.act_dim, device) if replayed else None
@@ -212,7 +215,7 @@ def train(
         else:
             rollout = collector.rollout()
         population.age()
-        episodes, return_sum = _episodes(rollout, running, hinted)
+        episodes, return_sum = _episodes(rollout, running, short, hinted)
         found = {"episodes": episodes, "return_sum": return_sum, "broken": (~_finite(rollout)).long()}
         found = {name: processes.total(x) for name, x in found.items()}
         if hinted is not None:
@@ -253,6 +256,7 @@ def train(
         starts = fresh_starts(iteration)
         if starts is not None:
             running.zero_()
+            short.fill_(getattr(env, "staggered", False))
         if collector is None:
             if starts is not None:
                 obs.copy_(env.reset(starts.to(env.device)))
@@ -530,17 +534,20 @@ def env_seeds(seeds: Tensor, num_envs: int) -> Tensor:
     return random.fold_in(seeds[:, None], torch.arange(num_envs, device=seeds.device)).flatten()
 
 
-def _episodes(rollout: Transitions, running: Tensor, hinted: Tensor | None) -> tuple[Tensor, Tensor]:
+def _episodes(rollout: Transitions, running: Tensor, short: Tensor, hinted: Tensor | None) -> tuple[Tensor, Tensor]:
     """Count and sum of returns [P] of the episodes that ended; `running` [P, N] carries the open ones, in place.
 
-    Those from a hint, of which `hinted` [T, P, N] tells the steps, do not count: they began where the task is easier.
+    What does not count: episodes whose clock was ahead, which are open where `short` [P, N], also in place, says so;
+    and those from a hint, of which `hinted` [T, P, N] tells the steps: they began where the task is easier.
     """
     reward, last = rollout.reward.double(), rollout.last
     go_on = torch.cat([torch.ones_like(last[:1]), ~last[:-1]]).double()
     start = torch.cat([reward[:1] + running, reward[1:]])
     total = reverse_recurrence(start.flip(0), go_on.flip(0)).flip(0)  # return so far, of the episode at hand
     running.copy_(torch.where(last[-1], 0.0, total[-1]))
-    counted = last if hinted is None else last & ~hinted
+    counted = last & ~(short & (last.cumsum(0) == 1))
+    counted = counted if hinted is None else counted & ~hinted
+    short &= ~last.any(0)
     return counted.sum((0, 2)), torch.where(counted, total, 0.0).sum((0, 2))
 
 

@@ -34,6 +34,7 @@ _LATER: dict[str, Callable[[Record], Any]] = {
     "lag": lambda config: 0,
     "behavior_temperature": lambda config: 1.0,
     "rollout_precision": lambda config: "fp32",
+    "starts": lambda config: "together",
 }
 _HINTS: dict[str, Callable[[Record], Any]] = {"hints": lambda config: 0, "hint_lambda": lambda config: 1.0}
 LATER_FIELDS: dict[str, dict[str, Callable[[Record], Any]]] = {
@@ -45,6 +46,7 @@ LATER_FIELDS: dict[str, dict[str, Callable[[Record], Any]]] = {
         "ess": lambda config: "minibatch",
     },
     "ppo": {**_LATER, **_HINTS, "objective": lambda config: "clip", "target_kl": lambda config: 0.01},
+    **{name: {"starts": lambda config: "together"} for name in ("p4o", "dapo", "tba", "p3o_2019")},
     # What SB3 itself has, which nothing had asked to be otherwise.
     "sb3-ppo": {"discount": lambda config: 0.99, "lambda_": lambda config: 0.95, "clip": lambda config: 0.2},
 }

@@ -71,7 +71,8 @@ def make(
             raise UsageError(f"--{name} {count}: must be 0 or more {of}")
     check_seeds(seeds)
     check_numbers(config, sweep)
-    probe = envs.make(env_id, 1, backend=backend)  # refuses what cannot be had, before a folder is made
+    staggered = {"staggered": True} if getattr(config, "starts", "") == "staggered" else {}
+    probe = envs.make(env_id, 1, backend=backend, **staggered)  # refuses what cannot be had, before a folder is made
     if hints:
         check_hints(env_id, own, backend)
     if getattr(config, "group", 0):
@@ -149,6 +150,10 @@ def check_asynchronous(config: Any, device: str, backend: str) -> None:
 
 def check_hints(env_id: str, config: Any, backend: str) -> None:
     """Raises UsageError unless one process's environments can be given hints in groups of `config.hints`."""
+    if config.starts == "staggered":
+        raise UsageError(
+            f"--hints {config.hints} --starts staggered: a group's episodes begin alike; --starts together"
+        )
     if config.replay:
         raise UsageError(f"--hints {config.hints} --replay {config.replay}: replayed steps are not marked; --replay 0")
     envs.make_hinted(env_id, config.num_envs, config.hints, backend=backend).close()

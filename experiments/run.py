@@ -205,7 +205,8 @@ def parts(config: Record) -> tuple[Population, VectorEnv, Replay]:
 
 def _population_and_env(config: Record) -> tuple[Population, VectorEnv]:
     population, agent_config = restore_population(config)
-    make: Callable[..., VectorEnv] = envs.make
+    staggered = getattr(agent_config, "starts", "") == "staggered"
+    make: Callable[..., VectorEnv] = partial(envs.make, staggered=True) if staggered else envs.make
     if hints := getattr(agent_config, "hints", 0):
         make = partial(envs.make_hinted, group=hints)
     if group := getattr(agent_config, "group", 0):

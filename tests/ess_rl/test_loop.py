@@ -34,6 +34,7 @@ class RandomWorld:
     env_id, backend, obs_dim, act_dim, device = "RandomWorld-v0", "torch", OBS, ACT, CPU
     action_range = ((-1.0, 1.0),) * ACT
     max_episode_steps: int | None = None
+    staggered = False
 
     def __init__(self, num_envs: int):
         self.num_envs = num_envs
@@ -164,6 +165,32 @@ def test_the_first_iteration_only_observes():
     assert all(x.shape == (2,) for x in metrics.values())
     assert (population.state["obs_stats"]["count"] == 2 * T * N).all()
     assert (population.state["optimizer"]["policy"]["step"] == 2 * T * N / 8).all()
+
+
+def test_episodes_of_clocks_that_were_ahead_are_not_counted():
+    """Of each environment the first end after a reset, in whatever iteration it comes."""
+    found = []
+    for staggered in (False, True):
+        population, env, replay = build()
+        env.staggered = staggered
+        found.append((run((population, env, replay), iterations=6, reset_every=3), env.log))
+    (plain, _), (cut, log) = found
+    count, total = torch.zeros(6, 2, dtype=torch.int64), torch.zeros(6, 2, dtype=torch.float64)
+    first, sums = torch.ones(2 * N, dtype=torch.bool), torch.zeros(2 * N, dtype=torch.float64)
+    steps = 0
+    for step in log:
+        if step is None:
+            first, sums = torch.ones_like(first), torch.zeros_like(sums)
+            continue
+        sums += step.reward
+        ended = step.terminated | step.truncated
+        count[steps // T] += (ended & first).view(2, N).sum(1)
+        total[steps // T] += torch.where(ended & first, sums, 0.0).view(2, N).sum(1)
+        sums, first, steps = torch.where(ended, 0.0, sums), first & ~ended, steps + 1
+    assert count.sum() > N
+    for iteration, (one, other) in enumerate(zip(plain, cut, strict=True)):
+        assert torch.equal(other.episodes, one.episodes - count[iteration])
+        torch.testing.assert_close(other.return_sum, one.return_sum - total[iteration])
 
 
 def test_every_sample_is_used_once_an_epoch():

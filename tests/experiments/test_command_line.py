@@ -155,6 +155,7 @@ def test_bad_values_are_refused_before_anything_is_written(tmp_path: Path) -> No
     assert "--keep-ess 1.1: must be from 0 to below 1" in no(*train, "--keep-ess", "1.1")
     assert "backend" in no(*train, "--backend", "envpool")
     assert "Pendulum-v1 has no hint states to start from; those that can" in no(*train, "--hints", "8")
+    assert "cannot be staggered" in no(*train, "--starts", "staggered", "--backend", "gymnasium")
     groups = ["train", "tba_group", "--out", "run", "--compile", "off", "--env"]
     assert "Reacher-v5 (backend" in (said := no(*groups, "Reacher-v5")) and "those that can, in torch: Pend" in said
     assert "may end an episode before its clock does" in no(*groups, "ess/Acrobot-v0")
@@ -164,6 +165,7 @@ def test_bad_values_are_refused_before_anything_is_written(tmp_path: Path) -> No
     assert "tba_group takes no data of others" in no(*groups, "Pendulum-v1", "--dataset", "ess/pendulum/any-v0")
     car = ["train", "ppo", "--env", "ess/MountainCarContinuousSparse-v0", "--out", "run", "--compile", "off"]
     assert "groups of 5 do not divide 16 environments" in no(*car, "--hints", "5")
+    assert "a group's episodes begin alike" in no(*car, "--hints", "8", "--starts", "staggered")
     assert "--hints 8 --replay 2: replayed steps are not marked" in no(*car, "--hints", "8", "--replay", "2")
     assert "--hints -1: must be 0 or more" in no(*car, "--hints", "-1")
     assert "--hint-lambda -1: must be 0 or more" in no(*car, "--hint-lambda", "-1")
