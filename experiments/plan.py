@@ -71,7 +71,7 @@ def make(
             raise UsageError(f"--{name} {count}: must be 0 or more {of}")
     check_seeds(seeds)
     check_numbers(config, sweep)
-    staggered = {"staggered": True} if getattr(config, "starts", "") == "staggered" else {}
+    staggered: Any = {"staggered": True} if getattr(config, "starts", "") == "staggered" else {}
     probe = envs.make(env_id, 1, backend=backend, **staggered)  # refuses what cannot be had, before a folder is made
     if hints:
         check_hints(env_id, own, backend)

@@ -16,7 +16,7 @@ from typing import Any
 
 from ess_rl.errors import UsageError
 
-VERSION = "2 (2026-11-22)"
+VERSION = "3 (2026-11-22)"
 RANDOM_SOURCE = (
     "python -m experiments.references: actions uniform in [-1, 1], the first episode of each of 100 environments, "
     "seeds 0 to 99; gymnasium 1.4.0, mujoco 4.0.0, envpool 1.2.5, torch 2.13.0"
@@ -51,8 +51,8 @@ REFERENCES: dict[str, Reference] = {
     "Hopper-v5": Reference(16.25, 1.4, 2676.9, _PPO_1M),  # envpool
     "Humanoid-v5": Reference(119.3, 4),  # envpool
     "HumanoidStandup-v5": Reference(33370, 210),  # envpool
-    "InvertedDoublePendulum-v5": Reference(46.33, 1.8),  # envpool
-    "InvertedPendulum-v5": Reference(4.79, 0.36, 1000.0, _PPO_300K),  # envpool
+    "InvertedDoublePendulum-v5": Reference(46.33, 1.8, 2504.8, _PPO_1M),  # envpool
+    "InvertedPendulum-v5": Reference(4.79, 0.36, 1000.0, _PPO_1M),  # envpool
     "Pusher-v5": Reference(-149.6, 0.81),  # envpool
     "Reacher-v5": Reference(-42.92, 0.41, -4.43, _PPO_1M),  # envpool
     "Swimmer-v5": Reference(0.2483, 1, 41.7, _PPO_1M),  # envpool

@@ -161,7 +161,8 @@ def test_the_picture_has_a_panel_of_all_tasks_and_one_of_each(published: Path, t
 def test_references_are_the_published_results() -> None:
     for env, folder in {
         "HalfCheetah-v5": "mujoco", "Hopper-v5": "mujoco", "Walker2d-v5": "mujoco", "Swimmer-v5": "mujoco",
-        "Reacher-v5": "mujoco", "Pendulum-v1": "classic", "InvertedPendulum-v5": "classic",
+        "Reacher-v5": "mujoco", "InvertedDoublePendulum-v5": "mujoco", "InvertedPendulum-v5": "mujoco",
+        "Pendulum-v1": "classic",
     }.items():  # fmt: skip
         result = json.loads((PUBLISHED / folder / f"ppo-{env}" / "result.json").read_text())
         iqm = float(np.sort(result["final_return"])[2:8].mean())
