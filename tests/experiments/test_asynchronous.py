@@ -20,10 +20,14 @@ from experiments import collection, records, run
 SETTINGS = {"num_envs": 4, "rollout": 64, "epochs": 1, "minibatch": 64, "hidden": (8,), "lag": 2, "replay": 1}
 
 
-def start(out: Path, env: str, **changes: Any) -> Path:
+GROUPS = {**SETTINGS, "rollout": 200, "minibatch": 80, "group": 2, "draw": "reward"}
+STAGGERED = {**SETTINGS, "starts": "staggered"}
+
+
+def start(out: Path, env: str, agent: str = "p3o", **changes: Any) -> Path:
     options: dict[str, Any] = {"seeds": [3, 4], "sweep": {"learning_rate": (1e-3, 1e-4)}, "steps": 6000}
     options |= {"settings": SETTINGS, "episodes": 2, "compiled": "off"}
-    folder = run.start("p3o", env, out=out, **(options | changes))
+    folder = run.start(agent, env, out=out, **(options | changes))
     # Fresh starts more often than four episodes last: 24 iterations, a checkpoint after each 10th.
     records.write_json(folder / "config.json", records.read_config(folder) | {"reset_every": 10})
     return folder
@@ -37,11 +41,19 @@ def outcome(folder: Path) -> tuple[Any, ...]:
     return rows, finals, [x.tolist() for x in tree_leaves(state)]
 
 
+@pytest.mark.parametrize(
+    ("agent", "env", "changes"),
+    [
+        ("p3o", "InvertedPendulum-v5", {}),
+        ("p3o", "ess/TwoLinkArm-v0", {"settings": STAGGERED}),
+        ("tba_group", "Pendulum-v1", {"settings": GROUPS, "steps": 19_200}),
+    ],
+)
 def test_a_second_process_changes_nothing_but_the_time_and_its_loss_nothing_at_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agent: str, env: str, changes: dict[str, Any]
 ) -> None:
-    env = "InvertedPendulum-v5"
-    alone, apart = start(tmp_path / "alone", env), start(tmp_path / "apart", env, asynchronous=True)
+    alone = start(tmp_path / "alone", env, agent, **changes)
+    apart = start(tmp_path / "apart", env, agent, asynchronous=True, **changes)
     run.carry_on(alone)
     save = run._save
 

@@ -154,6 +154,8 @@ def test_the_picture_has_a_panel_of_all_tasks_and_one_of_each(published: Path, t
     assert panels["Hopper-v5"]["p3o"].interval == pytest.approx((2520, 3240), abs=0.5)
     for number in range(report_picture.METHODS_UP_TO + 2):  # on a task without a reference: no first panel
         make_run(tmp_path / str(number), env="LunarLanderContinuous-v3", settings={"clip": 0.1 + number})
+    (many,) = report_data.build(tmp_path).groups
+    assert list(report_picture._panels(many)) == ["LunarLanderContinuous-v3"]
     lines = report.write(tmp_path).splitlines()
     assert lines[-1] == str(tmp_path / "report.png") and (tmp_path / "report.png").stat().st_size > 10_000
 

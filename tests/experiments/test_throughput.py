@@ -83,6 +83,8 @@ def test_all_subjects_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_what_cannot_be_measured_is_refused():
+    with pytest.raises(UsageError, match="--agent tba_group: it needs environments in groups"):
+        throughput.measure(agent="tba_group")
     with pytest.raises(UsageError, match="unknown agent 'sac'"):
         throughput.measure(agent="sac")
     with pytest.raises(UsageError, match="seconds"):
