@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from envs.torch_vector import Dynamics, TorchVectorEnv
@@ -21,8 +20,6 @@ class GroupedVectorEnv(TorchVectorEnv):
         """`group` divides `num_envs`. All else as there."""
         super().__init__(env_id, dynamics, num_envs, *where, **how)
         self.group = group
-        self._own_seed = torch.zeros_like(self._seed)  # that of the environment, where `_seed` is the group's
 
     def reset(self, seeds: Tensor) -> Tensor:
-        self._own_seed.copy_(seeds)
         return super().reset(seeds.view(-1, self.group)[:, :1].expand(-1, self.group).flatten())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,7 +13,6 @@ from ess_rl import random
 from ess_rl.hints import starts_from_hint
 
 
-@runtime_checkable
 class HintingDynamics(Dynamics, Protocol):
     """A task that pays nothing but success, and knows states from which success is nearer."""
 
@@ -39,10 +38,12 @@ class HintedVectorEnv(GroupedVectorEnv):
         self.hinted = torch.zeros(num_envs, dtype=torch.bool, device=self.device)  # [B] the running episode is
         self._failed = torch.zeros_like(self.hinted)  # the last ordinary episode that ended did
         self._paid = torch.zeros_like(self.hinted)  # the running episode was
+        self._own_seed = torch.zeros_like(self._seed)  # that of the environment, where `_seed` is the group's
 
     def reset(self, seeds: Tensor) -> Tensor:
         for memory in (self.hinted, self._failed, self._paid):
             memory.zero_()
+        self._own_seed.copy_(seeds)
         return super().reset(seeds)
 
     def _count(self, reward: Tensor, ended: Tensor) -> None:

@@ -198,7 +198,9 @@ class MujocoWarpVectorEnv:
         self._check_room()
         self._seed.copy_(seeds)
         self._episode.zero_()
-        self._elapsed.copy_(first_clocks(seeds, self.max_episode_steps)) if self.staggered else self._elapsed.zero_()
+        self._elapsed.zero_()
+        if self.staggered:
+            self._elapsed.copy_(first_clocks(seeds, self.max_episode_steps))
         return self._begin(torch.ones_like(self._seed, dtype=torch.bool))
 
     @torch.no_grad()

@@ -100,7 +100,9 @@ class TorchVectorEnv:
         """Begin anew from `seeds` [B] int64. -> obs [B, obs_dim]"""
         self._seed.copy_(seeds)
         self._episode.zero_()
-        self._elapsed.copy_(first_clocks(seeds, self.max_episode_steps)) if self.staggered else self._elapsed.zero_()
+        self._elapsed.zero_()
+        if self.staggered:
+            self._elapsed.copy_(first_clocks(seeds, self.max_episode_steps))
         self.state.copy_(self._first_state())
         return self._observe(self.state)
 
