@@ -10,23 +10,17 @@ whatever has come by then. Here the interval is one iteration and the delay is K
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
 from collections.abc import Callable
-from multiprocessing.connection import Connection
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from ess_rl.child import Child, Parent
 from ess_rl.contract import State, VectorEnv
-from ess_rl.errors import LostProcessError
 from ess_rl.loop import collect, warm_up_acting
 from ess_rl.population import Population
 from ess_rl.transitions import Transitions
-
-_PATIENCE = 30.0  # seconds that a process is given to end, once it has nothing to do
 
 
 class ProcessCollector:
@@ -51,74 +45,37 @@ class ProcessCollector:
         self._device = population.device
         self._rollout = place.map(Tensor.share_memory_)
         self._acting = tree_map(lambda x: x.cpu().clone().share_memory_(), population.acting())
-        context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-        self._pipe, theirs = context.Pipe()
-        arguments = (theirs, make, self._acting, self._rollout)
-        self._process = context.Process(target=_serve, args=arguments, name="collector", daemon=True)
-        self._process.start()
-        theirs.close()  # so that the end of that process is the end of the pipe
+        # One thread: the others are for the simulators, and for who learns.
+        self.child = Child("the process that collects", _serve, make, self._acting, self._rollout)
 
     def ready(self) -> None:
         """Wait until it can simulate. Raises what went wrong there."""
-        self._answer()
+        self.child.answer()
 
     def begin(self, iteration: int, acting: State, starts: Tensor | None) -> None:
         tree_map(lambda place, x: place.copy_(x), self._acting, acting)
-        self._ask((iteration, None if starts is None else starts.cpu()))
+        self.child.ask((iteration, None if starts is None else starts.cpu()))
 
     def rollout(self) -> Transitions:
-        self._answer()
+        self.child.answer()
         return self._rollout.map(lambda x: x.to(self._device, copy=True))
 
     def close(self) -> None:
         """End the process."""
-        self._pipe.close()
-        self._process.join(_PATIENCE)
-        self._process.kill()
-
-    def _ask(self, task: Any) -> None:
-        try:
-            self._pipe.send(task)
-        except OSError:
-            raise self._lost() from None
-
-    def _answer(self) -> None:
-        try:
-            error = self._pipe.recv()
-        except (EOFError, OSError):
-            raise self._lost() from None
-        if error is not None:
-            raise error
-
-    def _lost(self) -> LostProcessError:
-        self._process.join(_PATIENCE)
-        code = self._process.exitcode
-        how = f"was ended by signal {-code}" if code and code < 0 else f"ended with status {code}"
-        return LostProcessError(
-            f"the process that collects {how}; 'ess-rl resume RUN' goes on from the newest checkpoint"
-        )
+        self.child.close()
 
 
-def _serve(
-    pipe: Connection, make: Callable[[], tuple[Population, VectorEnv]], acting: State, place: Transitions
-) -> None:
-    """The other process: a rollout into `place` for each task, until the pipe ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; this one ends with the other
-    torch.set_num_threads(1)  # the others are for the simulators, and for who learns
-    try:
-        population, env = make()
-        population.state = acting
-        warm_up_acting(population, env, place)
-        obs = torch.zeros(env.num_envs, env.obs_dim)
-        pipe.send(None)
-        while True:
-            iteration, starts = pipe.recv()
-            if starts is not None:
-                obs = env.reset(starts)
-            rollout, obs = collect(population, env, obs, place.reward.shape[0], iteration)
-            Transitions.zip(Tensor.copy_, place, rollout)
-            pipe.send(None)
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # the other process wants nothing more, or is gone
-    except Exception as error:
-        pipe.send(error)
+def _serve(parent: Parent, make: Callable[[], tuple[Population, VectorEnv]], acting: State, place: Transitions) -> None:
+    """The other process: a rollout into `place` for each task, until there are no more."""
+    population, env = make()
+    population.state = acting
+    warm_up_acting(population, env, place)
+    obs = torch.zeros(env.num_envs, env.obs_dim)
+    parent.tell(None)
+    while True:
+        iteration, starts = parent.hear()
+        if starts is not None:
+            obs = env.reset(starts)
+        rollout, obs = collect(population, env, obs, place.reward.shape[0], iteration)
+        Transitions.zip(Tensor.copy_, place, rollout)
+        parent.tell(None)

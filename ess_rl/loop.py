@@ -568,9 +568,14 @@ def _what_broke(env: VectorEnv, population: Population, iteration: int, rollout:
     t, member, which, name = min(found, key=lambda one: one[0])  # min keeps the order of the fields within a step
     which += processes.number() * rollout.reward.shape[2]
     return (
-        f"{env.env_id}: non-finite {name} in member {member} (seed {population.seeds[member]}), "
+        f"{env.env_id}: non-finite {name} in {_who(population, member)}, "
         f"environment {which}, step {t} of iteration {iteration + 1}; training stopped, older checkpoints are kept"
     )
+
+
+def _who(population: Actors, member: int) -> str:
+    number = member + (population.first_member if isinstance(population, Population) else 0)
+    return f"member {number} (seed {population.seeds[member]})"
 
 
 def _check_recorded(summary: dict[str, Tensor]) -> None:
@@ -591,6 +596,6 @@ def _check_metrics(env: VectorEnv, population: Actors, where: str, metrics: dict
         if not torch.isfinite(x).all():
             member = int((~torch.isfinite(x)).nonzero()[0])
             raise NonFiniteError(
-                f"{env.env_id}: non-finite {name} in member {member} (seed {population.seeds[member]}), {where}; "
+                f"{env.env_id}: non-finite {name} in {_who(population, member)}, {where}; "
                 "stopped, older checkpoints are kept"
             )

@@ -102,6 +102,7 @@ class Population:
         self.agent, self.seeds, self.compiled = agent, list(seeds), compiled
         self.device = torch.device(device)
         self.size = len(self.seeds)
+        self.first_member = 0  # its number in the run, should this be a part of the run's population
         self.seed = torch.tensor(self.seeds, dtype=torch.int64, device=self.device)  # [P]
         config = agent.config
         self.numbers = numbers = values_of(config, hyper or {}, self.size)  # name -> P values, on the host

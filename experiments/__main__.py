@@ -71,6 +71,7 @@ def _train_agent(name: str, arguments: list[str]) -> None:
         checkpoints=chosen.checkpoints,
         save_replay=chosen.save_replay,
         asynchronous=chosen.asynchronous,
+        split=chosen.split,
     )
     _finish(folder)
 

@@ -301,6 +301,7 @@ def command(config: Record) -> str | None:
         options["checkpoints"] = math.ceil(config["iterations"] / config["reset_every"])
         options |= {"save_replay": config["save_replay"]} if config.get("save_replay") else {}
         options |= {"async": True} if config.get("asynchronous") else {}
+        options |= {"split": config["split"]} if config.get("split", 1) > 1 else {}
     for name, value in (options | full_settings(config) | sweep).items():
         words += _option(name, value)
     return shlex.join(words)

@@ -44,6 +44,7 @@ import torch
 from torch import Tensor
 
 from ess_rl import normalizer, offline
+from ess_rl.child import peak_memory_mib
 from ess_rl.contract import Tree
 from ess_rl.errors import NonFiniteError, UsageError
 from ess_rl.gaussian import Gaussian
@@ -271,7 +272,7 @@ def train_one(config: Record, seed: int, *, trust: bool = False) -> Record:
         "final_return": run.evaluate(learner, config, config["episodes"]).mean().item(),
         "training_return": None,  # nothing was acted in training
         "training_seconds": seconds,
-        "peak_memory_mib": records.peak_memory_mib(),
+        "peak_memory_mib": peak_memory_mib(),
     }
 
 

@@ -23,7 +23,7 @@ from ess_rl import behavior, checkpoint, offline
 from ess_rl.errors import UsageError
 from ess_rl.offline import OfflinePopulation, OfflineProgress
 from ess_rl.population import members
-from experiments import plan, records, run
+from experiments import plan, records, run, training
 from experiments.records import Record
 
 BLOCKS = 100  # lines of metrics.jsonl, at most
@@ -167,7 +167,7 @@ def data_of(config: Record, *, trust: bool) -> DataSet:
 
 
 def _carry_on(folder: Path, config: Record, data: DataSet) -> Record:
-    population, _ = run.restore_population(config)
+    population, _ = training.restore_population(config)
     block = run.load_newest(folder, config, population)
     rows = records.cut_metrics(folder, block)
     trained = rows[-1]["seconds"] if rows else 0.0

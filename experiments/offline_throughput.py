@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
+from ess_rl.child import peak_memory_mib
 from ess_rl.errors import UsageError
 from experiments import records, report
 from experiments.records import Record
@@ -136,7 +137,7 @@ def _ours(
     return {
         "updates_per_second": per_second(learn, seconds, device),
         "compile_seconds": compile_seconds,
-        "peak_memory_mib": records.peak_memory_mib(),
+        "peak_memory_mib": peak_memory_mib(),
     }
 
 
@@ -169,7 +170,7 @@ def _theirs(peer: str, dataset: str, shape: Record, seconds: float, threads: int
         "updates_per_second": per_second(learn, seconds),
         "update_alone": per_second(same, seconds / 2),
         "threads": threads,
-        "peak_memory_mib": records.peak_memory_mib(),
+        "peak_memory_mib": peak_memory_mib(),
     }
 
 

@@ -60,6 +60,8 @@ class RunOptions(Options):
     """keep the last so many rollouts in a file, for --replay-from of another run"""
     asynchronous: Annotated[bool, tyro.conf.arg(name="async")] = False
     """collect in a process of its own while the agents learn; with --lag 1 or more, and with the same result"""
+    split: int = 1
+    """spread the members over so many processes, each on its share of the cores: the fastest with many seeds"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

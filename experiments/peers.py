@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import envs
+from ess_rl.child import peak_memory_mib
 from ess_rl.errors import UsageError
 from experiments import records
 from experiments.records import Record
@@ -248,7 +249,7 @@ def train_one(config: Record, seed: int) -> Record:
         "final_return": float(np.mean(returns)),
         "training_return": float(np.mean(late)) if late else None,
         "training_seconds": seconds,
-        "peak_memory_mib": records.peak_memory_mib(),
+        "peak_memory_mib": peak_memory_mib(),
     }
 
 

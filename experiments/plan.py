@@ -38,6 +38,7 @@ def make(
     episodes: int = 20,
     save_replay: int = 0,
     asynchronous: bool = False,
+    split: int = 1,
 ) -> Record:
     """Check a configuration. -> what config.json will hold
 
@@ -51,6 +52,7 @@ def make(
         episodes: of the final evaluation, for each member.
         save_replay: how many of the last rollouts to keep in a file.
         asynchronous: collect in a process of its own while the agents learn.
+        split: over how many processes of this machine the members are spread.
 
     Raises:
         UsageError: anything in it cannot work.
@@ -98,6 +100,7 @@ def make(
     where = device_of(device, resolved_backend)
     if asynchronous:
         check_asynchronous(config, where, resolved_backend)
+    check_split(split, len(settings_of), where, asynchronous)
     own_agent = AGENTS[agent].agent(own, *dimensions)
     memory.check(own_agent, own, *dimensions, len(settings_of), where, save_replay, file)
     return {
@@ -115,6 +118,7 @@ def make(
         "episodes": episodes,
         "save_replay": save_replay,
         "asynchronous": asynchronous,
+        "split": split,
         "device": where,
         "compiled": compiled_of(compiled),
         "config": dataclasses.asdict(config),
@@ -146,6 +150,21 @@ def check_asynchronous(config: Any, device: str, backend: str) -> None:
         raise UsageError("--async: not under torchrun, whose processes all collect and learn")
     if device == "cuda" and backend in ("torch", "warp"):
         raise UsageError(f"--async: the environments of backend {backend} share the GPU with the agents; leave it out")
+
+
+def check_split(split: int, members: int, device: str, asynchronous: bool) -> None:
+    """Raises UsageError where members cannot be spread over so many processes."""
+    records.check_positive({"split": split})
+    if split == 1:
+        return
+    if split > members:
+        raise UsageError(f"--split {split}: {members} members, each in one process: --split {members} at most")
+    if asynchronous:
+        raise UsageError("--split --async: both are ways to use all cores; leave one of them out")
+    if processes.count() > 1:
+        raise UsageError("--split: not under torchrun, whose processes all have all members")
+    if device == "cuda":
+        raise UsageError("--split: the processes would share one GPU, which one keeps busy; leave it out")
 
 
 def check_hints(env_id: str, config: Any, backend: str) -> None:

@@ -17,7 +17,6 @@ import json
 import os
 import platform
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -293,9 +292,3 @@ def check_positive(numbers: Mapping[str, int]) -> None:
     for name, number in numbers.items():
         if number < 1:
             raise UsageError(f"--{name.replace('_', '-')} {number}: must be at least 1")
-
-
-def peak_memory_mib() -> float:
-    """The most memory this process has held."""
-    unit = 1024.0 if sys.platform != "darwin" else 1024.0**2  # Linux counts KiB, macOS bytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

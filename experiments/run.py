@@ -15,20 +15,18 @@ import dataclasses
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 import envs
-from agents import AGENTS, OFFLINE_AGENTS
+from agents import AGENTS
 from envs import minari_env
 from ess_rl import checkpoint, loop, processes
-from ess_rl.asynchronous import ProcessCollector
-from ess_rl.contract import Actors, Tree, VectorEnv
+from ess_rl.child import peak_memory_mib
+from ess_rl.contract import Actors, VectorEnv
 from ess_rl.errors import UsageError
 from ess_rl.offline import OfflinePopulation
 from ess_rl.population import Population
@@ -36,6 +34,7 @@ from ess_rl.replay import Replay
 from experiments import demonstrations, figures, old_data, past, plan, records
 from experiments.display import Display
 from experiments.records import Record
+from experiments.training import Begun, is_checkpoint, parts, restore_population, training
 
 
 def start(agent: str, env_id: str, *, out: Path, overwrite: bool = False, **arguments: Any) -> Path:
@@ -98,27 +97,27 @@ def _carry_on(run: Path, config: Record) -> Record:
         print(old_data.describe(config["config"]["replay_from"], steps, sum(raised)), flush=True)
     if shown:
         print(f"demonstrations: {len(shown['obs']):,} steps of {config['config']['demonstrations']}", flush=True)
-    with collector_of(config, population, env, iteration) as collector:
-        progress, compile_seconds = _train(config, population, env, replay, iteration, begins_from, shown, collector)
-        del begins_from, shown  # a replay may be large
-        with log(run, config, iteration, rows) as write:
-            for done in progress:
-                trained += sum(done.seconds.values())
-                row = _row(done, trained)
-                if done.iteration == 1 and raised is not None:
-                    row["behavior_std_raised"] = raised
-                write(row)
-                if _is_checkpoint(config, done):
-                    _save(run, config, population, replay, done)
+    begun = Begun(iteration, begins_from, shown)
+    del begins_from, shown
+    with training(config, population, env, replay, begun) as found, log(run, config, iteration, rows) as write:
+        for done in found.progress:
+            trained += sum(done.seconds.values())
+            row = _row(done, trained)
+            if done.iteration == 1 and raised is not None:
+                row["behavior_std_raised"] = raised
+            write(row)
+            if is_checkpoint(config, done):
+                _save(run, config, population, replay, done)
     if config.get("save_replay"):
         old_data.save(run, old_data.last(replay, config), env, config)
     env.close()
     result = {
-        **outcome(run, config, population, rows, compile_seconds),
+        **outcome(run, config, population, rows, found.compile_seconds),
         "training_return": training_return(rows),
         "seconds": {name: sum(row["phases"][name] for row in rows) for name in rows[-1]["phases"]},
         **records.origin(),
     }
+    result["peak_memory_mib"] += found.peak_memory_mib()
     records.write_json(run / "result.json", result)
     return result
 
@@ -167,7 +166,7 @@ def outcome(
         "steps_per_second": steps * population.size / trained,
         "training_seconds": trained,
         "compile_seconds": compile_seconds,
-        "peak_memory_mib": records.peak_memory_mib(),
+        "peak_memory_mib": peak_memory_mib(),
     }
 
 
@@ -184,130 +183,15 @@ def follow() -> None:
     population, env, replay = parts(config)
     room = past.room(config, replay, population, task["iteration"])
     shown = demonstrations.room(task["demonstrations"], env)
-    progress, _ = _train(config, population, env, replay, task["iteration"], room, shown)
+    begun = Begun(task["iteration"], room, shown)
     del room, shown
-    for done in progress:
-        if _is_checkpoint(config, done):
-            past.tree(config, replay, population)  # the first process writes it
+    with training(config, population, env, replay, begun) as found:
+        for done in found.progress:
+            if is_checkpoint(config, done):
+                past.tree(config, replay, population)  # the first process writes it
     if config.get("save_replay"):
         old_data.last(replay, config)  # and this
     env.close()
-
-
-def parts(config: Record) -> tuple[Population, VectorEnv, Replay]:
-    """The untrained population of a run, its environments and its replay: this process's share of them."""
-    population, env = _population_and_env(config)
-    own = population.agent.config
-    capacity = past.rollouts_kept(config) * own.rollout
-    replay = Replay(capacity, population.size, own.num_envs, env.obs_dim, env.act_dim, population.device)
-    return population, env, replay
-
-
-def _population_and_env(config: Record) -> tuple[Population, VectorEnv]:
-    population, agent_config = restore_population(config)
-    staggered = getattr(agent_config, "starts", "") == "staggered"
-    make: Callable[..., VectorEnv] = partial(envs.make, staggered=True) if staggered else envs.make
-    if hints := getattr(agent_config, "hints", 0):
-        make = partial(envs.make_hinted, group=hints)
-    if group := getattr(agent_config, "group", 0):
-        make = partial(envs.make_grouped, group=group)
-    env = make(
-        config["env"], population.size * agent_config.num_envs, backend=config["backend"], device=config["device"]
-    )
-    return population, env
-
-
-def _train(
-    config: Record,
-    population: Population,
-    env: VectorEnv,
-    replay: Replay,
-    iteration: int,
-    begins_from: Tree,
-    shown: Tree,
-    collector: ProcessCollector | None = None,
-) -> tuple[Iterator[loop.Progress], float]:
-    """Take up what the first process read, and compile. -> (the iterations that are left, seconds of compilation)"""
-    if iteration > 0:
-        population.state = processes.of_first(population.state)
-    past.take_up(begins_from, replay, population)
-    demonstrations.take_up(shown, population, iteration)
-    compile_seconds = 0.0
-    if population.compiled and iteration < config["iterations"]:
-        print("compiling ...", end=" ", flush=True)
-        compile_seconds = loop.warm_up(population, env, acts=collector is None)
-        print(f"{compile_seconds:.0f} s", flush=True)
-    if collector is not None:
-        collector.ready()
-    progress = loop.train(
-        population,
-        env,
-        replay,
-        iterations=config["iterations"],
-        reset_every=config["reset_every"],
-        start=iteration,
-        collector=collector,
-    )
-    return progress, compile_seconds
-
-
-@contextmanager
-def collector_of(
-    config: Record, population: Population, env: VectorEnv, iteration: int
-) -> Iterator[ProcessCollector | None]:
-    """The process that collects, for a run that has one and is not over.
-
-    This one then takes half of torch's threads: those that wait for work spin, on CPUs that the other one needs. On two
-    CPUs, ten HalfCheetahs went from 18,600 env steps a second to 29,200.
-    """
-    if not config.get("asynchronous") or iteration == config["iterations"]:
-        yield None
-        return
-    collector = ProcessCollector(partial(_acting_parts, config), population, env, config["config"]["rollout"])
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, threads // 2))
-    try:
-        yield collector
-    finally:
-        torch.set_num_threads(threads)
-        collector.close()
-
-
-def _acting_parts(config: Record) -> tuple[Population, VectorEnv]:
-    """What that process needs of the run: a population that acts with the state it is given, and the environments."""
-    settings = {**config["config"], "lag": 0}
-    return _population_and_env({**config, "device": "cpu", "config": settings})
-
-
-def _is_checkpoint(config: Record, done: loop.Progress) -> bool:
-    return done.iteration % config["reset_every"] == 0 or done.iteration == config["iterations"]
-
-
-def restore_population(config: Record) -> tuple[Any, Any]:
-    """The untrained population that a config.json describes (online or offline), and its agent's Config.
-
-    Of several processes: this one's share.
-    """
-    name, known = config.get("agent"), AGENTS | OFFLINE_AGENTS
-    if name not in known:
-        raise UsageError(f"config.json: agent {name!r} is not known here; there are {', '.join(known)}")
-    entry, kind = known[name], OfflinePopulation if name in OFFLINE_AGENTS else Population
-    try:
-        values = {key: tuple(v) if isinstance(v, list) else v for key, v in config["config"].items()}
-        agent_config = plan.share(entry.config(**values), config.get("processes", 1))
-        probe = envs.make(config["env"], 1, backend=config["backend"], **config.get("env_options", {}))
-        agent = entry.agent(agent_config, probe.obs_dim, probe.act_dim)
-        probe.close()
-        population = kind(
-            agent,
-            config["seeds"],
-            config["sweep"],
-            device=plan.device_of(config["device"], ""),
-            compiled=config["compiled"],
-        )
-    except (KeyError, TypeError) as error:
-        raise UsageError(f"config.json does not fit this version of {name}: {error}") from None
-    return population, agent_config
 
 
 def load_run(run: Path, *, trust: bool = False) -> tuple[Any, Record, int]:
@@ -372,7 +256,7 @@ def describe(config: Record) -> str:
     """One line: what runs, on what."""
     size = len(config["seeds"])
     how = "compiled" if config["compiled"] else "eager"
-    several = config.get("processes", 1)
+    several, split = config.get("processes", 1), config.get("split", 1)
     apart = config["device"] == "cuda" and config["backend"] in ("envpool", "gymnasium")
     task = f"{config['dataset']}, evaluated in {config['env']}" if config.get("dataset") else config["env"]
     return (
@@ -380,6 +264,7 @@ def describe(config: Record) -> str:
         f"{config['steps']:,} {records.unit(config)} each, device {config['device']}{' (physics on the CPU)' * apart}, "
         f"{how}{', collected by another process' * bool(config.get('asynchronous'))}"
         + (f", {several} processes" if several > 1 else "")
+        + (f", members in {split} processes" if split > 1 else "")
     )
 
 

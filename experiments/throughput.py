@@ -4,9 +4,9 @@ Every subject is measured in a process of its own, one after the other, with the
 Compilation and construction are apart. Three parts are measured alone as well: the environments under random actions
 (EnvPool's in one pool, all at once), collection (they, the policy, and storing), and the learner on data that lie
 ready. 1 / (1 / envs + 1 / learner) is what a loop without overlap could reach at most; collecting in another process
-(`--async`) overlaps. On CUDA training and learner
-replay recordings, while environments and collection alone are launched step by step; there that is no bound, and a
-recorded collection counts as policy.
+(`--async`) overlaps, and so do members in processes of their own (`--split`). On CUDA training and learner replay
+recordings, while environments and collection alone are launched step by step; there that is no bound, and a recorded
+collection counts as policy.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ import multiprocessing
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 import envs
+from ess_rl.child import peak_memory_mib
 from ess_rl.contract import InTurns, VectorEnv
 from ess_rl.errors import UsageError
 from experiments import records, report
@@ -47,6 +49,7 @@ def measure(
     compile: Literal["auto", "on", "off"] = "auto",
     peers: bool = True,
     asynchronous: Annotated[bool, tyro.conf.arg(name="async")] = False,
+    split: int = 1,
     out: Path | None = None,
 ) -> Record:
     """Measure and print env steps per second, all seeds together.
@@ -65,6 +68,7 @@ def measure(
         compile: make compiled programs of our agents; auto: on where a C++ compiler is found.
         peers: measure SB3 PPO and an eager loop beside our agents.
         asynchronous: measure our agents once more, with another process that collects for them; at a lag of 1.
+        split: above 1: measure once more those of our populations that can be spread over so many processes.
         out: a JSON file to write.
     """
     shape = {"num_envs": num_envs, "rollout": rollout, "epochs": epochs, "minibatch": minibatch}
@@ -77,7 +81,7 @@ def measure(
         raise UsageError(f"--agent {agent}: it needs demonstrations, and here are none: choose another")
     if hasattr(AGENTS[agent].config, "group"):
         raise UsageError(f"--agent {agent}: it needs environments in groups, which are not measured: choose another")
-    records.check_positive({**shape, "seeds": min(seeds, default=0)})
+    records.check_positive({**shape, "seeds": min(seeds, default=0), "split": split})
     if not seconds > 0:
         raise UsageError(f"--seconds {seconds:g}: must be above 0")
     probe = envs.make(env, 1, backend=backend)
@@ -96,9 +100,12 @@ def measure(
     for count in seeds:
         name = f"{agent}, {count} seed{'s' * (count > 1)}"
         found[name] = apart(ours, env, agent, count, shape, seconds, where, compiled, backend)
-        if asynchronous:
-            in_two = apart(ours_in_two, env, agent, count, shape, seconds, where, compiled, backend)
-            found[f"{name}, async"] = in_two | {"bound": found[name]["bound"]}
+        several: dict[str, Record] = {"async": {"asynchronous": True}} if asynchronous else {}
+        several |= {f"split {split}": {"split": split}} if 1 < split <= count else {}
+        for kind, how in several.items():
+            function = partial(ours_in_several, **how)
+            rate = apart(function, env, agent, count, shape, seconds, where, compiled, backend)
+            found[f"{name}, {kind}"] = rate | {"bound": found[name]["bound"]}
     base = next(iter(found.values()))["steps_per_second"]
     for one in found.values():
         one["ratio"] = one["steps_per_second"] / base
@@ -226,7 +233,7 @@ def ours(
         "learner_alone": learner,
         "bound": 1.0 / (1.0 / envs_alone + 1.0 / learner),
         "compile_seconds": compile_seconds,
-        "peak_memory_mib": records.peak_memory_mib(),
+        "peak_memory_mib": peak_memory_mib(),
         "backend": env.backend,
         "profile": {
             "physics": simulated.total / elapsed,
@@ -237,7 +244,7 @@ def ours(
     }
 
 
-def ours_in_two(
+def ours_in_several(
     env_id: str,
     agent: str,
     count: int,
@@ -246,26 +253,24 @@ def ours_in_two(
     device: str = "cpu",
     compiled: bool = True,
     backend: str = "auto",
+    **how: Any,
 ) -> Record:
-    """The rate of training alone, where another process collects."""
-    from ess_rl import loop
-    from experiments import plan, run
+    """The rate of training alone, in several processes: `how` is what `experiments.plan` is told of that."""
+    from experiments import plan
+    from experiments.training import Begun, parts, training
 
     config = plan.make(
-        agent, env_id, settings={**shape, "lag": 1}, sweep={}, seeds=range(count), steps=10**9,
-        backend=backend, device=device, compiled="on" if compiled else "off", asynchronous=True,
-    )  # fmt: skip
-    population, env, replay = run.parts(config)
-    with run.collector_of(config, population, env, 0) as collector:
-        assert collector is not None
-        compile_seconds = loop.warm_up(population, env, acts=False) if compiled else 0.0
-        collector.ready()
-        progress = loop.train(population, env, replay, iterations=10**6, reset_every=10**6, collector=collector)
+        agent, env_id, settings={**shape, "lag": int("asynchronous" in how)}, sweep={}, seeds=range(count), steps=10**9,
+        backend=backend, device=device, compiled="on" if compiled else "off", **how,
+    ) | {"reset_every": 10**6}  # fmt: skip
+    population, env, replay = parts(config)
+    with training(config, population, env, replay, Begun(0, {}, {})) as found:
         for _ in range(3):
-            next(progress)
-        rate = per_second(lambda: next(progress) and count * shape["rollout"] * shape["num_envs"], seconds)
+            next(found.progress)
+        rate = per_second(lambda: next(found.progress) and count * shape["rollout"] * shape["num_envs"], seconds)
+        memory = peak_memory_mib() + found.peak_memory_mib()
     return {
-        "steps_per_second": rate, "compile_seconds": compile_seconds, "peak_memory_mib": records.peak_memory_mib(),
+        "steps_per_second": rate, "compile_seconds": found.compile_seconds, "peak_memory_mib": memory,
         "backend": env.backend,
     }  # fmt: skip
 
@@ -330,7 +335,7 @@ def _sb3(env_id: str, shape: Record, seconds: float, threads: int, backend: str)
         return 2 * one
 
     return {
-        "steps_per_second": per_second(learn, seconds), "threads": threads, "peak_memory_mib": records.peak_memory_mib()
+        "steps_per_second": per_second(learn, seconds), "threads": threads, "peak_memory_mib": peak_memory_mib()
     }  # fmt: skip
 
 
@@ -347,6 +352,6 @@ def _eager(env_id: str, shape: Record, seconds: float, threads: int, backend: st
     next(progress)
     rate = per_second(lambda: next(progress), seconds)
     return {
-        "steps_per_second": rate, "threads": threads, "peak_memory_mib": records.peak_memory_mib(),
+        "steps_per_second": rate, "threads": threads, "peak_memory_mib": peak_memory_mib(),
         "backend": env.backend,
     }  # fmt: skip

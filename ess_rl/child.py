@@ -1,0 +1,111 @@
+"""A process that works for this one: it is asked and answers, in turn or on its own, until the pipe between them ends.
+
+It is spawned, because torch's threads do not survive a fork. Whatever goes wrong in it is raised here; should it be
+gone, that is said at once, and nothing waits for it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable, Collection
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from ess_rl.errors import LostProcessError
+
+_PATIENCE = 30.0  # seconds that a process is given to end, once it has nothing to do
+
+
+class Child:
+    """Another process, which calls `work` with `arguments`.
+
+    Args:
+        name: what it is, as a noun, for whoever reads that it is gone.
+        work: called in that process, hence picklable, with this end's counterpart first: it `hear`s what it is asked
+            and `tell`s what it has done, as long as there is anything to do.
+        threads: of torch, in that process.
+        cpus: the only ones it may use, where the system can say so; none named: all.
+    """
+
+    def __init__(
+        self, name: str, work: Callable[..., None], *arguments: Any, threads: int = 1, cpus: Collection[int] = ()
+    ):
+        self.name = name
+        self.peak_memory_mib = 0.0  # the most memory it had held when it last answered
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        task = (theirs, work, arguments, threads, tuple(cpus))
+        self._process = context.Process(target=_begin, args=task, name=name, daemon=True)
+        self._process.start()
+        theirs.close()  # so that the end of that process is the end of the pipe
+
+    def ask(self, task: Any) -> None:
+        """Give it something to do."""
+        try:
+            self._pipe.send(task)
+        except OSError:
+            raise self._lost() from None
+
+    def answer(self) -> Any:
+        """Wait for what it tells next. Raises what went wrong there."""
+        try:
+            answer, self.peak_memory_mib = self._pipe.recv()
+        except (EOFError, OSError):
+            raise self._lost() from None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        """End it."""
+        self._pipe.close()
+        self._process.join(_PATIENCE)
+        self._process.kill()
+
+    def _lost(self) -> LostProcessError:
+        self._process.join(_PATIENCE)
+        code = self._process.exitcode
+        how = f"was ended by signal {-code}" if code and code < 0 else f"ended with status {code}"
+        return LostProcessError(f"{self.name} {how}; 'ess-rl resume RUN' goes on from the newest checkpoint")
+
+
+class Parent:
+    """The other end of a `Child`, in that process."""
+
+    def __init__(self, pipe: Connection):
+        self._pipe = pipe
+
+    def hear(self) -> Any:
+        """Wait for the next task."""
+        return self._pipe.recv()
+
+    def tell(self, answer: Any) -> None:
+        self._pipe.send((answer, peak_memory_mib()))
+
+
+def peak_memory_mib() -> float:
+    """The most memory this process has held."""
+    unit = 1024.0 if sys.platform != "darwin" else 1024.0**2  # Linux counts KiB, macOS bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def _begin(
+    pipe: Connection, work: Callable[..., None], arguments: tuple[Any, ...], threads: int, cpus: tuple[int, ...]
+) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; this one ends with the other
+    if cpus:
+        os.sched_setaffinity(0, cpus)
+    torch.set_num_threads(threads)
+    parent = Parent(pipe)
+    try:
+        work(parent, *arguments)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return  # the other process wants nothing more, or is gone
+    except Exception as error:
+        parent.tell(error)

@@ -1,0 +1,295 @@
+"""From a configuration to the iterations of a run, in however many processes they are computed.
+
+Three ways to more than one process, all apart from each other: torchrun's share every member's environments and
+minibatches (`ess_rl.processes`); `--async` has one that collects (`ess_rl.asynchronous`); `--split K` gives each of K
+processes some of the members, which need nothing of each other. Each then has its share of the cores, and neither
+simulators nor updates wait for a core that the other has: the way to use all of a machine's for many seeds. A member
+draws and computes the same whatever its neighbors are, so it is that of a run in one process, bit for bit if torch has
+as many threads there (and each process two members or more: the sums of one alone are ordered otherwise).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+import envs
+from agents import AGENTS, OFFLINE_AGENTS
+from ess_rl import loop, processes
+from ess_rl.asynchronous import ProcessCollector
+from ess_rl.child import Child, Parent
+from ess_rl.contract import Tree, VectorEnv
+from ess_rl.errors import UsageError
+from ess_rl.offline import OfflinePopulation
+from ess_rl.population import Population
+from ess_rl.replay import Replay
+from experiments import demonstrations, past, plan, records
+from experiments.records import Record
+
+
+@dataclass
+class Begun:
+    """What a run goes on from, beside its population. Its trees may be large, so they are empty once taken up."""
+
+    iteration: int
+    past: Tree  # see `experiments.past`
+    demonstrations: Tree  # see `experiments.demonstrations`
+
+    def take(self) -> tuple[Tree, Tree]:
+        taken, self.past, self.demonstrations = (self.past, self.demonstrations), {}, {}
+        return taken
+
+
+@dataclass(frozen=True)
+class Training:
+    """The iterations that are left of a run."""
+
+    # At a checkpoint (`is_checkpoint`) population and replay are those of the run, whoever trained them.
+    progress: Iterator[loop.Progress]
+    compile_seconds: float
+    children: Sequence[Child] = ()  # processes that this one began
+
+    def peak_memory_mib(self) -> float:
+        """The most memory that the children have held, all together."""
+        return sum(child.peak_memory_mib for child in self.children)
+
+
+def parts(config: Record) -> tuple[Population, VectorEnv, Replay]:
+    """The untrained population of a run, its environments and its replay: this process's share of them."""
+    population, env = _population_and_env(config)
+    own = population.agent.config
+    capacity = past.rollouts_kept(config) * own.rollout
+    replay = Replay(capacity, population.size, own.num_envs, env.obs_dim, env.act_dim, population.device)
+    return population, env, replay
+
+
+def is_checkpoint(config: Record, done: loop.Progress) -> bool:
+    return done.iteration % config["reset_every"] == 0 or done.iteration == config["iterations"]
+
+
+@contextmanager
+def training(
+    config: Record, population: Population, env: VectorEnv, replay: Replay, begun: Begun
+) -> Iterator[Training]:
+    """Compile, and train from where the run stands. What else it takes of processes ends with the context."""
+    goes_on = begun.iteration < config["iterations"]
+    if goes_on and config.get("split", 1) > 1:
+        with _split(config, population, replay, begun) as found:
+            yield found
+    elif goes_on and config.get("asynchronous"):
+        with _collector(config, population, env) as collector:
+            found = _here(config, population, env, replay, begun, collector)
+            yield replace(found, children=[collector.child])
+    else:
+        yield _here(config, population, env, replay, begun)
+
+
+def _here(
+    config: Record,
+    population: Population,
+    env: VectorEnv,
+    replay: Replay,
+    begun: Begun,
+    collector: ProcessCollector | None = None,
+) -> Training:
+    """Take up what the first process read, and compile."""
+    if begun.iteration > 0:
+        population.state = processes.of_first(population.state)
+    older, shown = begun.take()
+    past.take_up(older, replay, population)
+    demonstrations.take_up(shown, population, begun.iteration)
+    del older, shown
+    compile_seconds = 0.0
+    if population.compiled and begun.iteration < config["iterations"]:
+        print("compiling ...", end=" ", flush=True)
+        compile_seconds = loop.warm_up(population, env, acts=collector is None)
+        print(f"{compile_seconds:.0f} s", flush=True)
+    if collector is not None:
+        collector.ready()
+    progress = loop.train(
+        population,
+        env,
+        replay,
+        iterations=config["iterations"],
+        reset_every=config["reset_every"],
+        start=begun.iteration,
+        collector=collector,
+    )
+    return Training(progress, compile_seconds)
+
+
+@contextmanager
+def _collector(config: Record, population: Population, env: VectorEnv) -> Iterator[ProcessCollector]:
+    """The process that collects.
+
+    This one then takes half of torch's threads: those that wait for work spin, on CPUs that the other one needs. On two
+    CPUs, ten HalfCheetahs went from 18,600 env steps a second to 29,200.
+    """
+    collector = ProcessCollector(partial(_acting_parts, config), population, env, config["config"]["rollout"])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // 2))
+    try:
+        yield collector
+    finally:
+        torch.set_num_threads(threads)
+        collector.close()
+
+
+def _acting_parts(config: Record) -> tuple[Population, VectorEnv]:
+    """What that process needs of the run: a population that acts with the state it is given, and the environments."""
+    settings = {**config["config"], "lag": 0}
+    return _population_and_env({**config, "device": "cpu", "config": settings})
+
+
+@contextmanager
+def _split(config: Record, population: Population, replay: Replay, begun: Begun) -> Iterator[Training]:
+    """One process for each part of the members, on cores of its own."""
+    count, cores = config["split"], records.available_cores()
+    shares = [range(k * population.size // count, (k + 1) * population.size // count) for k in range(count)]
+    cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    children = []
+    try:
+        for k, share in enumerate(shares):
+            own = cpus[k * cores // count : (k + 1) * cores // count] or cpus[k % cores :][:1]
+            name = f"the process of members {share.start} to {share.stop - 1}"
+            children.append(
+                Child(name, _serve, _of_members(config, share), share.start, threads=max(1, len(own)), cpus=own)
+            )
+        older, shown = begun.take()
+        for child, share in zip(children, shares, strict=True):
+            state = tree_map(lambda x, share=share: x.narrow(0, share.start, len(share)), population.state)
+            past_of = _along_members(lambda x, dim, share=share: x.narrow(dim, share.start, len(share)), older)
+            child.ask(_to_numpy((state, begun.iteration, past_of, shown)))
+        del older, shown
+        if population.compiled:
+            print("compiling ...", end=" ", flush=True)
+        compile_seconds = max(child.answer() for child in children)
+        if population.compiled:
+            print(f"{compile_seconds:.0f} s", flush=True)
+        yield Training(_in_step(config, population, replay, begun.iteration, children), compile_seconds, children)
+    finally:
+        for child in children:
+            child.close()
+
+
+def _in_step(
+    config: Record, population: Population, replay: Replay, iteration: int, children: Sequence[Child]
+) -> Iterator[loop.Progress]:
+    for _ in range(iteration, config["iterations"]):
+        parts = [child.answer() for child in children]
+        done = _merged([loop.Progress(**_to_torch(part["progress"])) for part in parts])
+        if is_checkpoint(config, done):
+            states, pasts = ([_to_torch(part[name]) for part in parts] for name in ("state", "past"))
+            population.state = tree_map(lambda *x: torch.cat(x), *states)
+            past.take_up(_along_members(lambda *x: torch.cat(x[:-1], x[-1]), *pasts), replay, population)
+        yield done
+
+
+def _merged(parts: Sequence[loop.Progress]) -> loop.Progress:
+    """The progress of all members, from that of each part of them."""
+    slowest = max(parts, key=lambda part: sum(part.seconds.values()))
+    return replace(
+        parts[0],
+        metrics={name: torch.cat([part.metrics[name] for part in parts]) for name in parts[0].metrics},
+        episodes=torch.cat([part.episodes for part in parts]),
+        return_sum=torch.cat([part.return_sum for part in parts]),
+        seconds=slowest.seconds,
+    )
+
+
+def _along_members(function: Callable[..., Tensor], *pasts: Tree) -> Tree:
+    """function(tensor of each, the dimension that is its members') of what `experiments.past` holds."""
+    first = pasts[0]
+    if not first:  # a run that needs none
+        return {}
+    stores = [tree["replay"]["store"] for tree in pasts]
+    store = {name: function(*(store[name] for store in stores), 1) for name in stores[0]}
+    behind = {}
+    if "behind" in first:  # a tree without tensors is not saved
+        behind = {"behind": tree_map(lambda *x: function(*x, 0), *(tree["behind"] for tree in pasts))}
+    return {"replay": {**first["replay"], "store": store}, **behind}
+
+
+def _of_members(config: Record, share: range) -> Record:
+    """The configuration of some of a run's members alone."""
+    of = slice(share.start, share.stop)
+    sweep = {name: values[of] for name, values in config["sweep"].items()}
+    return {**config, "seeds": config["seeds"][of], "sweep": sweep, "split": 1}
+
+
+def _serve(parent: Parent, config: Record, first_member: int) -> None:
+    """The other process: all iterations of its members, and at a checkpoint what it has of it."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for as long as there is something to print)
+    population, env, replay = parts(config)
+    population.first_member = first_member
+    population.state, *begun = _to_torch(parent.hear())
+    found = _here(config, population, env, replay, Begun(*begun))
+    del begun
+    parent.tell(found.compile_seconds)
+    for done in found.progress:
+        told: dict[str, Any] = {"progress": vars(done)}
+        if is_checkpoint(config, done):
+            told |= {"state": population.state, "past": past.tree(config, replay, population)}
+        parent.tell(_to_numpy(told))
+
+
+def _to_numpy(tree: Any) -> Any:
+    """Tensors as arrays, which a pipe copies; tensors would go on living in both processes' memory."""
+    return tree_map(lambda x: x.numpy() if isinstance(x, Tensor) else x, tree)
+
+
+def _to_torch(tree: Any) -> Any:
+    return tree_map(lambda x: torch.from_numpy(x) if isinstance(x, np.ndarray) else x, tree)
+
+
+def _population_and_env(config: Record) -> tuple[Population, VectorEnv]:
+    population, agent_config = restore_population(config)
+    if config.get("split", 1) > 1:  # one that only says what there is: others act
+        return population, envs.make(config["env"], 1, backend=config["backend"], device=config["device"])
+    staggered = getattr(agent_config, "starts", "") == "staggered"
+    make: Callable[..., VectorEnv] = partial(envs.make, staggered=True) if staggered else envs.make
+    if hints := getattr(agent_config, "hints", 0):
+        make = partial(envs.make_hinted, group=hints)
+    if group := getattr(agent_config, "group", 0):
+        make = partial(envs.make_grouped, group=group)
+    env = make(
+        config["env"], population.size * agent_config.num_envs, backend=config["backend"], device=config["device"]
+    )
+    return population, env
+
+
+def restore_population(config: Record) -> tuple[Any, Any]:
+    """The untrained population that a config.json describes (online or offline), and its agent's Config.
+
+    Of several processes: this one's share.
+    """
+    name, known = config.get("agent"), AGENTS | OFFLINE_AGENTS
+    if name not in known:
+        raise UsageError(f"config.json: agent {name!r} is not known here; there are {', '.join(known)}")
+    entry, kind = known[name], OfflinePopulation if name in OFFLINE_AGENTS else Population
+    try:
+        values = {key: tuple(v) if isinstance(v, list) else v for key, v in config["config"].items()}
+        agent_config = plan.share(entry.config(**values), config.get("processes", 1))
+        probe = envs.make(config["env"], 1, backend=config["backend"], **config.get("env_options", {}))
+        agent = entry.agent(agent_config, probe.obs_dim, probe.act_dim)
+        probe.close()
+        population = kind(
+            agent,
+            config["seeds"],
+            config["sweep"],
+            device=plan.device_of(config["device"], ""),
+            compiled=config["compiled"],
+        )
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"config.json does not fit this version of {name}: {error}") from None
+    return population, agent_config
