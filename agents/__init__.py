@@ -6,6 +6,7 @@ from agents import (
     awac,
     awr,
     bc,
+    bpo,
     brac,
     chord,
     dapo,
@@ -39,6 +40,7 @@ AGENTS: dict[str, Entry] = {
         p3o_2019.P3O2019, p3o_2019.Config, "A2C in turns with replayed updates, which the ESS caps and holds back"
     ),
     "ppo": Entry(ppo.PPO, ppo.Config, "clips the ratio at a fixed range: the field's usual on-policy baseline"),
+    "bpo": Entry(bpo.BPO, bpo.Config, "draws the ratio to an end of its range: up above the median action, else down"),
     "p4o": Entry(p4o.P4O, p4o.Config, "P3O with two anchors: the behavior and a recent policy, each with its ESS"),
     "dapo": Entry(
         dapo.DAPO, dapo.Config, "charges an action with the divergence from the behavior over the steps that follow"

@@ -244,6 +244,48 @@ def ppo_variance(
     return loss, metrics | named
 
 
+def bpo(
+    log_prob: Tensor,
+    behavior_log_prob: Tensor,
+    advantage: Tensor,
+    median_advantage: Tensor,
+    *,
+    clip: float | Tensor,
+    temperature: float | Tensor,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """BPO: the ratio is drawn to an end of its range, from within and from beyond.
+
+        rho* = 1 - clip + 2 clip sigmoid((Q - U) / temperature)
+        loss = mean( |rho - rho*| |A| )
+
+    U is a median of Q(s, .) under b in the state, so that half of b's actions are to become likelier. With rho within
+    its range, and U on the same side of Q as the value is, the gradient is that of `ppo_clip`; beyond it PPO's is 0.
+
+    Source: Ao et al. 2026 (arXiv 2604.18578), as in their released code. Deviations: none.
+
+    Args:
+        advantage: Q - V. Its sign does not enter: what is to become likelier is Q's side of U.
+        median_advantage: Q - U; neither has a gradient.
+        clip: how far from 1 the ends lie, in (0, 1).
+        temperature: above 0, in the unit of Q.
+
+    Metrics: `ess` (not used by the loss), `overshot_fraction` (rho beyond rho*, by more than 1e-6), `log_ratio_max`,
+    `weight`; a sample pulls its rho back where the sign of `weight` is not that of (Q - U) A.
+    """
+    log_ratio = log_prob - behavior_log_prob.detach()
+    ratio = torch.exp(log_ratio)
+    target = 1.0 - clip + 2.0 * clip * torch.sigmoid(median_advantage.detach() / temperature)
+    loss = ((ratio - target).abs() * advantage.detach().abs()).mean()
+    short = (target - ratio).detach()
+    beyond = torch.where(median_advantage > 0.0, -short, short) > 1e-6
+    return loss, {
+        "ess": effective_sample_size(log_ratio),
+        "overshot_fraction": beyond.to(ratio.dtype).mean(),
+        "log_ratio_max": largest(log_ratio.detach().max()),
+        "weight": (torch.sign(short) * ratio * torch.sign(advantage)).detach(),
+    }
+
+
 def ppo_band(
     log_prob: Tensor, behavior_log_prob: Tensor, advantage: Tensor, *, clip: float | Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:

@@ -29,6 +29,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "band": ("ppo", {"objective": "band"}),
     "KL": ("ppo", {"objective": "kl"}),
     "variance": ("ppo", {"objective": "variance"}),
+    "BPO": ("bpo", {}),
     "TBA": ("tba", {}),
     "V-trace": ("p3o", {"cap": 1.0, "pull": 0.0, "correction": "vtrace"}),
 }

@@ -17,6 +17,7 @@ from ess_rl.contract import Agent
 from ess_rl.errors import UsageError
 from ess_rl.ess import effective_sample_size
 from ess_rl.gaussian import Gaussian
+from ess_rl.networks import value
 from ess_rl.objectives import vargrad_trajectory_balance
 from ess_rl.population import Population, members
 from ess_rl.transitions import Transitions
@@ -309,6 +310,24 @@ def test_the_proximal_policy_is_that_of_the_epochs_beginning():
         assert_close(metrics["ess_proximal"][0], torch.ones(3))
         assert (metrics["ess_proximal"][1] < 1.0 - 1e-5).all()
         assert ((metrics["behavior_share"][0] > 0.999).all()) == (epoch > 0)  # alone, unless both are fresh
+
+
+def test_bpo_learns_a_mean_and_a_median():
+    """Of returns in one state that are 9 with probability 1/3, else 0; the median is smoothed: sigmoid(Q - U) is 1/2
+    in the mean where (2 sigmoid(-U) + sigmoid(9 - U)) / 3 = 1/2, which U = 0.69 is close to (sigmoid(8.3) is 1)."""
+    rates = {"learning_rate": 0.0, "value_learning_rate": 0.05, "max_grad_norm": 100.0}
+    population = Population(build("bpo", **rates), SEEDS)
+    data = population.prepare(collect(population, 0))
+    data["obs"] = torch.zeros_like(data["obs"])
+    data["value_target"] = torch.where(torch.arange(T * N) % 3 == 0, 9.0, 0.0).expand(len(SEEDS), -1).contiguous()
+    index = torch.arange(T * N).expand(len(SEEDS), -1)
+    for _ in range(400):
+        metrics = population.update(data, index)
+    params, obs = population.state["params"], torch.zeros(len(SEEDS), OBS)
+    mean, median = (vmap(value)(params[name], obs) for name in ("value", "median"))
+    assert_close(mean, torch.full((3,), 3.0), rtol=0.0, atol=0.05)
+    assert_close(median, torch.full((3,), math.log(2.0)), rtol=0.0, atol=0.05)
+    assert_close(metrics["above_median"], torch.full((3,), 1.0 / 3.0))
 
 
 @pytest.mark.parametrize("discount", [1.0, 0.9])
@@ -619,6 +638,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"objective": "kl"},
         {"objective": "variance"},
     ],
+    "bpo": [{"clip": 0.05}, {"temperature": 1.0}],
     "p4o": [{"proximal": "iteration"}, {"mixture_kl": "convex"}, {"mixture_kl": "k3"}],
     "dapo": [
         {"objective": "p3o"},

@@ -82,6 +82,7 @@ def parts(agent: str, env_id: str, device: torch.device, members: int = 2, **set
         ("p3o_2019", "Pendulum-v1", {"replay": 3, "segments": 5, "warm_up": 2, "draw": "recency"}),
         ("p3o", "Pendulum-v1", {"replay": 2, "draw": "ess", "correction": "vtrace", "ess": "batch"}),
         ("p4o", "Pendulum-v1", {"replay": 1}),
+        ("bpo", "Pendulum-v1", {"replay": 1}),
         ("dapo", "Pendulum-v1", {"replay": 1}),
         ("dapo", "Pendulum-v1", {"objective": "p3o", "divergence": "hellinger", "recursion": "released"}),
         ("tba", "Pendulum-v1", {"replay": 1}),

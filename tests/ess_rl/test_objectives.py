@@ -8,6 +8,7 @@ from torch import Tensor
 from ess_rl.ess import effective_sample_size
 from ess_rl.gaussian import Gaussian, kl
 from ess_rl.objectives import (
+    bpo,
     divergence_slope,
     expert_mass,
     imitation,
@@ -418,6 +419,31 @@ def test_ppo_variance_by_hand():
     assert float(metrics["ess"]) == pytest.approx(1.0 / 1.25)
 
 
+def test_bpo_by_hand():
+    # Ends 1.3, 1.3, 0.7, 0.7 and, at the median itself, 1. d loss / d log_prob = sign(rho - rho*) rho |A| / 5
+    ratio = torch.tensor([1.1, 1.5, 0.9, 0.6, 1.2])
+    log_prob = torch.log(ratio).requires_grad_()
+    advantage = torch.tensor([2.0, 1.0, -1.0, -2.0, 1.0])
+    median_advantage = torch.tensor([1.0, 1.0, -1.0, -1.0, 0.0])
+    loss, metrics = bpo(log_prob, torch.zeros(5), advantage, median_advantage, clip=0.3, temperature=1e-3)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx((0.2 * 2.0 + 0.2 + 0.2 + 0.1 * 2.0 + 0.2) / 5.0, rel=1e-5)
+    assert log_prob.grad is not None
+    assert log_prob.grad.tolist() == pytest.approx([-0.44, 0.3, 0.18, -0.24, 0.24])
+    assert float(metrics["overshot_fraction"]) == pytest.approx(2.0 / 5.0)  # the second and the fourth
+
+
+def test_bpo_within_its_range_is_ppo():
+    theta, behavior, action, advantage = policy_and_batch(shift=0.05)
+    log_prob, behavior_log_prob = policy_at(theta).log_prob(action), behavior.log_prob(action)
+    assert ((log_prob - behavior_log_prob).exp() - 1.0).abs().max() < 0.6
+    one, metrics = bpo(log_prob, behavior_log_prob, advantage, advantage, clip=0.6, temperature=1e-6)
+    other, expected = ppo_clip(log_prob, behavior_log_prob, advantage, clip=0.6)
+    torch.testing.assert_close(torch.autograd.grad(one, theta, retain_graph=True), torch.autograd.grad(other, theta))
+    torch.testing.assert_close(metrics["weight"], expected["weight"])
+    assert metrics["overshot_fraction"] == expected["clipped_fraction"] == 0.0
+
+
 def test_ppo_band_by_hand():
     # ratios 1.5, 1, 0.5, weights 1.2, 1, 0.8 with clip 0.2; d loss / d log_prob = -weight A / 3, outside the band too
     log_prob = torch.log(torch.tensor([1.5, 1.0, 0.5])).requires_grad_()
@@ -448,6 +474,7 @@ OBJECTIVES: dict[str, Any] = {
     "ppo_decoupled": lambda x, b, p, a: ppo_decoupled(x, p, b, a, clip=0.2),
     "ppo_generalized": lambda x, b, p, a: ppo_generalized(x, p, b, a, clip=0.2),
     "ppo_variance": lambda x, b, p, a: ppo_variance(x, b, a, coefficient=0.0),
+    "bpo": lambda x, b, p, a: bpo(x, b, a, a - 0.3, clip=0.2, temperature=1e-3),
     "ppo_band": lambda x, b, p, a: ppo_band(x, b, a, clip=0.2),
     "ppo_kl": lambda x, b, p, a: ppo_kl(x, b, a, torch.zeros(len(a)), kl_coef=1.0),
 }

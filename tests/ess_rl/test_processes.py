@@ -38,6 +38,7 @@ VARIANTS = {
     "ppo": ("ppo", {}),
     "old data": ("p3o", dict(replay=1, lag=1, draw="ess", correction="vtrace", keep_ess=0.81)),
     "p4o": ("p4o", dict(replay=1)),
+    "bpo": ("bpo", dict(replay=1)),
     "dapo": ("dapo", dict(objective="p3o", replay=1)),
     "tba": ("tba", dict(replay=1, reference="initial")),
     "tba_group": ("tba_group", dict(group=2, replay=1)),

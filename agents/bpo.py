@@ -1,0 +1,158 @@
+"""BPO: bounded policy optimization (Ao et al. 2026, "Bounded ratio reinforcement learning", arXiv 2604.18578).
+
+Written for one agent; `ess_rl.population` runs P of them as one tensor program. Of all policies whose ratio stays
+within 1 +- clip, the best makes every action that is better than the state's median action 1 + clip times as likely,
+and every other one 1 - clip times. BPO draws the ratio to these ends (`ess_rl.objectives.bpo`). PPO pulls the same way
+and stops there; BPO pulls back from beyond as well, so the clip is a place to be and not the edge of a flat land. What
+parts better from worse is a median U of Q, learned beside the value V by a smoothed quantile regression:
+
+    loss(U) = mean( softplus(Q - U) - (Q - U) / 2 ),   with the gradient 1/2 - sigmoid(Q - U)
+
+Q is the lambda-return, A = Q - V with V and U as they are at each update. All else is `agents/ppo.py`.
+
+Formulas and numbers are those of the released code (its base configuration for MuJoCo; its sweeps tune them for each
+task). Deviations: the details that all agents here share (tanh networks of 64, decayed learning rates, gradients
+clipped at 0.5 and not 1), and U has a network of its own, where theirs grows out of the value's. The median is of the
+normalized rewards' unit; where Q spreads less than that, U lies nearer to the mean.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from ess_rl import normalizer
+from ess_rl.contract import Draw, Metrics, Precision, Starts, State, Tree
+from ess_rl.diagnostics import share
+from ess_rl.gaussian import Gaussian, kl
+from ess_rl.networks import policy, policy_init, value, value_init
+from ess_rl.objectives import bpo
+from ess_rl.optim import adam_init, adam_steps, clip_by_global_norm, gradient
+from ess_rl.random import fold_in
+from ess_rl.returns import Correction, corrected
+from ess_rl.transitions import Transitions, flat_samples
+
+
+@dataclass(frozen=True)
+class Config:
+    clip: float = 0.3  # how far from 1 the ratio is drawn: up above the median action, down below it
+    temperature: float = 0.001  # how far from the median that begins to hold, in units of normalized returns
+    learning_rate: float = 3e-4  # of Adam, for the policy, at the start
+    final_learning_rate: float = 0.0  # what is left of it at the end, as a fraction; falls linearly
+    value_learning_rate: float = 3e-4  # of Adam, for value and median, at the start; falls linearly to 0
+    discount: float = 0.99  # per control step
+    lambda_: float = 0.95  # of GAE
+    value_coef: float = 0.5  # weight of the value loss; it shares only the gradient clip with the policy
+    median_coef: float = 0.5  # weight of the median's loss, likewise
+    entropy_coef: float = 0.0  # weight of an entropy bonus
+    max_grad_norm: float = 0.5  # joint norm of all gradients
+    replay: int = 0  # older rollouts that an iteration learns from, beside the fresh one
+    replay_from: str = ""  # folder of an older run (--save-replay) or a data set, whose data fill the replay at first
+    draw: Draw = "uniform"  # how replayed data are drawn: uniform, recency, ess, reward: ess_rl.loop.draw_weights
+    correction: Correction = "none"  # of the returns of older data: none, vtrace, retrace, ess
+    lag: int = 0  # iterations by which the policy that acts is older than the one that learns
+    behavior_temperature: float = 1.0  # what the standard deviation is multiplied with to act; evaluation knows none
+    rollout_precision: Precision = "fp32"  # of the network that acts; bf16, fp16, fp8: ess_rl.networks.in_precision
+    starts: Starts = "together"  # of episodes at a reset; staggered: first clocks are ahead, not to end together
+    log_std: float = -1.0  # of the initial policy, in every action dimension, in units of [-1, 1]
+    hidden: tuple[int, ...] = (64, 64)  # tanh units of policy, value and median, which share nothing
+    num_envs: int = 16  # environments of one agent
+    rollout: int = 128  # steps of each environment between updates
+    epochs: int = 10  # passes over those num_envs * rollout samples
+    minibatch: int = 64  # samples of one update
+
+
+class BPO:
+    """Draws the ratio to 1 + clip for what is better than the median action, and to 1 - clip for what is not."""
+
+    def __init__(self, config: Config, obs_dim: int, act_dim: int):
+        self.config, self.obs_dim, self.act_dim = config, obs_dim, act_dim
+
+    def init(self, seed: Tensor, hyper: dict[str, Tensor]) -> State:
+        params = {
+            "policy": policy_init(fold_in(seed, 0), self.obs_dim, self.act_dim, self.config.hidden, hyper["log_std"]),
+            "value": value_init(fold_in(seed, 1), self.obs_dim, self.config.hidden),
+            "median": value_init(fold_in(seed, 2), self.obs_dim, self.config.hidden),
+        }
+        return {
+            "params": params,
+            "optimizer": {name: adam_init(net) for name, net in params.items()},
+            "obs_stats": normalizer.init((self.obs_dim,), seed.device),
+            "return_scale": normalizer.return_scale_init(self.config.num_envs, seed.device),
+            "hyper": hyper,
+            "progress": torch.zeros((), device=seed.device),
+        }
+
+    def act(self, state: State, obs: Tensor) -> Gaussian:
+        return policy(state["params"]["policy"], normalizer.standardize(state["obs_stats"], obs))
+
+    def prepare(self, state: State, rollout: Transitions) -> dict[str, Tensor]:
+        hyper, params = state["hyper"], state["params"]
+        obs = normalizer.standardize(state["obs_stats"], rollout.obs)
+        next_obs = normalizer.standardize(state["obs_stats"], rollout.next_obs)
+        b = Gaussian(rollout.behavior_mean, rollout.behavior_log_std)
+        log_ratio = policy(params["policy"], obs).log_prob(rollout.action) - b.log_prob(rollout.action)
+        advantage, value_target = corrected(
+            self.config.correction,
+            log_ratio,
+            normalizer.scale_reward(state["return_scale"], rollout.reward),
+            value(params["value"], obs),
+            value(params["value"], next_obs),
+            rollout.terminated,
+            rollout.last,
+            discount=hyper["discount"],
+            lambda_=hyper["lambda_"],
+        )
+        return flat_samples(rollout, obs=obs, advantage=advantage, value_target=value_target, log_ratio=log_ratio)
+
+    begin_epoch = None
+    refresh = None
+
+    def update(self, state: State, batch: dict[str, Tensor]) -> tuple[State, Metrics]:
+        hyper = state["hyper"]
+
+        def loss_function(params: Tree) -> tuple[Tensor, Metrics]:
+            pi = policy(params["policy"], batch["obs"])
+            b = Gaussian(batch["behavior_mean"], batch["behavior_log_std"])
+            q, v, u = batch["value_target"], *(value(params[name], batch["obs"]) for name in ("value", "median"))
+            advantage = (q - v).detach()
+            policy_loss, metrics = bpo(
+                pi.log_prob(batch["action"]),
+                b.log_prob(batch["action"]),
+                advantage,
+                (q - u).detach(),
+                clip=hyper["clip"],
+                temperature=hyper["temperature"],
+            )
+            weight = metrics.pop("weight")
+            if self.config.replay > 0:
+                metrics["replayed_share"] = share(weight * advantage, batch["age"] > 0)
+            value_loss = 0.5 * (v - q).square().mean()
+            median_loss = (softplus(q - u) - 0.5 * (q - u)).mean()
+            entropy = pi.entropy().mean()
+            loss = policy_loss + hyper["value_coef"] * value_loss + hyper["median_coef"] * median_loss
+            loss = loss - hyper["entropy_coef"] * entropy
+            metrics |= {"behavior_kl": kl(pi, b).mean(), "value_loss": value_loss, "median_loss": median_loss}
+            metrics |= {"above_median": (q > u).float().mean(), "entropy": entropy, "loss": loss}
+            return loss, metrics
+
+        grads, metrics = gradient(loss_function, state["params"])
+        grads, metrics["grad_norm"] = clip_by_global_norm(grads, hyper["max_grad_norm"])
+        remaining = 1.0 - state["progress"]
+        rates = {
+            "policy": hyper["learning_rate"] * (1.0 - (1.0 - hyper["final_learning_rate"]) * state["progress"]),
+            "value": hyper["value_learning_rate"] * remaining,
+            "median": hyper["value_learning_rate"] * remaining,
+        }
+        params, optimizer = adam_steps(state["params"], grads, state["optimizer"], rates)
+        return {**state, "params": params, "optimizer": optimizer}, metrics
+
+    def observe(self, state: State, rollout: Transitions) -> State:
+        obs_stats = normalizer.update(state["obs_stats"], rollout.obs)
+        return_scale = normalizer.return_scale_update(
+            state["return_scale"], rollout.reward, rollout.last, state["hyper"]["discount"]
+        )
+        return {**state, "obs_stats": obs_stats, "return_scale": return_scale}
