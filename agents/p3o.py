@@ -57,7 +57,7 @@ class Config:
     max_grad_norm: float = 0.5  # joint norm of all gradients
     replay: int = 0  # older rollouts that an iteration learns from, beside the fresh one
     replay_from: str = ""  # folder of an older run (--save-replay) or a data set, whose data fill the replay at first
-    draw: Draw = "uniform"  # how replayed data are drawn: uniform, recency, ess, reward: ess_rl.loop.draw_weights
+    draw: Draw = "uniform"  # how replayed data are drawn: uniform, recency, ess, reward: ess_rl.batches.draw_weights
     correction: Correction = "none"  # of the returns of older data: none, vtrace, retrace, ess
     hints: int = 0  # environments of a group that starts from a hint once all of it failed; 0: no hints (HINT)
     hint_lambda: float = 1.0  # samples from a hint count as Affinity to this power; 0: as all others

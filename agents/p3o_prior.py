@@ -63,7 +63,7 @@ class Config:
     entropy_coef: float = 0.0  # weight of an entropy bonus
     max_grad_norm: float = 0.5  # joint norm of all gradients
     replay: int = 0  # older rollouts that an iteration learns from, beside the fresh one
-    draw: Draw = "uniform"  # how replayed data are drawn: uniform, recency, ess, reward: ess_rl.loop.draw_weights
+    draw: Draw = "uniform"  # how replayed data are drawn: uniform, recency, ess, reward: ess_rl.batches.draw_weights
     correction: Correction = "none"  # of the returns of older data: none, vtrace, retrace, ess
     lag: int = 0  # iterations by which the policy that acts is older than the one that learns
     behavior_temperature: float = 1.0  # what the standard deviation is multiplied with to act; evaluation knows none

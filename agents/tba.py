@@ -76,7 +76,7 @@ class Config:
     max_grad_norm: float = 0.5  # joint norm of all gradients
     replay: int = 0  # older rollouts that an iteration learns from, beside the fresh one
     replay_from: str = ""  # folder of an older run (--save-replay) or a data set, whose data fill the replay at first
-    draw: Draw = "uniform"  # how replayed data are drawn: uniform, recency, ess, reward: ess_rl.loop.draw_weights
+    draw: Draw = "uniform"  # how replayed data are drawn: uniform, recency, ess, reward: ess_rl.batches.draw_weights
     lag: int = 0  # iterations by which the policy that acts is older than the one that learns
     behavior_temperature: float = 1.0  # what the standard deviation is multiplied with to act; evaluation knows none
     rollout_precision: Precision = "fp32"  # of the network that acts; bf16, fp16, fp8: ess_rl.networks.in_precision

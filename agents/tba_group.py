@@ -36,9 +36,9 @@ of its steps), and cut off at +-10; beta is in such units. A `discount` below 1 
 with discount^t; trajectory balance has 1.
 
 Differences from TBA: as above; data come from --lag, --async and --replay in place of searchers' buffers, drawn by
---draw, step by step, and with `reward` as in `ess_rl.loop.draw_weights`; log Z is the mean over the group whatever is
-drawn of it; beta is not annealed. The clock that ends an episode counts as the task's end: what would have followed is
-no part of R.
+--draw, step by step, and with `reward` as in `ess_rl.batches.draw_weights`; log Z is the mean over the group whatever
+is drawn of it; beta is not annealed. The clock that ends an episode counts as the task's end: what would have followed
+is no part of R.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Config:
     discount: float = 1.0  # per control step
     max_grad_norm: float = 0.5  # norm of the gradient
     replay: int = 0  # older rollouts that an iteration learns from, beside the fresh one
-    draw: Draw = "uniform"  # how replayed data are drawn: uniform, recency, ess, reward: ess_rl.loop.draw_weights
+    draw: Draw = "uniform"  # how replayed data are drawn: uniform, recency, ess, reward: ess_rl.batches.draw_weights
     lag: int = 0  # iterations by which the policy that acts is older than the one that learns
     behavior_temperature: float = 1.0  # what the standard deviation is multiplied with to act; evaluation knows none
     rollout_precision: Precision = "fp32"  # of the network that acts; bf16, fp16, fp8: ess_rl.networks.in_precision

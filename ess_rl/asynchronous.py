@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from ess_rl.child import Child, Parent
+from ess_rl.child import Child, Parent, close
+from ess_rl.collect import collect, warm_up_acting
 from ess_rl.contract import State, VectorEnv
-from ess_rl.loop import collect, warm_up_acting
 from ess_rl.population import Population
 from ess_rl.transitions import Transitions
 
@@ -62,7 +62,7 @@ class ProcessCollector:
 
     def close(self) -> None:
         """End the process."""
-        self.child.close()
+        close([self.child])
 
 
 def _serve(parent: Parent, make: Callable[[], tuple[Population, VectorEnv]], acting: State, place: Transitions) -> None:

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
+import re
 import resource
 import signal
 import sys
-from collections.abc import Callable, Collection
+import time
+import traceback
+from collections.abc import Callable, Collection, Sequence
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ess_rl.errors import LostProcessError
 
-_PATIENCE = 30.0  # seconds that a process is given to end, once it has nothing to do
+_PATIENCE = 30.0  # seconds that processes are given to end, once they have nothing to do
 
 
 class Child:
@@ -46,10 +51,11 @@ class Child:
         theirs.close()  # so that the end of that process is the end of the pipe
 
     def ask(self, task: Any) -> None:
-        """Give it something to do."""
+        """Give it something to do. Raises what went wrong there before."""
         try:
             self._pipe.send(task)
         except OSError:
+            self.answer()  # its last word, if it had one
             raise self._lost() from None
 
     def answer(self) -> Any:
@@ -62,17 +68,22 @@ class Child:
             raise answer
         return answer
 
-    def close(self) -> None:
-        """End it."""
-        self._pipe.close()
-        self._process.join(_PATIENCE)
-        self._process.kill()
-
     def _lost(self) -> LostProcessError:
         self._process.join(_PATIENCE)
         code = self._process.exitcode
-        how = f"was ended by signal {-code}" if code and code < 0 else f"ended with status {code}"
+        how = "does not answer" if code is None else f"ended with status {code}"
+        how = f"was ended by signal {-code}" if code and code < 0 else how
         return LostProcessError(f"{self.name} {how}; 'ess-rl resume RUN' goes on from the newest checkpoint")
+
+
+def close(children: Sequence[Child]) -> None:
+    """End them all: each as soon as it has told or heard what it is about to; none is waited for longer than others."""
+    for child in children:
+        child._pipe.close()
+    patient_until = time.monotonic() + _PATIENCE
+    for child in children:
+        child._process.join(max(0.0, patient_until - time.monotonic()))
+        child._process.kill()
 
 
 class Parent:
@@ -83,15 +94,28 @@ class Parent:
 
     def hear(self) -> Any:
         """Wait for the next task."""
-        return self._pipe.recv()
+        try:
+            return self._pipe.recv()
+        except (EOFError, OSError):
+            raise _Over from None
 
     def tell(self, answer: Any) -> None:
-        self._pipe.send((answer, peak_memory_mib()))
+        try:
+            self._pipe.send((answer, peak_memory_mib()))
+        except OSError:
+            raise _Over from None
+
+
+class _Over(Exception):
+    """The other process wants nothing more, or is gone."""
 
 
 def peak_memory_mib() -> float:
     """The most memory this process has held."""
-    unit = 1024.0 if sys.platform != "darwin" else 1024.0**2  # Linux counts KiB, macOS bytes
+    status = Path("/proc/self/status")
+    if status.exists() and (found := re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), flags=re.MULTILINE)):
+        return int(found[1]) / 1024.0  # Linux; what getrusage says there begins at the peak of who began the process
+    unit = 1024.0 if sys.platform != "darwin" else 1024.0**2  # KiB, on macOS bytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
@@ -104,8 +128,21 @@ def _begin(
     torch.set_num_threads(threads)
     parent = Parent(pipe)
     try:
-        work(parent, *arguments)
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # the other process wants nothing more, or is gone
-    except Exception as error:
-        parent.tell(error)
+        try:
+            work(parent, *arguments)
+        except _Over:
+            raise
+        except Exception as error:
+            parent.tell(_portable(error))
+    except _Over:
+        return
+
+
+def _portable(error: Exception) -> Exception:
+    """An error that reaches the other process whole: with where it was raised, and itself, if it can be sent."""
+    error.add_note(traceback.format_exc())
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
+    return error

@@ -13,37 +13,29 @@ which one process's does not.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from ess_rl import processes, random
+from ess_rl import batches, finite, processes, random
 from ess_rl.alternate import ReplayedUpdates
+from ess_rl.collect import collect, warm_up_acting
 from ess_rl.contract import (
     Actors,
     AgentConfig,
     AlternatingConfig,
     Collector,
-    InTurns,
     StartsFromHints,
-    Step,
-    Turn,
     VectorEnv,
 )
 from ess_rl.errors import NonFiniteError, UsageError
-from ess_rl.ess import effective_sample_size
 from ess_rl.graphs import Graphs, Stopwatch
 from ess_rl.population import Population
 from ess_rl.replay import Replay
 from ess_rl.returns import reverse_recurrence
 from ess_rl.transitions import Transitions
-
-# Purposes of random numbers. An agent's `init` folds its own numbers, from 0, into the same seed: what it draws for
-# layer i are the bits of iteration i's noise, reshaped. Harmless; a purpose of its own would change all published runs.
-_ENVS, _ACTIONS, _ORDER, _EVALUATION = range(4)
-_DEMONSTRATIONS, _REPLAYED = 6, 7  # 4 and 5 are those of `ess_rl.offline`
 
 
 @dataclass(frozen=True)
@@ -61,95 +53,6 @@ class Progress:
     )
     return_sum: Tensor  # float64: sum of their undiscounted raw returns
     seconds: dict[str, float] = field(default_factory=dict)  # of collect, targets, update
-
-
-class _AtOnce:
-    """A `VectorEnv` that simulates when it is sent its actions, as a `Turn`."""
-
-    def __init__(self, env: VectorEnv):
-        self._env = env
-
-    def send(self, action: Tensor) -> None:
-        self._step = self._env.step(action)
-
-    def receive(self) -> Step:
-        return self._step
-
-
-def turns(env: VectorEnv, num_envs: int) -> Sequence[Turn]:
-    """The parts of `env` that take turns, each with an equal share of every member's `num_envs`; one if it has none."""
-    if isinstance(env, InTurns) and num_envs % len(env.turns) == 0:
-        return env.turns
-    return [_AtOnce(env)]
-
-
-def collect(
-    population: Population,
-    env: VectorEnv,
-    obs: Tensor,
-    steps: int,
-    iteration: int | Tensor,
-    hinted: Tensor | None = None,
-) -> tuple[Transitions, Tensor]:
-    """Act for `steps` steps from `obs` [B, obs_dim]. -> (transitions [T, P, N], next obs to act on [B, obs_dim])
-
-    The transitions lie on the population's device, the next obs on the environments'. Where these are two, what the
-    environments say waits in pinned memory, and the policy acts for one of their parts while another simulates.
-    Of environments that start from hints, `hinted` [T, P, N] is told which steps are of such episodes.
-    """
-    members, num_envs, device = population.size, env.num_envs // population.size, population.device
-    seeds = random.fold_in(random.fold_in(population.seed, _ACTIONS), iteration)
-    noise = random.normal(seeds, (steps, num_envs * processes.count(), env.act_dim)).transpose(0, 1)
-    noise = processes.share(noise, 2)  # [T, P, N, act_dim]
-    parts = turns(env, num_envs)
-    count = len(parts)
-    shape = (steps, members, num_envs // count)
-    now = [obs[k::count] for k in range(count)]
-    noises = [noise[:, :, k::count].contiguous() for k in range(count)]
-    worlds = [Transitions.empty(shape, env.obs_dim, env.act_dim, env.device) for _ in parts]
-    if env.device.type == "cpu" and device.type == "cuda":
-        worlds = [world.map(Tensor.pin_memory) for world in worlds]
-    act, acted = population.actor(), [[] for _ in parts]
-    for t in range(steps + 1):
-        for k, (part, world) in enumerate(zip(parts, worlds, strict=True)):
-            if t > 0:
-                step = part.receive()
-                world.reward[t - 1] = step.reward.view(shape[1:])
-                world.terminated[t - 1] = step.terminated.view(shape[1:])
-                world.truncated[t - 1] = step.truncated.view(shape[1:])
-                world.next_obs[t - 1] = step.next_obs.view(world.obs.shape[1:])
-                now[k] = step.obs
-            if t < steps:
-                if hinted is not None:
-                    assert isinstance(env, StartsFromHints)
-                    hinted[t] = env.hinted.view(hinted.shape[1:])  # before the step, which may begin another episode
-                world.obs[t] = now[k].view(world.obs.shape[1:])  # before the step, should it write over what it gave
-                behavior, action = act(world.obs[t].to(device, non_blocking=True), noises[k][t])
-                part.send(action.flatten(0, 1).to(env.device))
-                acted[k].append((behavior, action))
-    rollouts = []
-    for world, log in zip(worlds, acted, strict=True):
-        rollouts.append(
-            replace(
-                world.map(lambda x: x.to(device, non_blocking=True)),
-                action=torch.stack([action for _, action in log]),
-                behavior_mean=torch.stack([behavior.mean for behavior, _ in log]),
-                behavior_log_std=torch.stack([behavior.log_std for behavior, _ in log]),
-                version=torch.zeros(shape, dtype=torch.int64, device=device) + iteration,
-            )
-        )
-    return _interleave(rollouts), now[0] if count == 1 else torch.stack(now, dim=1).flatten(0, 1)
-
-
-def _interleave(rollouts: list[Transitions]) -> Transitions:
-    """K records [T, P, N / K] to one [T, P, N]: environment n of a member comes from record n modulo K."""
-    if len(rollouts) == 1:
-        return rollouts[0]
-    columns = {
-        f.name: torch.stack([getattr(rollout, f.name) for rollout in rollouts], dim=3).flatten(2, 3)
-        for f in fields(Transitions)
-    }
-    return Transitions(**columns)
 
 
 def train(
@@ -182,7 +85,7 @@ def train(
         )
     if start % reset_every and start < iterations:
         raise ValueError(f"start={start} is not a multiple of reset_every={reset_every}")
-    check_minibatch(config)
+    batches.check_minibatch(config)
     _check_hints(config, env)
     _check_group(config, env)
     if collector is not None and config.lag < 1:
@@ -195,7 +98,9 @@ def train(
     obs = torch.zeros(env.num_envs, env.obs_dim, device=env.device)
     running = torch.zeros(population.size, config.num_envs, dtype=torch.float64, device=device)
     short = torch.zeros(population.size, config.num_envs, dtype=torch.bool, device=device)  # staggered first episodes
-    replayed = ReplayedUpdates(population, replay, config, _REPLAYED) if isinstance(config, AlternatingConfig) else None
+    replayed = (
+        ReplayedUpdates(population, replay, config, random.REPLAYED) if isinstance(config, AlternatingConfig) else None
+    )
     shape = (config.rollout, population.size, config.num_envs)
     fresh = Transitions.empty(shape, env.obs_dim, env.act_dim, device) if replayed else None
     hinted = torch.zeros(shape, dtype=torch.bool, device=device) if isinstance(env, StartsFromHints) else None
@@ -204,7 +109,7 @@ def train(
         """Seeds [B] of environments that begin anew with this iteration."""
         if iteration % reset_every:
             return None
-        seeds = random.fold_in(random.fold_in(population.seed, _ENVS), iteration)
+        seeds = random.fold_in(random.fold_in(population.seed, random.ENVS), iteration)
         seeds = env_seeds(seeds, config.num_envs * processes.count()).view(population.size, -1)
         return processes.share(seeds, 1).flatten()
 
@@ -216,23 +121,23 @@ def train(
             rollout = collector.rollout()
         population.age()
         episodes, return_sum = _episodes(rollout, running, short, hinted)
-        found = {"episodes": episodes, "return_sum": return_sum, "broken": (~_finite(rollout)).long()}
+        found = {"episodes": episodes, "return_sum": return_sum, "broken": (~finite.finite(rollout)).long()}
         found = {name: processes.total(x) for name, x in found.items()}
         if hinted is not None:
             found["hinted_share"] = processes.averaged(hinted.float().mean((0, 2)))
         return rollout, found
 
     def targets() -> tuple[dict[str, Tensor], Tensor]:
-        data, ess = prepare(population, rollouts)
-        return data | demonstrated(population, data["advantage"].shape[1], number) | marked(hinted), ess
+        data, ess = batches.prepare(population, rollouts)
+        return data | batches.demonstrated(population, data["advantage"].shape[1], number) | batches.marked(hinted), ess
 
     def updates() -> dict[str, Tensor]:
-        seeds, epochs = random.fold_in(random.fold_in(population.seed, _ORDER), number), []
-        weights = draw_weights(config, rollouts, ess)
+        seeds, epochs = random.fold_in(random.fold_in(population.seed, random.ORDER), number), []
+        weights = batches.draw_weights(config, rollouts, ess)
         for epoch in range(config.epochs):
-            order = _order(random.fold_in(seeds, epoch), config, weights)  # [P, samples]
+            order = batches.order(random.fold_in(seeds, epoch), config, weights)  # [P, samples]
             order = order.unflatten(1, (-1, config.minibatch)).transpose(0, 1).contiguous()
-            present = data if epoch == 0 else refreshed(population, rollouts, data)
+            present = data if epoch == 0 else batches.refreshed(population, rollouts, data)
             epochs.append(population.epoch(present, order))
         population.keep(state)
         return {name: torch.cat([m[name] for m in epochs]).mean(0) for name in epochs[0]}
@@ -290,9 +195,9 @@ def train(
         found = _to_host(summary | found)  # the only wait for the device
         episodes, return_sum, broken = (found.pop(name) for name in ("episodes", "return_sum", "broken"))
         if broken.any():
-            raise NonFiniteError(processes.first_word(_what_broke(env, population, iteration, rollout)))
+            raise NonFiniteError(processes.first_word(finite.what_broke(env, population, iteration, rollout)))
         metrics = {name: x.float() for name, x in found.items()}
-        _check_metrics(env, population, f"in the updates of iteration {iteration + 1}", metrics)
+        finite.check_metrics(env, population, f"in the updates of iteration {iteration + 1}", metrics)
         if population.on_policy:
             _check_recorded(metrics)
         yield Progress(
@@ -309,130 +214,6 @@ def _to_host(found: dict[str, Tensor]) -> dict[str, Tensor]:
     """Tensors [P] of any type on any device -> float64 on the CPU, in one transfer."""
     rows = torch.stack([x.double() for x in found.values()]).cpu()
     return dict(zip(found, rows, strict=True))
-
-
-def prepare(population: Population, rollouts: list[Transitions]) -> tuple[dict[str, Tensor], Tensor]:
-    """Samples of several rollouts [T, P, N], newest first, each prepared alone under the present policy and value.
-
-    -> (samples [P, (1 + replay) * T * N, ...], ESS of each rollout [P, len(rollouts)])
-
-    The samples have room for all the rollouts there may be, so that programs compiled for them are made once. What no
-    rollout fills yet is zero, and nobody draws it. Where there is more room than for one they also have an "age".
-    """
-    parts = [population.prepare(rollout) for rollout in rollouts]
-    ess = torch.stack([effective_sample_size(part.pop("log_ratio"), dim=1) for part in parts], dim=1)
-    room = _room(population.agent.config)
-    if room > 1:
-        for age, part in enumerate(parts):
-            part["age"] = torch.full_like(part["advantage"], age)
-    return _in_one(parts, room), ess
-
-
-def refreshed(population: Population, rollouts: list[Transitions], data: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The samples `data` of `prepare` as another epoch begins: with what the agent makes anew."""
-    if population.agent.refresh is None:
-        return data
-    parts = [population.refresh(rollout) for rollout in rollouts]
-    return data | _in_one(parts, _room(population.agent.config))
-
-
-def _room(config: AgentConfig) -> int:
-    """Rollouts that an epoch draws from, once the replay is full."""
-    return 1 if isinstance(config, AlternatingConfig) else 1 + config.replay
-
-
-def _in_one(parts: list[dict[str, Tensor]], room: int) -> dict[str, Tensor]:
-    """Samples [P, n, ...] of several rollouts one after the other, in room for `room` of them."""
-    if room == 1:
-        return parts[0]
-    data = {
-        name: torch.zeros(x.shape[0], room * x.shape[1], *x.shape[2:], dtype=x.dtype, device=x.device)
-        for name, x in parts[0].items()
-    }
-    for k, part in enumerate(parts):
-        for name, x in part.items():
-            data[name][:, k * x.shape[1] : (k + 1) * x.shape[1]] = x
-    return data
-
-
-def demonstrated(population: Population, samples: int, iteration: int | Tensor) -> dict[str, Tensor]:
-    """Beside each of a member's samples one of the population's demonstrations, drawn anew in each iteration.
-
-    -> "expert_obs" and "expert_action" [P, samples, ...], drawn with replacement; empty where there are none to draw
-    """
-    if not population.demonstrations:
-        return {}
-    count, num_envs = len(population.demonstrations["obs"]), population.agent.config.num_envs
-    seeds = random.fold_in(random.fold_in(population.seed, _DEMONSTRATIONS), iteration)
-    drawn = random.uniform(seeds, (samples // num_envs, num_envs * processes.count()), torch.float64)
-    index = (processes.share(drawn, 2).flatten(1) * count).long()
-    return {f"expert_{name}": x[index] for name, x in population.demonstrations.items()}
-
-
-def marked(hinted: Tensor | None) -> dict[str, Tensor]:
-    """Beside each sample whether its episode began from a hint: [T, P, N] -> "hinted" [P, T * N]; empty without."""
-    return {} if hinted is None else {"hinted": hinted.transpose(0, 1).flatten(1)}
-
-
-def draw_weights(config: AgentConfig, rollouts: list[Transitions], ess: Tensor) -> Tensor:
-    """How likely each sample is to be drawn next, up to a factor: [P, K * T * N], in the order of `prepare`'s samples.
-
-        uniform   1
-        recency   1 / (1 + age), age in rollouts
-        ess       the ESS of its rollout under the present policy
-        reward    exp(z), z the mean reward of its trajectory, one environment's part of one rollout, standardized over
-                  all of a member's trajectories that this process holds; of an agent with a `group`, less its group's
-                  mean first, so that trajectories compete with those from the same first state alone
-
-    Source of the last: TBA (Bartoldson et al. 2025, arXiv 2503.18929) draws trajectories by a softmax of their reward,
-    those of one question against each other, and some of the data from the newest alone. Standardized here, so that it
-    knows no unit of the task. It is no unbiased draw: a policy gradient leans to what went well, and where starts are
-    not alike to those that are easy. TBA's loss is 0 at the same policy whatever is drawn.
-
-    Args:
-        rollouts: K of [T, P, N], newest first.
-        ess: [P, K] of each.
-    """
-    count, (steps, members, num_envs) = len(rollouts), rollouts[0].reward.shape
-    weight = torch.ones(members, count, num_envs, dtype=torch.float64, device=ess.device)
-    if config.draw == "recency":
-        weight = weight / (1.0 + torch.arange(count, device=ess.device))[:, None]
-    if config.draw == "ess":
-        weight = weight * ess[:, :, None]
-    if config.draw == "reward":
-        reward = torch.stack([rollout.reward.double().mean(0) for rollout in rollouts], dim=1)
-        if group := getattr(config, "group", 0):
-            groups = reward.unflatten(2, (-1, group))
-            reward = (groups - groups.mean(3, keepdim=True)).flatten(2)
-        spread = reward.std(dim=(1, 2), correction=0, keepdim=True)
-        weight = torch.exp((reward - reward.mean((1, 2), keepdim=True)) / (spread + 1e-8))
-    return weight[:, :, None].expand(-1, -1, steps, -1).flatten(1)
-
-
-def _order(seeds: Tensor, config: AgentConfig, weights: Tensor) -> Tensor:
-    """Which samples an epoch sees: as many as a rollout has, of all rollouts. [P, samples]
-
-    Drawn without replacement within the epoch, by `weights` [P, K * samples].
-    """
-    if processes.count() > 1:
-        seeds = random.fold_in(seeds, processes.number())
-    samples = config.rollout * config.num_envs
-    if config.draw == "uniform":
-        return random.permutation(seeds, weights.shape[1])[:, :samples]
-    return random.weighted_permutation(seeds, weights)[:, :samples]
-
-
-def check_minibatch(config: AgentConfig) -> None:
-    """Raises UsageError unless the minibatch divides an iteration's samples, and is more than one."""
-    samples = config.rollout * config.num_envs
-    if config.minibatch < 2:
-        raise UsageError(f"minibatch {config.minibatch}: advantages are standardized over it, so it must be at least 2")
-    if samples % config.minibatch:
-        near = min((d for d in range(1, samples + 1) if samples % d == 0), key=lambda d: abs(d - config.minibatch))
-        raise UsageError(
-            f"minibatch {config.minibatch} does not divide the {samples} samples of an iteration "
-            f"(num_envs {config.num_envs} x rollout {config.rollout}): {near} would"
-        )
 
 
 def _check_hints(config: AgentConfig, env: VectorEnv) -> None:
@@ -458,13 +239,6 @@ def _check_group(config: AgentConfig, env: VectorEnv) -> None:
         raise UsageError(f"rollout {config.rollout}: of groups it must be an episode, {env.max_episode_steps} steps")
 
 
-def warm_up_acting(population: Population, env: VectorEnv, rollout: Transitions) -> None:
-    """Let the population act once, so that what is compiled is compiled now. `rollout` [T, P, N] lends its shapes."""
-    count = len(turns(env, population.agent.config.num_envs))
-    part = rollout.map(lambda x: x[0, :, ::count].contiguous())  # what one call of the policy sees
-    population.act(part.obs, part.action)
-
-
 def warm_up(population: Population, env: VectorEnv, *, acts: bool = True) -> float:
     """Run each of the population's functions on zeros, so that what is compiled is compiled now. -> seconds it took
 
@@ -481,10 +255,10 @@ def warm_up(population: Population, env: VectorEnv, *, acts: bool = True) -> flo
     for _ in range(2):
         if acts:
             warm_up_acting(population, env, rollout)
-        data, _ = prepare(population, [rollout])
-        data |= demonstrated(population, data["advantage"].shape[1], 0)
-        data |= marked(rollout.terminated if isinstance(env, StartsFromHints) else None)
-        population.epoch(refreshed(population, [rollout], data), index)
+        data, _ = batches.prepare(population, [rollout])
+        data |= batches.demonstrated(population, data["advantage"].shape[1], 0)
+        data |= batches.marked(rollout.terminated if isinstance(env, StartsFromHints) else None)
+        population.epoch(batches.refreshed(population, [rollout], data), index)
         population.diagnose(rollout, data["advantage"][:, :samples])
         population.observe(rollout)
         if isinstance(config, AlternatingConfig):
@@ -512,7 +286,7 @@ def evaluate(
         NonFiniteError: if a return is not a finite number.
     """
     members, num_envs = population.size, env.num_envs // population.size
-    seeds = random.fold_in(random.fold_in(population.seed, _EVALUATION), seed)
+    seeds = random.fold_in(random.fold_in(population.seed, random.EVALUATION), seed)
     obs = env.reset(env_seeds(seeds, num_envs).to(env.device))
     total = torch.zeros(env.num_envs, dtype=torch.float64, device=env.device)
     running = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
@@ -524,7 +298,7 @@ def evaluate(
         obs = step.obs
         if not running.any():
             returns = total.view(members, num_envs).cpu()
-            _check_metrics(env, population, "in an evaluation", {"return": returns.sum(1)})
+            finite.check_metrics(env, population, "in an evaluation", {"return": returns.sum(1)})
             return returns
     raise UsageError(f"{env.env_id}: {int(running.sum())} episodes did not end within {max_steps} steps")
 
@@ -551,33 +325,6 @@ def _episodes(rollout: Transitions, running: Tensor, short: Tensor, hinted: Tens
     return counted.sum((0, 2)), torch.where(counted, total, 0.0).sum((0, 2))
 
 
-def _finite(rollout: Transitions) -> Tensor:
-    """[P] bool: all that a member's rollout holds are numbers."""
-    parts = (rollout.obs, rollout.action, rollout.reward.unsqueeze(-1), rollout.next_obs)
-    return torch.stack([torch.isfinite(x).all(-1).all(-1).all(0) for x in parts]).all(0)
-
-
-def _what_broke(env: VectorEnv, population: Population, iteration: int, rollout: Transitions) -> str | None:
-    """The first step that holds a number that is none, named by the cause before its effects; None: no step does."""
-    fields = {"observation": rollout.obs, "action": rollout.action, "reward": rollout.reward}
-    bad = {name: ~torch.isfinite(x) for name, x in (fields | {"next observation": rollout.next_obs}).items()}
-    bad = {name: x.flatten(3).any(-1) if x.ndim > 3 else x for name, x in bad.items()}  # [T, P, N]
-    found = [(*x.nonzero()[0].tolist(), name) for name, x in bad.items() if x.any()]
-    if not found:
-        return None
-    t, member, which, name = min(found, key=lambda one: one[0])  # min keeps the order of the fields within a step
-    which += processes.number() * rollout.reward.shape[2]
-    return (
-        f"{env.env_id}: non-finite {name} in {_who(population, member)}, "
-        f"environment {which}, step {t} of iteration {iteration + 1}; training stopped, older checkpoints are kept"
-    )
-
-
-def _who(population: Actors, member: int) -> str:
-    number = member + (population.first_member if isinstance(population, Population) else 0)
-    return f"member {number} (seed {population.seeds[member]})"
-
-
 def _check_recorded(summary: dict[str, Tensor]) -> None:
     """Raise ValueError unless the fresh rollout's behavior, as it was recorded, is the policy that now learns from it.
 
@@ -589,13 +336,3 @@ def _check_recorded(summary: dict[str, Tensor]) -> None:
             f"the effective sample size of fresh data is {summary['ess_first'].min():.6f} before the first update, not "
             "1: the agent's `act` and its `prepare` do not see the same policy"
         )
-
-
-def _check_metrics(env: VectorEnv, population: Actors, where: str, metrics: dict[str, Tensor]) -> None:
-    for name, x in metrics.items():
-        if not torch.isfinite(x).all():
-            member = int((~torch.isfinite(x)).nonzero()[0])
-            raise NonFiniteError(
-                f"{env.env_id}: non-finite {name} in {_who(population, member)}, {where}; "
-                "stopped, older checkpoints are kept"
-            )

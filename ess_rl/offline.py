@@ -26,7 +26,6 @@ from ess_rl.program import Program
 from ess_rl.returns import return_range
 from ess_rl.transitions import Transitions
 
-_MINIBATCH, _NOISE = 4, 5  # purposes of random numbers, after those of `ess_rl.loop`
 _DRAWN_AT_ONCE = 32  # updates whose random numbers are made together: one by one they would cost as much as an update
 _AT_ONCE = 16_384  # transitions of a data set whose hidden layers are in memory at the same time
 
@@ -117,13 +116,13 @@ class OfflinePopulation:
 
 def minibatch_index(seed: Tensor, numbers: Tensor, samples: int, minibatch: int) -> Tensor:
     """Which samples the updates `numbers` [K] see: uniform with replacement, [K, P, minibatch] of 0 .. samples - 1."""
-    seeds = random.fold_in(random.fold_in(seed, _MINIBATCH), numbers[:, None])
+    seeds = random.fold_in(random.fold_in(seed, random.MINIBATCH), numbers[:, None])
     return (random.uniform(seeds, (minibatch,), torch.float64) * samples).long()
 
 
 def update_noise(seed: Tensor, numbers: Tensor, minibatch: int, act_dim: int) -> Tensor:
     """Standard normal numbers for the actions that the updates `numbers` [K] draw: [K, P, minibatch, 2, act_dim]."""
-    return random.normal(random.fold_in(random.fold_in(seed, _NOISE), numbers[:, None]), (minibatch, 2, act_dim))
+    return random.normal(random.fold_in(random.fold_in(seed, random.NOISE), numbers[:, None]), (minibatch, 2, act_dim))
 
 
 def data_stats(data: Transitions, device: torch.device) -> Tree:

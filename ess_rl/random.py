@@ -13,6 +13,11 @@ import math
 import torch
 from torch import Tensor
 
+# Purposes of a member's random numbers: what its seed is folded with first. An agent's `init` folds its own numbers,
+# from 0, into the same seed: what it draws for layer i are the bits of iteration i's noise, reshaped. Harmless; a
+# purpose of its own would change all published runs.
+ENVS, ACTIONS, ORDER, EVALUATION, MINIBATCH, NOISE, DEMONSTRATIONS, REPLAYED = range(8)
+
 _GAMMA = -7046029254386353131  # 0x9E3779B97F4A7C15, the odd number nearest 2^64 / golden ratio
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB

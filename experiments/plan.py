@@ -15,7 +15,7 @@ import torch
 
 import envs
 from agents import AGENTS
-from ess_rl import loop, processes
+from ess_rl import batches, processes
 from ess_rl.contract import AlternatingConfig
 from ess_rl.errors import UsageError
 from ess_rl.population import members
@@ -60,7 +60,7 @@ def make(
     config = AGENTS[agent].config(**settings)
     records.check_positive({"steps": steps, "checkpoints": checkpoints, "episodes": episodes, "seeds": len(seeds)})
     records.check_positive({name: getattr(config, name) for name in ("num_envs", "rollout", "epochs", "minibatch")})
-    loop.check_minibatch(config)
+    batches.check_minibatch(config)
     if isinstance(config, AlternatingConfig):
         records.check_positive({"segments": config.segments})
     own = share(config, processes.count())

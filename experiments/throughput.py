@@ -174,6 +174,7 @@ def ours(
 
     from agents import AGENTS
     from ess_rl import loop
+    from ess_rl.collect import collect
     from ess_rl.population import Population
     from ess_rl.replay import Replay
 
@@ -202,12 +203,12 @@ def ours(
     whole.close()
     obs = env.reset(torch.arange(env.num_envs, device=env.device))
 
-    def collect() -> int:
+    def roll_out() -> int:
         nonlocal obs
-        _, obs = loop.collect(population, env, obs, config.rollout, 0)
+        _, obs = collect(population, env, obs, config.rollout, 0)
         return samples * count
 
-    collection = per_second(collect, seconds / 4, device)
+    collection = per_second(roll_out, seconds / 4, device)
 
     # Training, from the fourth iteration on: the first has no updates, and on CUDA the third records.
     progress = loop.train(population, env, replay, iterations=10**6, reset_every=10**6)

@@ -27,7 +27,7 @@ import envs
 from agents import AGENTS, OFFLINE_AGENTS
 from ess_rl import loop, processes
 from ess_rl.asynchronous import ProcessCollector
-from ess_rl.child import Child, Parent
+from ess_rl.child import Child, Parent, close
 from ess_rl.contract import Tree, VectorEnv
 from ess_rl.errors import UsageError
 from ess_rl.offline import OfflinePopulation
@@ -132,8 +132,8 @@ def _here(
 def _collector(config: Record, population: Population, env: VectorEnv) -> Iterator[ProcessCollector]:
     """The process that collects.
 
-    This one then takes half of torch's threads: those that wait for work spin, on CPUs that the other one needs. On two
-    CPUs, ten HalfCheetahs went from 18,600 env steps a second to 29,200.
+    This one then takes half of torch's threads: those that wait for work spin, on CPUs that the other one needs. With
+    all of them, ten HalfCheetahs on two CPUs were slower than without the other process.
     """
     collector = ProcessCollector(partial(_acting_parts, config), population, env, config["config"]["rollout"])
     threads = torch.get_num_threads()
@@ -155,16 +155,15 @@ def _acting_parts(config: Record) -> tuple[Population, VectorEnv]:
 def _split(config: Record, population: Population, replay: Replay, begun: Begun) -> Iterator[Training]:
     """One process for each part of the members, on cores of its own."""
     count, cores = config["split"], records.available_cores()
-    shares = [range(k * population.size // count, (k + 1) * population.size // count) for k in range(count)]
+    threads = max(1, cores // count)
+    shares = shares_of(population.size, count)
     cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     children = []
     try:
         for k, share in enumerate(shares):
-            own = cpus[k * cores // count : (k + 1) * cores // count] or cpus[k % cores :][:1]
+            own = cpus[k * cores // count : (k + 1) * cores // count] or cpus[k % cores :][:1]  # of few, one each
             name = f"the process of members {share.start} to {share.stop - 1}"
-            children.append(
-                Child(name, _serve, _of_members(config, share), share.start, threads=max(1, len(own)), cpus=own)
-            )
+            children.append(Child(name, _serve, _of_members(config, share), share.start, threads=threads, cpus=own))
         older, shown = begun.take()
         for child, share in zip(children, shares, strict=True):
             state = tree_map(lambda x, share=share: x.narrow(0, share.start, len(share)), population.state)
@@ -178,16 +177,23 @@ def _split(config: Record, population: Population, replay: Replay, begun: Begun)
             print(f"{compile_seconds:.0f} s", flush=True)
         yield Training(_in_step(config, population, replay, begun.iteration, children), compile_seconds, children)
     finally:
-        for child in children:
-            child.close()
+        close(children)
+
+
+def shares_of(members: int, count: int) -> list[range]:
+    """The members in each of `count` processes: as equal parts as there can be."""
+    return [range(k * members // count, (k + 1) * members // count) for k in range(count)]
 
 
 def _in_step(
     config: Record, population: Population, replay: Replay, iteration: int, children: Sequence[Child]
 ) -> Iterator[loop.Progress]:
+    took = [0.0] * len(children)  # seconds of each, so far: none waits for the others
     for _ in range(iteration, config["iterations"]):
         parts = [child.answer() for child in children]
-        done = _merged([loop.Progress(**_to_torch(part["progress"])) for part in parts])
+        before, progress = max(took), [loop.Progress(**_to_torch(part["progress"])) for part in parts]
+        took = [total + sum(part.seconds.values()) for total, part in zip(took, progress, strict=True)]
+        done = _merged(progress, max(took) - before)
         if is_checkpoint(config, done):
             states, pasts = ([_to_torch(part[name]) for part in parts] for name in ("state", "past"))
             population.state = tree_map(lambda *x: torch.cat(x), *states)
@@ -195,15 +201,15 @@ def _in_step(
         yield done
 
 
-def _merged(parts: Sequence[loop.Progress]) -> loop.Progress:
-    """The progress of all members, from that of each part of them."""
-    slowest = max(parts, key=lambda part: sum(part.seconds.values()))
+def _merged(parts: Sequence[loop.Progress], seconds: float) -> loop.Progress:
+    """The progress of all members in `seconds`, from that of each part of them."""
+    phases = {name: sum(part.seconds[name] for part in parts) for name in parts[0].seconds}
     return replace(
         parts[0],
         metrics={name: torch.cat([part.metrics[name] for part in parts]) for name in parts[0].metrics},
         episodes=torch.cat([part.episodes for part in parts]),
         return_sum=torch.cat([part.return_sum for part in parts]),
-        seconds=slowest.seconds,
+        seconds={name: seconds * phase / sum(phases.values()) for name, phase in phases.items()},
     )
 
 

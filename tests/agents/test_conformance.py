@@ -12,7 +12,7 @@ from torch.func import grad, vmap
 from torch.utils import _pytree as pytree
 
 from agents import AGENTS
-from ess_rl import behavior, gaussian, loop, random
+from ess_rl import batches, behavior, gaussian, random
 from ess_rl.contract import Agent
 from ess_rl.errors import UsageError
 from ess_rl.ess import effective_sample_size
@@ -67,7 +67,7 @@ def prepared(population: Population, rollout: Transitions) -> dict[str, Tensor]:
         one = torch.tensor(1)
         obs, action = 2.0 + 3.0 * random.normal(one, (40, OBS)), 0.5 * random.normal(one, (40, ACT))
         population.demonstrations = {"obs": obs, "action": action}
-    data = population.prepare(rollout) | loop.demonstrated(population, T * N, 0)
+    data = population.prepare(rollout) | batches.demonstrated(population, T * N, 0)
     if getattr(population.agent.config, "hints", 0):
         data["hinted"] = rollout.obs[..., 0].transpose(0, 1).flatten(1) > 2.0  # some half of all
     return data

@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
 from torch import Tensor
 
 from agents.ppo import PPO, Config
-from ess_rl import loop
+from ess_rl import batches
 from ess_rl.contract import Tree
 from ess_rl.population import Population
 from ess_rl.transitions import Transitions
@@ -96,7 +96,7 @@ def test_an_iteration_of_ppo_is_that_of_stable_baselines3():
         behavior_mean=b_mean, behavior_log_std=b_log_std,
         version=torch.zeros(T, 1, N, dtype=torch.int64),
     )  # fmt: skip
-    data, _ = loop.prepare(population, [rollout])
+    data, _ = batches.prepare(population, [rollout])
     for ours, said in (("advantage", "advantages"), ("value_target", "returns")):
         torch.testing.assert_close(
             data[ours].view(T, N), torch.from_numpy(getattr(theirs.rollout_buffer, said)), rtol=1e-5, atol=1e-5

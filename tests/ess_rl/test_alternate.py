@@ -56,7 +56,7 @@ def test_there_are_as_many_as_poisson_draws_and_none_before_the_replay_is_warm()
     seeds, iterations, warm_up = [3, 8, 5], 12, 4
     mean = [2.0, 0.0, 5.0]
     population, _, rows = trained(seeds, iterations, {"replayed_updates": mean}, warm_up=warm_up)
-    purpose = random.fold_in(torch.tensor(seeds), loop._REPLAYED)
+    purpose = random.fold_in(torch.tensor(seeds), random.REPLAYED)
     drawn = [random.poisson(random.fold_in(purpose, i), torch.tensor(mean)) for i in range(warm_up, iterations)]
     expected = iterations - 1 + torch.stack(drawn).sum(0)
     assert expected[1] == iterations - 1 < expected[0] < expected[2]

@@ -21,6 +21,7 @@ from envs.grouped import GroupedVectorEnv
 from envs.hinted import HintedVectorEnv
 from envs.torch_vector import TorchVectorEnv
 from ess_rl import loop
+from ess_rl.collect import collect, turns
 from ess_rl.contract import InTurns, Step
 from ess_rl.graphs import Graphs, Stopwatch
 from ess_rl.population import Population
@@ -185,8 +186,8 @@ def test_collecting_in_turns_is_collecting():
     assert isinstance(halved, InTurns)
     assert not isinstance(whole, InTurns)
     seeds = loop.env_seeds(population.seed, N)
-    rollout, obs = loop.collect(population, whole, whole.reset(seeds), 210, iteration=3)
-    in_turns, obs_in_turns = loop.collect(population, halved, halved.reset(seeds), 210, iteration=3)
+    rollout, obs = collect(population, whole, whole.reset(seeds), 210, iteration=3)
+    in_turns, obs_in_turns = collect(population, halved, halved.reset(seeds), 210, iteration=3)
     # Equal but for the rounding of the policy, which Pendulum's dynamics carry on: 210 steps with a reset among them.
     torch.testing.assert_close(vars(in_turns), vars(rollout), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(obs_in_turns, obs, rtol=1e-3, atol=1e-3)
@@ -198,8 +199,8 @@ def test_collecting_in_turns_is_collecting():
 def test_an_odd_number_of_environments_takes_no_turns():
     _, whole, _ = parts("p3o", "Pendulum-v1", torch.device("cpu"))
     halved = InTwoTurns(whole.env_id, whole.dynamics, 6)
-    assert len(loop.turns(halved, 3)) == 1  # two members of three: no half would hold as many of each
-    assert len(loop.turns(halved, 6)) == 2
+    assert len(turns(halved, 3)) == 1  # two members of three: no half would hold as many of each
+    assert len(turns(halved, 6)) == 2
 
 
 def test_on_the_cpu_nothing_is_recorded():

@@ -11,6 +11,8 @@ from torch import Tensor
 import envs
 from agents import AGENTS
 from ess_rl import loop
+from ess_rl.batches import marked
+from ess_rl.collect import collect
 from ess_rl.contract import StartsFromHints
 from ess_rl.diagnostics import affinity
 from ess_rl.errors import UsageError
@@ -79,9 +81,9 @@ def test_the_loop_marks_the_steps_of_hinted_episodes():
     env.dynamics = replace(env.dynamics, tolerance=0.0)  # type: ignore[type-var]
     obs = env.reset(loop.env_seeds(population.seed, N))
     hinted = torch.zeros(20, 2, N, dtype=torch.bool)
-    rollout, _ = loop.collect(population, env, obs, 20, 0, hinted)
+    rollout, _ = collect(population, env, obs, 20, 0, hinted)
     assert torch.equal(hinted, ((torch.arange(20) // 4) % 2 == 1)[:, None, None].expand(20, 2, N))
-    marks = loop.marked(hinted)["hinted"]
+    marks = marked(hinted)["hinted"]
     samples = population.prepare(rollout)
     torch.testing.assert_close(samples["action"][0][marks[0]], rollout.action[:, 0][hinted[:, 0]])
 

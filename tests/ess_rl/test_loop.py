@@ -13,11 +13,13 @@ from torch import Tensor
 from agents import dapo, tba_group
 from agents.p3o import P3O, Config
 from ess_rl import random
+from ess_rl.batches import draw_weights, prepare
+from ess_rl.collect import collect
 from ess_rl.contract import Draw, Precision, Step, VectorEnv
 from ess_rl.errors import NonFiniteError, UsageError
 from ess_rl.ess import effective_sample_size
 from ess_rl.gaussian import Gaussian, kl
-from ess_rl.loop import Progress, collect, draw_weights, env_seeds, evaluate, prepare, train
+from ess_rl.loop import Progress, env_seeds, evaluate, train
 from ess_rl.population import Population
 from ess_rl.replay import Replay
 from ess_rl.transitions import Transitions

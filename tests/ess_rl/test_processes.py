@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
-from ess_rl import loop, random
+from ess_rl import batches, random
 
 # Run by both processes, and here for the one that they are held against.
 SCRIPT = '''
@@ -111,7 +111,7 @@ if __name__ == "__main__":
     os._exit(0)  # Gloo's threads, seldom and under load, abort a process that ends beside them
 '''
 
-ORDER = loop._order
+ORDER = batches.order
 
 
 def order_of_two(seeds: torch.Tensor, config: Any, weights: torch.Tensor) -> torch.Tensor:
@@ -140,7 +140,7 @@ def test_two_processes_learn_what_one_does_with_the_whole_batch(tmp_path: Path, 
     ]
     whole: dict[str, Any] = {"__name__": "one"}
     exec(SCRIPT, whole)
-    monkeypatch.setattr(loop, "_order", order_of_two)
+    monkeypatch.setattr(batches, "order", order_of_two)
     expected = {variant: whole["learn"](variant) for variant in whole["VARIANTS"]}
     errors = [process.communicate(timeout=600)[1] for process in running]
     assert [process.returncode for process in running] == [0, 0], errors

@@ -59,18 +59,17 @@ def test_members_apart_are_what_they_are_together_and_the_loss_of_some_is_no_los
 
     def save_and_kill(*arguments: Any) -> None:
         save(*arguments)
-        last = max(multiprocessing.active_children(), key=lambda child: child.pid or 0)
+        last = next(child for child in multiprocessing.active_children() if child.name.endswith("members 3 to 5"))
         os.kill(last.pid or 0, signal.SIGKILL)
 
     with monkeypatch.context() as patch:
         patch.setattr(run, "_save", save_and_kill)
         with pytest.raises(LostProcessError, match=r"the process of members 3 to 5 .*; 'ess-rl resume RUN' goes on"):
             run.carry_on(apart)
-    assert len(records.checkpoints(apart)) == 1
-    result = run.carry_on(apart)
+    assert records.checkpoints(apart) and not (apart / "result.json").exists()
+    run.carry_on(apart)
     assert outcome(apart) == outcome(together)
     assert not multiprocessing.active_children()
-    assert result["peak_memory_mib"] > 1.5 * records.read_json(together / "result.json")["peak_memory_mib"]
     assert "--split 2" in (collection.command(records.read_config(apart)) or "")
     if kind == "replay":
         assert (apart / old_data.SAVED).read_bytes() == (together / old_data.SAVED).read_bytes()
@@ -78,7 +77,7 @@ def test_members_apart_are_what_they_are_together_and_the_loss_of_some_is_no_los
 
 def test_of_each_member_its_own_part(tmp_path: Path) -> None:
     config = records.read_config(start(tmp_path / "run", split=4))
-    shares = [training._of_members(config, range(k * 6 // 4, (k + 1) * 6 // 4)) for k in range(4)]
+    shares = [training._of_members(config, share) for share in training.shares_of(6, 4)]
     assert [share["seeds"] for share in shares] == [[3], [4, 5], [3], [4, 5]]
     rates = [share["sweep"]["learning_rate"] for share in shares]
     assert rates == [[1e-3], [1e-3, 1e-3], [1e-4], [1e-4, 1e-4]]
