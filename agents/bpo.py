@@ -8,7 +8,8 @@ parts better from worse is a median U of Q, learned beside the value V by a smoo
 
     loss(U) = mean( softplus(Q - U) - (Q - U) / 2 ),   with the gradient 1/2 - sigmoid(Q - U)
 
-Q is the lambda-return, A = Q - V with V and U as they are at each update. All else is `agents/ppo.py`.
+Q is the lambda-return, A = Q - V with V and U as they are at each update, and in its own unit: PPO takes A once an
+iteration and standardizes it over the minibatch. All else is `agents/ppo.py`.
 
 Formulas and numbers are those of the released code (its base configuration for MuJoCo; its sweeps tune them for each
 task). Deviations: the details that all agents here share (tanh networks of 64, decayed learning rates, gradients
@@ -27,6 +28,7 @@ from torch.nn.functional import softplus
 from ess_rl import normalizer
 from ess_rl.contract import Draw, Metrics, Precision, Starts, State, Tree
 from ess_rl.diagnostics import share
+from ess_rl.errors import UsageError
 from ess_rl.gaussian import Gaussian, kl
 from ess_rl.networks import policy, policy_init, value, value_init
 from ess_rl.objectives import bpo
@@ -69,6 +71,8 @@ class BPO:
     """Draws the ratio to 1 + clip for what is better than the median action, and to 1 - clip for what is not."""
 
     def __init__(self, config: Config, obs_dim: int, act_dim: int):
+        if not 0.0 < config.clip < 1.0:
+            raise UsageError(f"clip {config.clip:g}: must lie between 0 and 1; no ratio reaches an end below 0")
         self.config, self.obs_dim, self.act_dim = config, obs_dim, act_dim
 
     def init(self, seed: Tensor, hyper: dict[str, Tensor]) -> State:

@@ -231,15 +231,21 @@ def _warp_installed() -> bool:
 
 
 def _in_gymnasium(env_id: str) -> bool:
-    """Whether Gymnasium knows the id. "module:id" imports the module first, as gymnasium.make does."""
+    """Whether Gymnasium knows the id. "module:id" imports the module first, as gymnasium.make does.
+
+    Raises UsageError where that module cannot be imported.
+    """
     import gymnasium
 
     module, _, name = env_id.rpartition(":")
-    try:
-        if name.startswith("ess/"):
-            importlib.import_module("envs.gymnasium_export")
-        if module:
+    if name.startswith("ess/"):
+        importlib.import_module("envs.gymnasium_export")
+    if module:
+        try:
             importlib.import_module(module)
+        except ImportError as error:
+            raise UsageError(f"{env_id}: the module {module} cannot be imported: {error}") from error
+    try:
         gymnasium.spec(name)
     except (gymnasium.error.Error, ImportError):
         return False

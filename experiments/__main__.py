@@ -37,7 +37,8 @@ def train(arguments: list[str]) -> None:
     if given in words and not (name in AGENTS and other in words):  # an env and a data set: from offline to online
         learns = "learns from a data set" if offline else "acts in an environment"
         hint = f"{', '.join(OFFLINE_AGENTS)} learn from data" if not offline else f"{', '.join(AGENTS)} learn by acting"
-        raise UsageError(f"{name} {learns}: give {other} ID, not {given}; {hint}")
+        what = f"{other} ID beside it" if name in AGENTS else f"{other} ID, not {given}"
+        raise UsageError(f"{name} {learns}: give {what}; {hint}")
     if name in offline_peers.PEERS:
         _train_offline_peer(name, arguments[1:])
     else:
@@ -131,6 +132,7 @@ def _common(name: str, chosen: Any, task: str) -> dict[str, Any]:
     """What every `start` is asked: that of `run`, `offline_run`, `peers` and `offline_peers`."""
     from experiments import records
 
+    records.check_positive({"seeds": chosen.seeds})
     return {
         "seeds": range(chosen.seed0, chosen.seed0 + chosen.seeds),
         "steps": chosen.steps,
@@ -154,8 +156,11 @@ def resume(arguments: list[str]) -> None:
         """
         return run, jobs, trust_env_spec
 
+    from experiments import records
+
     folder, jobs, trust = tyro.cli(command, args=arguments, prog="ess-rl resume", description=resume.__doc__)
     if (folder / "result.json").exists():
+        records.read_config(folder)  # or the line that says what is wrong with it
         print(f"{folder} is finished; its result:")
     _finish(folder, jobs, trust)
 

@@ -66,6 +66,8 @@ def benchmark(suite: str, out: Path | None = None, on: Callable[[Path], Executor
 def run_jobs(name: str, suite: Sequence[Job], out: Path, on: Callable[[Path], Executor]) -> list[str]:
     """The same for any jobs under a name of their own."""
     _check_data_sets(name, suite)
+    if (out / "config.json").exists():
+        raise UsageError(f"{out} is a run folder, and no place for those of {name}: choose another --out")
     failed: dict[str, str] = {}
     waiting = [job for job in suite if not _is_done(job, out, failed)]
     print(f"{name}: {len(suite)} jobs, {len(waiting)} to run, in {out}", flush=True)

@@ -69,8 +69,10 @@ def learning_curves(runs: Sequence[Path], out: Path) -> None:
     A thin line is a member, a thick one the mean of those that differ in their seeds alone, in whatever runs.
 
     Raises:
-        UsageError: the runs are of several envs, or one has nothing to draw.
+        UsageError: the runs are of several envs, or one has nothing to draw, or `out` is no .png.
     """
+    if out.suffix != ".png":
+        raise UsageError(f"--out {out}: the name must end in .png")
     import matplotlib
 
     matplotlib.use("Agg")

@@ -64,7 +64,7 @@ def check(source: str, env: VectorEnv, config: Any) -> int:
         UsageError: it is neither, or its data are of another task, scale or shape; names both.
     """
     if config.replay == 0:
-        raise UsageError(f"--replay-from {source}: with --replay 0 nothing is replayed; give --replay 3, say")
+        raise UsageError(f"{source} is to be replayed, but with --replay 0 nothing is replayed; give --replay 3, say")
     where = f"--replay-from {source}"
     if is_data_set(source):
         data = minari_data.load(source, say=print)

@@ -61,7 +61,8 @@ class RunOptions(Options):
     asynchronous: Annotated[bool, tyro.conf.arg(name="async")] = False
     """collect in a process of its own while the agents learn; with --lag 1 or more, and with the same result"""
     split: int = 1
-    """spread the members over so many processes, each on its share of the cores: the fastest with many seeds"""
+    """spread the members over so many processes, each on its share of the cores: faster with some ten seeds; the same
+    numbers as in one process with as many threads of torch as each of them has"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

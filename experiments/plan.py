@@ -102,6 +102,8 @@ def make(
         check_asynchronous(config, where, resolved_backend)
     check_split(split, len(settings_of), where, asynchronous)
     own_agent = AGENTS[agent].agent(own, *dimensions)
+    for name, value in ((name, value) for name, values in sweep.items() for value in values):
+        AGENTS[agent].agent(dataclasses.replace(own, **{name: value}), *dimensions)  # it may refuse what it cannot use
     memory.check(own_agent, own, *dimensions, len(settings_of), where, save_replay, file)
     return {
         "format": records.FORMAT,
@@ -188,27 +190,25 @@ def check_group(env_id: str, config: Any, backend: str) -> None:
         )
 
 
+_Range = tuple[Callable[[float], bool], str]
+_POSITIVE: _Range = (lambda x: x > 0.0, "above 0")
+_NOT_NEGATIVE: _Range = (lambda x: x >= 0.0, "0 or more")
+_SHARE: _Range = (lambda x: 0.0 <= x <= 1.0, "from 0 to 1")
+_SHARE_BELOW_1: _Range = (lambda x: 0.0 <= x < 1.0, "from 0 to below 1")
 # What a number must be, where not every finite one will do.
-_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
-    "behavior_temperature": (lambda x: x > 0.0, "above 0"),
+_RANGES: dict[str, _Range] = {
+    **dict.fromkeys(
+        ("behavior_temperature", "prior_std", "target_kl", "temperature", "inverse_temperature"), _POSITIVE
+    ),
+    **dict.fromkeys(("policy_noise", "max_weight", "max_grad_norm", "clip", "cap", "beta"), _POSITIVE),
+    **dict.fromkeys(("learning_rate", "value_learning_rate", "policy_learning_rate"), _NOT_NEGATIVE),
+    **dict.fromkeys(("value_coef", "median_coef", "entropy_coef", "prior_coef", "divergence_coef"), _NOT_NEGATIVE),
+    **dict.fromkeys(("final_learning_rate", "hint_lambda", "return_range", "c_bar", "pull", "alpha"), _NOT_NEGATIVE),
+    **dict.fromkeys(("discount", "lambda_", "mu_peak", "mu_valley", "mu_warm_up", "mu_decay"), _SHARE),
+    **dict.fromkeys(("keep_ess", "cloning"), _SHARE_BELOW_1),
     "replayed_updates": (lambda x: 0.0 <= x <= 20.0, "from 0 to 20"),
-    "hint_lambda": (lambda x: x >= 0.0, "0 or more"),
-    "keep_ess": (lambda x: 0.0 <= x < 1.0, "from 0 to below 1"),
-    "prior_std": (lambda x: x > 0.0, "above 0"),
-    "prior_coef": (lambda x: x >= 0.0, "0 or more"),
-    "target_kl": (lambda x: x > 0.0, "above 0"),
-    "temperature": (lambda x: x > 0.0, "above 0"),
-    "inverse_temperature": (lambda x: x > 0.0, "above 0"),
-    "policy_noise": (lambda x: x > 0.0, "above 0"),
     "expectile": (lambda x: 0.0 < x < 1.0, "between 0 and 1"),
-    "cloning": (lambda x: 0.0 <= x < 1.0, "from 0 to below 1"),
     "tau": (lambda x: 0.0 < x <= 1.0, "above 0 and at most 1"),
-    "return_range": (lambda x: x >= 0.0, "0 or more"),
-    "max_weight": (lambda x: x > 0.0, "above 0"),
-    "mu_peak": (lambda x: 0.0 <= x <= 1.0, "from 0 to 1"),
-    "mu_valley": (lambda x: 0.0 <= x <= 1.0, "from 0 to 1"),
-    "mu_warm_up": (lambda x: 0.0 <= x <= 1.0, "from 0 to 1"),
-    "mu_decay": (lambda x: 0.0 <= x <= 1.0, "from 0 to 1"),
 }
 
 
@@ -220,21 +220,26 @@ def check_seeds(seeds: Sequence[int]) -> None:
 
 def check_numbers(config: Any, sweep: Mapping[str, Sequence[float]]) -> None:
     """Refuse numbers that no run can use, and values that would make two members the same."""
-    for name, (fits, rule) in _RANGES.items():
-        for value in [*([getattr(config, name)] if hasattr(config, name) else []), *sweep.get(name, ())]:
-            if math.isfinite(value) and not fits(value):
-                raise UsageError(f"--{name.replace('_', '-')} {value:g}: must be {rule}")
     for field in dataclasses.fields(config):
-        value: Any = getattr(config, field.name)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UsageError(f"--{field.name.rstrip('_')} {value}: must be a finite number")
+        values = [getattr(config, field.name), *sweep.get(field.name, ())]
+        fits, rule = _RANGES.get(field.name, (lambda x: True, ""))
+        for value in values:
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UsageError(f"{flag(field.name)} {value}: must be a finite number")
+            if isinstance(value, (int, float)) and not fits(value):
+                raise UsageError(f"{flag(field.name)} {value:g}: must be {rule}")
     if not config.hidden or min(config.hidden) < 1:
-        raise UsageError(f"--hidden {config.hidden}: name at least one layer, of at least 1 unit each")
+        given = " ".join(map(str, config.hidden))
+        raise UsageError(f"--hidden {given}: name at least one layer, of at least 1 unit each")
     for name, values in sweep.items():
-        if not all(math.isfinite(value) for value in values):
-            raise UsageError(f"--{name.rstrip('_')} {values}: must be finite numbers")
         if len({struct.pack("f", value) for value in values}) < len(values):
-            raise UsageError(f"--{name.rstrip('_')} {values}: equal values would train the same member twice")
+            given = " ".join(f"{value:g}" for value in values)
+            raise UsageError(f"{flag(name)} {given}: equal values would train the same member twice")
+
+
+def flag(name: str) -> str:
+    """A field of a Config as the command line has it."""
+    return f"--{name.strip('_').replace('_', '-')}"
 
 
 def device_of(asked: str, backend: str) -> str:

@@ -117,7 +117,7 @@ def write(root: Path, out: Path | None = None) -> str:
             it. There is no picture where no two methods, or tasks, can be put together.
 
     Raises:
-        UsageError: `root` holds no run, or `out` is no .html file.
+        UsageError: `root` holds no run, `out` is no .html file, or a file that no report wrote is in the way.
     """
     from experiments import report_data, report_html, report_picture
 
@@ -131,6 +131,10 @@ def write(root: Path, out: Path | None = None) -> str:
         out.with_name("scores.csv"): report_text.scores_csv(report),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
+    for path, text in pages.items():
+        mark = text.splitlines()[0] if path.suffix == ".csv" else "ess-rl report"
+        if path.exists() and mark not in path.read_text(encoding="utf-8", errors="replace"):
+            raise UsageError(f"{path} was not written by 'ess-rl report': move it away, or choose another --out")
     for path, text in pages.items():
         part = path.with_name(path.name + ".part")
         part.write_text(text, encoding="utf-8")

@@ -207,6 +207,8 @@ def load_checkpoint(run: Path, steps: int | None = None, *, trust: bool = False)
     population, _ = restore_population(config)
     found = records.checkpoints(run)
     if not found:
+        if (run / "result.json").exists():
+            raise UsageError(f"{run} has no checkpoint: it is what was published of a run; its command makes it anew")
         raise UsageError(f"{run} has no checkpoint yet: 'ess-rl resume {run}' goes on with it")
     path = found[-1] if steps is None else min(found, key=lambda path: abs(int(path.stem) - steps))
     return population, config, _load(path, config, population), path

@@ -138,6 +138,14 @@ def test_bad_values_are_refused_before_anything_is_written(tmp_path: Path) -> No
     assert "Discrete" in no("train", "p3o", "--env", "CartPole-v1", "--out", "run")
     assert "does not divide" in no(*train, "--minibatch", "100")
     assert "raise --steps" in no(*train, "--steps", "2048")
+    assert "--seeds -1: must be at least 1" in no(*train, "--seeds", "-1")
+    assert "--log-std nan: must be a finite number" in no(*train, "--log-std", "nan")
+    assert "--cap -1: must be above 0" in no(*train, "--cap", "-1")
+    assert "--lambda 0.95 0.95: equal values" in no(*train, "--lambda", "0.95", "0.95")
+    assert "no_such_module cannot be imported" in no("train", "p3o", "--env", "no_such_module:X-v0")
+    bounded = ["train", "bpo", "--env", "Pendulum-v1", "--out", "run", "--compile", "off", "--clip"]
+    assert "clip 1.5: must lie between 0 and 1" in no(*bounded, "0.3", "1.5")
+    assert "give --env ID beside it" in no("train", "p3o", "--dataset", "ess/hopper/medium-v0")
     assert "at least 1" in no(*train, "--seeds", "0")
     assert "at least 1" in no(*train, "--num-envs", "0")
     assert "from 0 to" in no(*train, "--seed0", "-3")
@@ -200,10 +208,17 @@ def test_a_run_that_is_being_trained_is_left_alone(run: Path, tmp_path: Path) ->
     assert ess_rl("resume", "run", cwd=tmp_path).returncode == 0
 
 
-def test_places_that_cannot_be_are_one_line(tmp_path: Path) -> None:
+def test_places_that_cannot_be_are_one_line(run: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert "no such run folder" in refused("resume", "file", cwd=tmp_path)
     assert "file" in refused("evaluate", "file", cwd=tmp_path)
+    assert "must end in .png" in refused("compare", run, "--out", "curves.txt", cwd=tmp_path)
+    assert "is a run folder, and no place" in refused("study", "ablations", "--quick", "--out", run, cwd=tmp_path)
+    assert ess_rl("publish", run, "published", cwd=tmp_path).returncode == 0
+    assert "its command makes it anew" in refused("evaluate", "published", cwd=tmp_path)
+    (tmp_path / "published" / "report.md").write_text("notes of somebody")
+    assert "was not written by 'ess-rl report'" in refused("report", "published", cwd=tmp_path)
+    assert (tmp_path / "published" / "report.md").read_text() == "notes of somebody"
 
 
 def test_damaged_files_are_refused(run: Path, tmp_path: Path) -> None:
