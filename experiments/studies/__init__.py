@@ -13,6 +13,7 @@ from experiments.studies import (
     family,
     hints,
     interleaving,
+    iteration_length,
     offline_to_online,
     precision,
     predictors,
@@ -27,6 +28,7 @@ STUDIES: dict[str, Study] = {
     for module in (
         clip_sensitivity,
         staleness,
+        iteration_length,
         correction,
         temperature,
         precision,

@@ -18,6 +18,7 @@ from experiments.studies import (
     ess_against_age,
     family,
     interleaving,
+    iteration_length,
     offline_to_online,
     precision,
     predictors,
@@ -532,6 +533,24 @@ def test_a_quick_study_goes_through(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert (out / "p3o-Pendulum-v1" / "result.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize(
+    ("own", "short", "word"),
+    [
+        ((900, 600, 300), (900, 750, 605, 300), "supported"),
+        ((900, 600, 300), (900, 605, 605, 300), "undecided"),  # no lag at which it is ahead
+        ((900, 600, 300), (900, 750, 750, 300), "refuted"),  # equally old data, and yet ahead
+        ((900, 600, 300), (700, 750, 605, 300), "refuted"),  # behind on fresh data
+    ],
+)
+def test_the_verdict_on_iteration_length(own: tuple[int, ...], short: tuple[int, ...], word: str, tmp_path: Path):
+    levels = {"p3o": zip((0, 1, 2), own, strict=True), "p3o short": zip((0, 1, 2, 4), short, strict=True)}
+    outcome = {(f"{name} lag {lag}", ""): SPREAD + x for name, pairs in levels.items() for lag, x in pairs}
+    verdict = iteration_length.judge(outcome)
+    assert verdict.word == word
+    assert len([s for s in verdict.sentences if "equally old" in s]) == 2
+    iteration_length.draw(outcome, tmp_path / "study.png")
+
+
 def test_staleness_draws(tmp_path: Path):
     staleness.draw(lags({"p3o": (10, 9), "ppo clip 0.1": (8, 9), "band": (1, 2)}), tmp_path / "study.png")
     assert (tmp_path / "study.png").stat().st_size > 10_000
@@ -584,5 +603,5 @@ def test_studies_are_listed(capsys: pytest.CaptureFixture[str]):
 
 
 def test_an_unknown_study_is_refused():
-    with pytest.raises(UsageError, match="unknown study 'clip': choose one of clip-sensitivity, staleness, correction"):
+    with pytest.raises(UsageError, match="unknown study 'clip': choose one of clip-sensitivity, staleness, iteration"):
         study.find(STUDIES, "clip")

@@ -1,0 +1,84 @@
+"""How much of what P3O loses to a lag is the length of its iterations?
+
+P3O learns from 4096 samples an iteration where PPO learns from 2048, so a policy K iterations old is twice as many env
+steps old, and in a budget of env steps half as many policies act at all. Here P3O has PPO's rollout and minibatch (128
+and 64, in place of 256 and 128) beside its own, and nothing else is changed.
+
+The question came up while the study of staleness ran, whose first lags showed P3O behind; the prediction was written
+before any run of the shorter iterations.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from experiments.studies.study import Finals, Outcome, Study, Verdict, curve, difference, level, picture
+from experiments.suites import SMALL, SMOKE, Job
+
+LAGS = {"p3o": (0, 1, 2, 4, 8), "p3o short": (0, 1, 2, 4, 8, 16)}
+SHORT: dict[str, Any] = {"rollout": 128, "minibatch": 64}
+_QUICK_SHORT: dict[str, Any] = {"rollout": 32, "minibatch": 32}
+_QUICK: Any = {**SMOKE, "env": "Pendulum-v1", "seeds": range(2)}
+_WHOLE: Any = {"env": "HalfCheetah-v5", "steps": 300_000}
+
+
+def jobs(quick: bool) -> tuple[Job, ...]:
+    made = []
+    for name, lags in LAGS.items():
+        for lag in (x for x in lags if not quick or x in (0, 1, 2)):
+            settings = {**(SMALL if quick else {}), "lag": lag}
+            if name == "p3o short":
+                settings |= _QUICK_SHORT if quick else SHORT
+            how = {**(_QUICK if quick else _WHOLE), "settings": settings, "label": f"{name} lag {lag}"}
+            made.append(Job("p3o", **how))
+    return tuple(made)
+
+
+def _of_lag(outcome: Outcome) -> dict[str, dict[int, Finals]]:
+    """own or short -> lag -> final returns"""
+    found: dict[str, dict[int, Finals]] = {"p3o": {}, "p3o short": {}}
+    for (job, _), finals in outcome.items():
+        name, lag = job.rsplit(" lag ", 1)
+        found[name][int(lag)] = finals
+    return found
+
+
+def judge(outcome: Outcome) -> Verdict:
+    own, short = _of_lag(outcome).values()
+    sentences, ahead, behind, apart = [], [], [], []
+    for lag, finals in sorted(own.items()):
+        d = difference(short[lag], finals)
+        sentences.append(f"lag {lag}: short iterations less P3O's own: {d}")
+        ahead += [lag] if lag and d.low > 0.0 else []
+        behind += [lag] if d.high < 0.0 else []
+        if lag and 2 * lag in short:
+            d = difference(short[2 * lag], finals)
+            sentences.append(f"equally old data: short iterations at lag {2 * lag} less P3O's own at lag {lag}: {d}")
+            apart += [lag] if d.low > 0.0 or d.high < 0.0 else []
+    sentences.append(f"clearly ahead at the lags: {', '.join(map(str, ahead)) or 'none'}")
+    if behind or apart:
+        return Verdict("refuted", tuple(sentences))
+    return Verdict("supported" if ahead else "undecided", tuple(sentences))
+
+
+def draw(outcome: Outcome, path: Path) -> None:
+    with picture(path) as axis:
+        for name, of_lag in _of_lag(outcome).items():
+            lags = sorted(of_lag)
+            curve(axis, [str(lag) for lag in lags], [level(of_lag[lag]) for lag in lags], label=name)
+        axis.set_xticks(range(len(LAGS["p3o short"])), [str(lag) for lag in LAGS["p3o short"]])
+        axis.set(xlabel="iterations by which the acting policy is old", ylabel="final return (IQM, 95 % interval)")
+
+
+STUDY = Study(
+    name="iteration-length",
+    question="How much of what P3O loses to a lag is the length of its iterations?",
+    prediction=(
+        "With iterations half as long P3O is at no lag clearly behind itself and at one or more above 0 clearly ahead; "
+        "on equally old data (twice the lag with half the length) the two are nowhere clearly apart."
+    ),
+    jobs=jobs,
+    judge=judge,
+    draw=draw,
+)
