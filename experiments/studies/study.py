@@ -92,6 +92,7 @@ def carry_out(study: Study, out: Path | None = None, jobs: int = 1, quick: bool 
         jobs: run sets at a time.
         quick: minutes instead of hours, on a small task: it shows that the study works, and says nothing.
     """
+    records.check_positive({"jobs": jobs})
     out = out or Path("runs") / (study.name + "-quick" * quick)
     todo = study.jobs(quick)
     print(f"{study.question}\nprediction: {study.prediction}")
