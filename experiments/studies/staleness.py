@@ -55,9 +55,11 @@ def judge(outcome: Outcome) -> Verdict:
         below += [lag] if d.high < 0.0 else []
         never_worse -= {name for name in clips if difference(p3o[lag], clips[name][lag]).low > 0.0}
     first, last = min(p3o), max(p3o)
-    kept = {name: interval(of[last])[0] / interval(of[first])[0] for name, of in curves.items()}
+    learns = {name: of for name, of in curves.items() if interval(of[first])[0] > 0.0}  # else there is nothing to keep
+    kept = {name: interval(of[last])[0] / interval(of[first])[0] for name, of in learns.items()}
+    sentences += [f"{name} learns nothing from fresh data either" for name in curves if name not in learns]
     sentences += [f"{name} keeps {share:.0%} of its return at lag {last}" for name, share in kept.items()]
-    lost = [name for name in clips if kept[name] < 0.7]
+    lost = [name for name in clips if kept.get(name, 1.0) < 0.7]
     sentences.append(f"clips never clearly worse than P3O: {', '.join(sorted(never_worse)) or 'none'}")
     if below:
         return Verdict("refuted", tuple(sentences))
