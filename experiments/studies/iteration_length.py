@@ -18,7 +18,7 @@ from experiments.suites import SMALL, SMOKE, Job
 
 LAGS = {"p3o": (0, 1, 2, 4, 8), "p3o short": (0, 1, 2, 4, 8, 16)}
 SHORT: dict[str, Any] = {"rollout": 128, "minibatch": 64}
-_QUICK_SHORT: dict[str, Any] = {"rollout": 32, "minibatch": 32}
+QUICK_SHORT: dict[str, Any] = {"rollout": 32, "minibatch": 32}
 _QUICK: Any = {**SMOKE, "env": "Pendulum-v1", "seeds": range(2)}
 _WHOLE: Any = {"env": "HalfCheetah-v5", "steps": 300_000}
 
@@ -29,7 +29,7 @@ def jobs(quick: bool) -> tuple[Job, ...]:
         for lag in (x for x in lags if not quick or x in (0, 1, 2)):
             settings = {**(SMALL if quick else {}), "lag": lag}
             if name == "p3o short":
-                settings |= _QUICK_SHORT if quick else SHORT
+                settings |= QUICK_SHORT if quick else SHORT
             how = {**(_QUICK if quick else _WHOLE), "settings": settings, "label": f"{name} lag {lag}"}
             made.append(Job("p3o", **how))
     return tuple(made)
