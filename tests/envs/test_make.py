@@ -105,7 +105,7 @@ class TestMistakes:
         assert f"unknown environment {typed!r}; did you mean {meant}" in complaint(typed, 1)
 
     def test_unknown_environment_like_no_other(self) -> None:
-        assert "'ess-rl envs' lists" in complaint("xyzzy:qqqqqqqq", 1)
+        assert "'ess-rl envs' lists" in complaint("qqqqqqqq", 1)
 
     def test_unknown_backend(self) -> None:
         assert complaint("Pendulum-v1", 1, backend="cuda") == (
@@ -243,7 +243,7 @@ def test_an_id_may_name_the_module_that_registers_it():
     env = envs.make("gymnasium.envs.classic_control:MountainCarContinuous-v0", 2)
     assert env.backend == "gymnasium" and env.reset(torch.arange(2)).shape == (2, 2)
     env.close()
-    with pytest.raises(UsageError, match="unknown environment"):
+    with pytest.raises(UsageError, match="the module no_such_module_at_all cannot be imported"):
         envs.make("no_such_module_at_all:Pendulum-v1", 1)
 
 
