@@ -199,6 +199,15 @@ def _in_step(
             population.state = tree_map(lambda *x: torch.cat(x), *states)
             past.take_up(_along_members(lambda *x: torch.cat(x[:-1], x[-1]), *pasts), replay, population)
         yield done
+        if _waits(config, done):
+            for child in children:
+                child.ask("go on")
+
+
+def _waits(config: Record, done: loop.Progress) -> bool:
+    """Whether the processes stop until all have come so far and the run is saved: else one could be at its end by then,
+    and what it has told wait in the pipe."""
+    return is_checkpoint(config, done) and done.iteration < config["iterations"]
 
 
 def _merged(parts: Sequence[loop.Progress], seconds: float) -> loop.Progress:
@@ -247,6 +256,8 @@ def _serve(parent: Parent, config: Record, first_member: int) -> None:
         if is_checkpoint(config, done):
             told |= {"state": population.state, "past": past.tree(config, replay, population)}
         parent.tell(_to_numpy(told))
+        if _waits(config, done):
+            parent.hear()
 
 
 def _to_numpy(tree: Any) -> Any:
