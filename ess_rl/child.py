@@ -16,6 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -106,8 +107,8 @@ class Parent:
             raise _Over from None
 
 
-class _Over(Exception):
-    """The other process wants nothing more, or is gone."""
+class _Over(BaseException):
+    """The other process wants nothing more, or is gone: no error of the work, and none that it may catch."""
 
 
 def peak_memory_mib() -> float:
@@ -127,15 +128,11 @@ def _begin(
         os.sched_setaffinity(0, cpus)
     torch.set_num_threads(threads)
     parent = Parent(pipe)
-    try:
+    with suppress(_Over):
         try:
             work(parent, *arguments)
-        except _Over:
-            raise
         except Exception as error:
             parent.tell(_portable(error))
-    except _Over:
-        return
 
 
 def _portable(error: Exception) -> Exception:

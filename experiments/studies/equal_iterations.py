@@ -26,12 +26,7 @@ def jobs(quick: bool) -> tuple[Job, ...]:
     whole: Any = {"env": "HalfCheetah-v5", "steps": 300_000, "seeds": range(10, 20)}
     how = {**SMOKE, "env": "Pendulum-v1", "seeds": range(2)} if quick else whole
     alike = {**SMALL, **QUICK_SHORT} if quick else SHORT  # of PPO the defaults are these
-    made = []
-    for lag in (0, 2) if quick else staleness.LAGS:
-        for name, method in METHODS.items():
-            settings = {**alike, **method.get("settings", {}), "lag": lag}
-            made.append(Job(**{**how, **method, "settings": settings, "label": f"{name} lag {lag}"}))
-    return tuple(made)
+    return staleness.under_lags(METHODS, (0, 2) if quick else staleness.LAGS, how, alike)
 
 
 STUDY = Study(

@@ -13,6 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from experiments.studies.staleness import under_lags
 from experiments.studies.study import Finals, Outcome, Study, Verdict, curve, difference, level, picture
 from experiments.suites import SMALL, SMOKE, Job
 
@@ -24,15 +25,13 @@ _WHOLE: Any = {"env": "HalfCheetah-v5", "steps": 300_000}
 
 
 def jobs(quick: bool) -> tuple[Job, ...]:
-    made = []
+    how, common = (_QUICK, SMALL) if quick else (_WHOLE, {})
+    changes: dict[str, dict[str, Any]] = {"p3o": {}, "p3o short": QUICK_SHORT if quick else SHORT}
+    made: tuple[Job, ...] = ()
     for name, lags in LAGS.items():
-        for lag in (x for x in lags if not quick or x in (0, 1, 2)):
-            settings = {**(SMALL if quick else {}), "lag": lag}
-            if name == "p3o short":
-                settings |= QUICK_SHORT if quick else SHORT
-            how = {**(_QUICK if quick else _WHOLE), "settings": settings, "label": f"{name} lag {lag}"}
-            made.append(Job("p3o", **how))
-    return tuple(made)
+        method = {name: {"agent": "p3o", "settings": changes[name]}}
+        made += under_lags(method, lags[:3] if quick else lags, how, common)
+    return made
 
 
 def _of_lag(outcome: Outcome) -> dict[str, dict[int, Finals]]:

@@ -7,6 +7,7 @@ the fixed band) their usual clip of 0.2.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,20 @@ _WHOLE: Any = {"env": "HalfCheetah-v5", "steps": 300_000}
 
 
 def jobs(quick: bool) -> tuple[Job, ...]:
+    if quick:
+        return under_lags(METHODS, (0, 2), _QUICK, SMALL)
+    return under_lags(METHODS, LAGS, _WHOLE, {})
+
+
+def under_lags(
+    methods: Mapping[str, Any], lags: Sequence[int], how: Mapping[str, Any], common: Mapping[str, Any]
+) -> tuple[Job, ...]:
+    """Each method at each lag: `how` is of every job, `common` of the settings of every one."""
     made = []
-    for lag in (0, 2) if quick else LAGS:
-        for name, method in METHODS.items():
-            settings = {**(SMALL if quick else {}), **method.get("settings", {}), "lag": lag}
-            label = f"{name} lag {lag}"
-            made.append(Job(**{**(_QUICK if quick else _WHOLE), **method, "settings": settings, "label": label}))
+    for lag in lags:
+        for name, method in methods.items():
+            settings = {**common, **method.get("settings", {}), "lag": lag}
+            made.append(Job(**{**how, **method, "settings": settings, "label": f"{name} lag {lag}"}))
     return tuple(made)
 
 
@@ -55,9 +64,9 @@ def judge(outcome: Outcome) -> Verdict:
         below += [lag] if d.high < 0.0 else []
         never_worse -= {name for name in clips if difference(p3o[lag], clips[name][lag]).low > 0.0}
     first, last = min(p3o), max(p3o)
-    learns = {name: of for name, of in curves.items() if interval(of[first])[0] > 0.0}  # else there is nothing to keep
-    kept = {name: interval(of[last])[0] / interval(of[first])[0] for name, of in learns.items()}
-    sentences += [f"{name} learns nothing from fresh data either" for name in curves if name not in learns]
+    fresh = {name: interval(of[first])[0] for name, of in curves.items()}
+    kept = {name: interval(curves[name][last])[0] / level for name, level in fresh.items() if level > 0.0}
+    sentences += [f"{name} learns nothing from fresh data either" for name in curves if name not in kept]
     sentences += [f"{name} keeps {share:.0%} of its return at lag {last}" for name, share in kept.items()]
     lost = [name for name in clips if kept.get(name, 1.0) < 0.7]
     sentences.append(f"clips never clearly worse than P3O: {', '.join(sorted(never_worse)) or 'none'}")
