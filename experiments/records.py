@@ -253,8 +253,13 @@ def origin() -> Record:
         "versions": versions,
         "machine": _machine(),
         "git_commit": _git_commit(),
-        "command": ["ess-rl", *sys.argv[1:]],
+        "command": ["ess-rl", *(from_here(word) for word in sys.argv[1:])],
     }
+
+
+def from_here(word: str) -> str:
+    """A word of a command as it would be given in this folder: what is published names no folder of a machine."""
+    return word.replace(f"{Path.cwd()}{os.sep}", "")
 
 
 def _machine() -> Record:

@@ -30,6 +30,14 @@ def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert records.read_json(path) == {"a": 1}
 
 
+def test_commands_are_recorded_as_given_in_this_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        sys, "argv", ["ess-rl", "resume", str(tmp_path / "runs" / "a"), f"--out={tmp_path}/b", "--x", "/c"]
+    )
+    assert records.origin()["command"] == ["ess-rl", "resume", "runs/a", "--out=b", "--x", "/c"]
+
+
 def test_training_return_by_hand() -> None:
     # Steps 10, 20, ..., 100: only the last row lies beyond 90. Member 1 finished no episode in it.
     rows = [{"env_steps": 10 * i, "return_sum": [float(i), 5.0], "episodes": [1, 1]} for i in range(1, 10)]
