@@ -23,6 +23,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "multi-step": ("dapo", {}),
     "P3O-DA": ("dapo", DA),
 }
+PAIRS = (("multi-step", "one step"), ("one step", "PPO"), ("multi-step", "PPO"), ("P3O-DA", "PPO"))
 
 
 def jobs(quick: bool) -> tuple[Job, ...]:
@@ -49,15 +50,15 @@ def _scores(outcome: Outcome) -> dict[int, dict[str, Finals]]:
 def judge(outcome: Outcome) -> Verdict:
     found, sentences = {}, []
     for replay, of in _scores(outcome).items():
-        for one, other in (("multi-step", "one step"), ("one step", "PPO"), ("multi-step", "PPO"), ("P3O-DA", "PPO")):
+        for one, other in PAIRS:
             found[replay, one, other] = d = difference(of[one], of[other])
             sentences.append(f"replay {replay}: {one} less {other}, in hundredths: {d}")
     fresh, reused = REPLAYS
     ahead, charged = found[reused, "multi-step", "one step"], found[reused, "one step", "PPO"]
-    apart = found[fresh, "multi-step", "PPO"]
+    alike = [found[fresh, *pair] for pair in PAIRS[:3]]  # by the prediction
     if ahead.low <= 0.0:  # by the letter of the prediction: the interval includes 0, or lies below it
         return Verdict("refuted", tuple(sentences))
-    sure = charged.low > 0.0 and apart.low <= 0.0 <= apart.high
+    sure = charged.low > 0.0 and all(d.low <= 0.0 <= d.high for d in alike)
     return Verdict("supported" if sure else "undecided", tuple(sentences))
 
 

@@ -61,16 +61,18 @@ def _table(outcome: Outcome) -> dict[int, dict[str, Finals]]:
 def judge(outcome: Outcome) -> Verdict:
     sentences, above, below = [], [], []
     table = _table(outcome)
+    comparisons = sum(len(of) - 1 for of in table.values())
     for lag in sorted(table):
         p3o = table[lag]["P3O"]
         sentences.append(f"lag {lag}: P3O's normalized IQM is {float(statistics.iqm(p3o)):.2f}")
         for name, scores in table[lag].items():
             if name == "P3O":
                 continue
-            d = difference(100.0 * scores, 100.0 * p3o)
+            d = difference(100.0 * scores, 100.0 * p3o, comparisons=comparisons)
             sentences.append(f"lag {lag}: {name} less P3O, in hundredths: {d}")
             above += [f"{name} at lag {lag}"] if d.low > 0.0 else []
             below += [name] if d.high < 0.0 and lag == max(table) else []
+    sentences.append(f"in intervals that hold together for all {comparisons} comparisons:")
     sentences.append(f"clearly above P3O: {', '.join(above) or 'none'}")
     sentences.append(f"clearly below P3O at lag {max(table)}: {', '.join(below) or 'none'}")
     if above:

@@ -10,10 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from experiments import statistics
-from experiments.studies.study import Difference, Finals, Outcome, Study, Verdict, dots, picture
+from experiments.studies.study import Difference, Finals, Outcome, Study, Verdict, difference, dots, level, picture
 from experiments.suites import SMALL, SMOKE, Job
 
 TASKS = ("ess/MountainCarContinuousSparse-v0", "ess/TwoLinkArmSparse-v0")
@@ -40,18 +38,7 @@ def jobs(quick: bool) -> tuple[Job, ...]:
 
 def success(finals: Finals) -> Difference:
     """Mean share of episodes that reach the goal, in %, with its interval. Seeds succeed or fail: no IQM."""
-    scores = 100.0 * finals[:, None]
-    low, high = statistics.bootstrap_interval(scores, statistics.mean, np.random.default_rng(0))
-    return Difference(float(statistics.mean(scores)), float(low), float(high))
-
-
-def _less(one: Finals, other: Finals) -> Difference:
-    def estimator(x: Finals, y: Finals) -> Finals:
-        return np.asarray(100.0 * (statistics.mean(x) - statistics.mean(y)))
-
-    x, y = one[:, None], other[:, None]
-    low, high = statistics.bootstrap_interval_of_two(x, y, estimator, np.random.default_rng(0))
-    return Difference(float(estimator(x, y)), float(low), float(high))
+    return level(100.0 * finals, statistics.mean)
 
 
 def _by_task(outcome: Outcome) -> dict[str, dict[str, Finals]]:
@@ -65,16 +52,21 @@ def _by_task(outcome: Outcome) -> dict[str, dict[str, Finals]]:
 
 def judge(outcome: Outcome) -> Verdict:
     sentences, against, holds = [], [], []
+    learned: dict[str, list[Difference]] = {name: [] for name in METHODS if name not in HINTED}
     for env, finals in _by_task(outcome).items():
         levels = {name: success(of) for name, of in finals.items()}
         sentences += [f"{env}, {name}: {d.value:.0f} [{d.low:.0f}, {d.high:.0f}] %" for name, d in levels.items()]
-        weighed = _less(finals["PPO with hints by Affinity"], finals["PPO with hints"])
+        by_affinity, plainly = (100.0 * finals[name] for name in ("PPO with hints by Affinity", "PPO with hints"))
+        weighed = difference(by_affinity, plainly, estimator=statistics.mean)
         sentences.append(f"{env}: hints by Affinity less hints counted like all: {weighed} points")
         against += [name for name in HINTED if levels[name].high < LEARNED]
-        against += [name for name in levels if name not in HINTED and levels[name].low > LEARNED]
         against += ["Affinity"] if weighed.high < 0.0 else []
         holds += [levels[name].low > LEARNED for name in HINTED]
-        holds += [levels[name].high < LEARNED for name in levels if name not in HINTED]
+        for name, on in learned.items():
+            on.append(levels[name])
+    for name, on in learned.items():  # without hints: not on both
+        against += [name] if all(of.low > LEARNED for of in on) else []
+        holds += [any(of.high < LEARNED for of in on)]
     if against:
         sentences.append(f"against the prediction: {', '.join(dict.fromkeys(against))}")
         return Verdict("refuted", tuple(sentences))

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.studies.study import Outcome, Study, Verdict, difference, interval, picture
+from experiments.studies.study import Outcome, Study, Verdict, difference, interval, kept, picture
 from experiments.suites import SMALL, SMOKE, Job
 
 LAGS = (0, 1, 2, 4, 8, 16)
@@ -56,20 +56,27 @@ def _curves(outcome: Outcome) -> dict[str, dict[int, Any]]:
 def judge(outcome: Outcome) -> Verdict:
     curves = _curves(outcome)
     p3o, clips = curves["p3o"], {name: of for name, of in curves.items() if name.startswith("ppo clip")}
-    sentences, below, never_worse = [], [], set(clips)
+    sentences, below, never_worse, comparisons = [], [], set(clips), len(p3o) * len(clips)
     for lag in sorted(p3o):
         best = max(clips, key=lambda name: interval(clips[name][lag])[0])
-        d = difference(p3o[lag], clips[best][lag])
-        sentences.append(f"lag {lag}: P3O less the best clip ({best}): {d}")
-        below += [lag] if d.high < 0.0 else []
-        never_worse -= {name for name in clips if difference(p3o[lag], clips[name][lag]).low > 0.0}
+        sentences.append(f"lag {lag}: P3O less the best clip ({best}): {difference(p3o[lag], clips[best][lag])}")
+        together = {name: difference(p3o[lag], of[lag], comparisons=comparisons) for name, of in clips.items()}
+        below += [f"{lag} ({name})" for name, d in together.items() if d.high < 0.0]
+        never_worse -= {name for name, d in together.items() if d.low > 0.0}
     first, last = min(p3o), max(p3o)
-    fresh = {name: interval(of[first])[0] for name, of in curves.items()}
-    kept = {name: interval(curves[name][last])[0] / level for name, level in fresh.items() if level > 0.0}
-    sentences += [f"{name} learns nothing from fresh data either" for name in curves if name not in kept]
-    sentences += [f"{name} keeps {share:.0%} of its return at lag {last}" for name, share in kept.items()]
-    lost = [name for name in clips if kept.get(name, 1.0) < 0.7]
-    sentences.append(f"clips never clearly worse than P3O: {', '.join(sorted(never_worse)) or 'none'}")
+    learned = {name: of for name, of in curves.items() if interval(of[first])[0] > 0.0}
+    left = {name: kept(of[last], of[first]) for name, of in learned.items()}
+    sentences += [f"{name} learns nothing from fresh data either" for name in curves if name not in learned]
+    sentences += [
+        f"{name} keeps {d.value:.0f} [{d.low:.0f}, {d.high:.0f}] % of its return at lag {last}"
+        for name, d in left.items()
+    ]
+    lost = [name for name in clips if name in left and left[name].high < 70.0]
+    sentences += [
+        f"in intervals that hold together for all {comparisons} comparisons with a clip:",
+        f"lags at which P3O is clearly below: {', '.join(below) or 'none'}",
+        f"clips never clearly worse than P3O: {', '.join(sorted(never_worse)) or 'none'}",
+    ]
     if below:
         return Verdict("refuted", tuple(sentences))
     return Verdict("supported" if lost and not never_worse else "undecided", tuple(sentences))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ess_rl.errors import UsageError
 from experiments import benchmark, figures, records, references, statistics
+from experiments.statistics import Estimator
 from experiments.suites import Job
 
 Finals = NDArray[np.float64]  # [seeds] final returns, or [seeds, ...] of what else a study measures
@@ -52,7 +53,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Difference:
-    """IQM of one set of seeds less that of another, with its bootstrap 95 % interval."""
+    """IQM of one set of seeds less that of another, with its bootstrap interval, of 95 % if nothing else is said."""
 
     value: float
     low: float
@@ -62,25 +63,39 @@ class Difference:
         return f"{self.value:+.0f} [{self.low:+.0f}, {self.high:+.0f}]"
 
 
-def difference(one: Finals, other: Finals) -> Difference:
-    """Of IQMs over the seeds [seeds], or the seeds and tasks [seeds, tasks]. UsageError for fewer than two seeds."""
-    x, y = _by_task(one), _by_task(other)
+def difference(
+    one: Finals,
+    other: Finals,
+    *,
+    estimator: Estimator = statistics.iqm,
+    comparisons: int = 1,
+) -> Difference:
+    """Estimate of `one` less that of `other`, [seeds] or [seeds, tasks]. UsageError for fewer than two seeds.
 
-    def estimator(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.asarray(statistics.iqm(x) - statistics.iqm(y))
+    Args:
+        comparisons: how many differences a verdict rests on. The more there are, the more often one of them seems clear
+            by chance; all of their intervals hold together with at least 95 % (Bonferroni).
+    """
 
-    low, high = statistics.bootstrap_interval_of_two(x, y, estimator, np.random.default_rng(0))
-    return Difference(float(estimator(x, y)), float(low), float(high))
+    def less(x: Finals, y: Finals) -> Finals:
+        return np.asarray(estimator(x) - estimator(y))
+
+    return _of_two(less, one, other, comparisons)
 
 
-def kept(one: Finals, other: Finals) -> Difference:
+def kept(one: Finals, other: Finals, *, comparisons: int = 1) -> Difference:
     """The quotient of two IQMs, in percent: what is left of `other`. For returns above 0; as `difference` otherwise."""
 
-    def estimator(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    def quotient(x: Finals, y: Finals) -> Finals:
         return np.asarray(100.0 * statistics.iqm(x) / statistics.iqm(y))
 
-    x, y = one[:, None], other[:, None]
-    low, high = statistics.bootstrap_interval_of_two(x, y, estimator, np.random.default_rng(0))
+    return _of_two(quotient, one, other, comparisons)
+
+
+def _of_two(estimator: statistics.TwoSampleEstimator, one: Finals, other: Finals, comparisons: int) -> Difference:
+    x, y = _by_task(one), _by_task(other)
+    how = {"confidence": 1.0 - 0.05 / comparisons, "resamples": 1000 * (comparisons + 1)}  # some in the tail, too
+    low, high = statistics.bootstrap_interval_of_two(x, y, estimator, np.random.default_rng(0), **how)
     return Difference(float(estimator(x, y)), float(low), float(high))
 
 
@@ -185,9 +200,9 @@ def normalized(env: str, finals: Finals) -> Finals:
     return finals if None in scores else np.array(scores, dtype=np.float64)
 
 
-def level(finals: Finals) -> Difference:
+def level(finals: Finals, estimator: Estimator = statistics.iqm) -> Difference:
     """`interval` as a Difference from 0, to draw."""
-    return Difference(*interval(finals))
+    return Difference(*interval(finals, estimator))
 
 
 def _scores(outcome: Outcome, quantity: str) -> dict[str, Any]:
@@ -206,11 +221,11 @@ def _as_json(x: Any) -> Any:
     return [_as_json(y) for y in x] if np.ndim(x) else float(x) if np.isfinite(x) else None
 
 
-def interval(finals: Finals) -> tuple[float, float, float]:
-    """IQM of [seeds] or [seeds, tasks], and the ends of its 95 % interval."""
+def interval(finals: Finals, estimator: Estimator = statistics.iqm) -> tuple[float, float, float]:
+    """Estimate of [seeds] or [seeds, tasks], and the ends of its 95 % interval."""
     scores = _by_task(finals)
-    low, high = statistics.bootstrap_interval(scores, statistics.iqm, np.random.default_rng(0))
-    return float(statistics.iqm(scores)), float(low), float(high)
+    low, high = statistics.bootstrap_interval(scores, estimator, np.random.default_rng(0))
+    return float(estimator(scores)), float(low), float(high)
 
 
 def _by_task(finals: Finals) -> Finals:
