@@ -28,7 +28,7 @@ from ess_rl.ess import effective_sample_size
 from ess_rl.gaussian import Gaussian, kl
 from ess_rl.networks import policy, policy_init, value, value_init
 from ess_rl.objectives import advantage_weights
-from ess_rl.offline import in_parts, no_stats
+from ess_rl.offline import in_parts, no_stats, reward_scale
 from ess_rl.optim import adam_init, adam_steps
 from ess_rl.random import fold_in
 from ess_rl.returns import gae
@@ -79,7 +79,7 @@ class AWR:
 
     def prepare(self, state: State, data: Transitions) -> dict[str, Tensor]:
         hyper, stats = state["hyper"], state["data_stats"]
-        scale = torch.where(hyper["return_range"] > 0.0, hyper["return_range"] / stats["return_range"], 1.0)
+        scale = reward_scale(stats, hyper["return_range"])
 
         def values(obs: Tensor) -> Tensor:
             return value(state["params"]["value"], normalizer.standardize(stats["obs"], obs), torch.relu)

@@ -30,7 +30,7 @@ from ess_rl.contract import Metrics, State, Tree
 from ess_rl.ess import effective_sample_size
 from ess_rl.gaussian import Gaussian, kl
 from ess_rl.networks import gaussian, gaussian_init, twin_q, twin_q_init
-from ess_rl.offline import no_stats
+from ess_rl.offline import no_stats, reward_scale
 from ess_rl.optim import adam_init, adam_steps, polyak
 from ess_rl.random import fold_in
 
@@ -81,7 +81,7 @@ class BRAC:
     def update(self, state: State, batch: dict[str, Tensor]) -> tuple[State, Metrics]:
         hyper, stats = state["hyper"], state["data_stats"]
         obs, next_obs = (normalizer.standardize(stats["obs"], batch[name]) for name in ("obs", "next_obs"))
-        scale = torch.where(hyper["return_range"] > 0.0, hyper["return_range"] / stats["return_range"], 1.0)
+        scale = reward_scale(stats, hyper["return_range"])
         action = batch["action"].clamp(-1.0, 1.0)  # what the environment saw of it
         noise, next_noise = batch["noise"].unbind(-2)
         b = Gaussian(batch["behavior_mean"], batch["behavior_log_std"])
@@ -106,17 +106,18 @@ class BRAC:
             pi = policy(params["policy"], obs)
             fixed = tree_map(Tensor.detach, params["q"])
             q_chosen = torch.minimum(*twin_q(fixed, obs, pi.sample(noise).clamp(-1.0, 1.0)))
-            behavior_kl = distance(pi).mean()
+            pull_kl = distance(pi).mean()
             climbs = (state["progress"] >= hyper["cloning"]).to(q_chosen.dtype)
-            policy_loss = hyper["alpha"] * behavior_kl - climbs * q_chosen.mean()
-            return policy_loss + q_loss, {
+            policy_loss = hyper["alpha"] * pull_kl - climbs * q_chosen.mean()
+            paid = {"pull_kl": pull_kl} if self.config.behavior_kl == "reverse" else {}
+            return policy_loss + q_loss, paid | {
                 "policy_loss": policy_loss,
                 "q_loss": q_loss,
                 "q": q_1.mean(),
                 "q_chosen": q_chosen.mean(),
                 "entropy": pi.entropy().mean(),
                 "ess": effective_sample_size(pi.log_prob(batch["action"]) - b.log_prob(batch["action"])),
-                "behavior_kl": behavior_kl,
+                "behavior_kl": kl(pi, b).mean(),
             }
 
         grads, metrics = grad(loss_function, has_aux=True)(state["params"])

@@ -34,7 +34,7 @@ from ess_rl.contract import Draw, Metrics, Precision, Starts, State, Tree
 from ess_rl.diagnostics import share
 from ess_rl.gaussian import Gaussian, kl
 from ess_rl.networks import policy, policy_init, value, value_init
-from ess_rl.objectives import Divergence, divergence_slope, p3o, ppo_clip
+from ess_rl.objectives import Divergence, divergence_slope, p3o, policy_ratio, ppo_clip
 from ess_rl.optim import adam_init, adam_steps, clip_by_global_norm, gradient
 from ess_rl.random import fold_in
 from ess_rl.returns import Correction, corrected, divergence_ahead
@@ -145,7 +145,7 @@ class DAPO:
             log_ratio = log_prob - behavior_log_prob
             slope = divergence_slope(log_ratio, self.config.divergence)
             divergence = (slope + batch["divergence_ahead"]).detach()
-            charged = torch.exp(log_ratio) * divergence
+            charged = policy_ratio(log_ratio) * divergence
             if self.config.objective == "clip":
                 advantage = advantage - hyper["divergence_coef"] * divergence
                 policy_loss, metrics = ppo_clip(log_prob, behavior_log_prob, advantage, clip=hyper["clip"])

@@ -23,7 +23,7 @@ from ess_rl.ess import effective_sample_size
 from ess_rl.gaussian import Gaussian, kl
 from ess_rl.networks import policy, policy_init, twin_q, twin_q_init, value, value_init
 from ess_rl.objectives import advantage_weights, expectile_loss
-from ess_rl.offline import no_stats
+from ess_rl.offline import no_stats, reward_scale
 from ess_rl.optim import adam_init, adam_steps, polyak
 from ess_rl.random import fold_in
 
@@ -77,7 +77,7 @@ class IQL:
     def update(self, state: State, batch: dict[str, Tensor]) -> tuple[State, Metrics]:
         hyper, stats = state["hyper"], state["data_stats"]
         obs, next_obs = (normalizer.standardize(stats["obs"], batch[name]) for name in ("obs", "next_obs"))
-        scale = torch.where(hyper["return_range"] > 0.0, hyper["return_range"] / stats["return_range"], 1.0)
+        scale = reward_scale(stats, hyper["return_range"])
         action = batch["action"].clamp(-1.0, 1.0)  # what the environment saw of it
         b = Gaussian(batch["behavior_mean"], batch["behavior_log_std"])
 

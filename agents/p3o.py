@@ -6,11 +6,9 @@ statistics, standardized advantages, clipped gradients, Adam with linearly decay
 
 Where PPO's clip ends the pull of a sample, P3O's cap only bounds its weight, and ten epochs on one batch carry the
 policy as far as its learning rate lets them: on some tasks too far. `keep_ess`, which is not in the paper, lets the ESS
-hold that back as well. After an iteration's updates e is taken of the ratio between the policies after and before
-them, on the iteration's own data (with a lag that is not the ratio to the behavior). A mean that moved by x standard
-deviations in each of d action dimensions gives log e = -d x^2 (Gaussians of equal width), so the learning rate is
-scaled by the root of log(keep_ess) / log(e), a little each time and never above its schedule. Schulman's
-implementations of 2016 led the KL of PPO in this way; the ESS needs no new quantity.
+hold that back as well (`ess_rl.optim.held_back`). After an iteration's updates e is taken of the ratio between the
+policies after and before them, on the iteration's own data (with a lag that is not the ratio to the behavior), and the
+learning rate is scaled, a little each time and never above its schedule. The ESS needs no new quantity for it.
 
 With `hints`, environments start from hints where all of their group failed, and samples from there count as Affinity^
 hint_lambda in the policy loss: HINT (Wang et al. 2025, arXiv 2510.09388), as `ess_rl.hints` has it. Cap and pull are
@@ -34,7 +32,7 @@ from ess_rl.gaussian import Gaussian, kl
 from ess_rl.hints import affinity_weight
 from ess_rl.networks import policy, policy_init, value, value_init
 from ess_rl.objectives import k3, p3o
-from ess_rl.optim import adam_init, adam_steps, clip_by_global_norm, gradient
+from ess_rl.optim import adam_init, adam_steps, clip_by_global_norm, gradient, held_back
 from ess_rl.random import fold_in
 from ess_rl.returns import Correction, corrected
 from ess_rl.transitions import Transitions, flat_samples
@@ -142,15 +140,16 @@ class P3O:
                 log_ratio, power = log_prob - behavior_log_prob, hyper["hint_lambda"]
                 trust = affinity_weight(log_ratio, advantage, batch["hinted"], power, act_dim=self.act_dim)
                 advantage = trust * advantage
-            if self.config.behavior_kl == "k3":
-                behavior_kl = k3(log_prob, behavior_log_prob)
-            else:
-                behavior_kl = kl(pi, b) if self.config.behavior_kl == "closed_form" else kl(b, pi)
+            behavior_kl = pull_kl = kl(pi, b)
+            if self.config.behavior_kl != "closed_form":
+                pull_kl = kl(b, pi) if self.config.behavior_kl == "reverse" else k3(log_prob, behavior_log_prob)
             cap, pull = self.config.cap, self.config.pull
             e = state["ess"] if self.config.ess == "batch" else None
             policy_loss, metrics = p3o(
-                log_prob, behavior_log_prob, advantage, behavior_kl, cap=cap, pull=pull, act_dim=self.act_dim, ess=e
+                log_prob, behavior_log_prob, advantage, pull_kl, cap=cap, pull=pull, act_dim=self.act_dim, ess=e
             )
+            if self.config.behavior_kl != "closed_form":
+                metrics |= {"pull_kl": metrics["behavior_kl"], "behavior_kl": behavior_kl.mean()}
             metrics |= {} if e is None else {"ess_batch": e}
             weight = metrics.pop("weight")
             if self.config.replay > 0:
@@ -178,10 +177,7 @@ class P3O:
     def observe(self, state: State, rollout: Transitions) -> State:
         new, obs = state["params"]["policy"], normalizer.standardize(state["obs_stats"], rollout.obs)
         after, before = (policy(net, obs).log_prob(rollout.action) for net in (new, state["before"]))
-        e = effective_sample_size(after - before)
-        allowed = -torch.log(state["hyper"]["keep_ess"])  # of -log e; infinite for 0
-        change = torch.sqrt(allowed / -torch.log(e).clamp(max=-1e-6)).clamp(1.0 / 1.5, 1.5)  # at most so much at once
-        rate_factor = (state["rate_factor"] * change).clamp(0.01, 1.0)
+        rate_factor = held_back(state["rate_factor"], after - before, state["hyper"]["keep_ess"])
         obs_stats = normalizer.update(state["obs_stats"], rollout.obs)
         return_scale = normalizer.return_scale_update(
             state["return_scale"], rollout.reward, rollout.last, state["hyper"]["discount"]

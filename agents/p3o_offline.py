@@ -1,14 +1,18 @@
 """P3O on data that someone else collected: the objective of arXiv 2605.12380 with rho = pi / b, b the data's behavior.
 
-Written for one agent; `ess_rl.offline` runs P of them as one tensor program. Three parts, of which the paper has the
-third alone:
+Written for one agent; `ess_rl.offline` runs P of them as one tensor program. The data set stands where P3O has its
+rollouts, as one large old batch:
 
     start     the first updates clone the behavior, so that the ratio begins near 1
-    critic    IQL's (Kostrikov et al. 2021, arXiv 2110.06169): a value that is an expectile of Q over the actions of the
-              data; 0.5 evaluates the behavior policy, one step of policy improvement (Brandfonbrener et al. 2021)
-    policy    -mean( sg(min(rho, e)) A log pi ) + (1 - e) mean( KL(pi || b) ), A = Q - V standardized over the minibatch
+    returns   at the beginning of each stretch of updates (a hundredth of training) lambda-returns and advantages of all
+              the data are made anew, with the value and the policy of that time; V-trace (Espeholt et al. 2018, arXiv
+              1802.01561) follows the policy away from the behavior, `correction` has the others
+    policy    -mean( sg(min(rho, e)) A log pi ) + (1 - e) mean( KL(pi || b) ), A standardized over the minibatch
 
-The further the policy leaves the data, the smaller e: the less a sample pulls, the stronger the KL holds.
+The further the policy leaves the data, the smaller e: the less a sample pulls, the stronger the KL holds. Nothing is
+asked about actions that the data do not have, so there is no Q. Deviations from P3O: the policy first clones; its
+gradient is clipped apart from the value's, which is clipped by nothing; observations and rewards are scaled by the
+data's statistics, once.
 """
 
 from __future__ import annotations
@@ -23,11 +27,13 @@ from torch.func import grad
 from ess_rl import normalizer
 from ess_rl.contract import Metrics, State, Tree
 from ess_rl.gaussian import Gaussian, kl
-from ess_rl.networks import gaussian, gaussian_init, twin_q, twin_q_init, value, value_init
-from ess_rl.objectives import expectile_loss, p3o
-from ess_rl.offline import no_stats
-from ess_rl.optim import adam_init, adam_steps, clip_by_global_norm, polyak
+from ess_rl.networks import gaussian, gaussian_init, value, value_init
+from ess_rl.objectives import p3o
+from ess_rl.offline import in_parts, no_stats, reward_scale
+from ess_rl.optim import adam_init, adam_steps, clip_by_global_norm
 from ess_rl.random import fold_in
+from ess_rl.returns import Correction, corrected
+from ess_rl.transitions import Transitions
 
 
 @dataclass(frozen=True)
@@ -36,15 +42,15 @@ class Config:
     pull: Literal["ess"] | float = "ess"  # weight of the KL: 1 - e; a number is an ablation
     behavior_kl: Literal["closed_form", "reverse"] = "closed_form"  # KL(pi || b), KL(b || pi)
     cloning: float = 0.2  # share of the updates, the first ones, in which the policy clones the behavior
-    expectile: float = 0.7  # of Q over the actions of the data; 0.5 is the value of the behavior policy
-    return_range: float = 1000.0  # rewards are scaled so that returns of the data span this; 0 leaves them as they are
-    learning_rate: float = 3e-4  # of Adam, for critics, value and cloning
+    correction: Correction = "vtrace"  # of the returns, which are the behavior's: none, vtrace, retrace, ess
+    lambda_: float = 0.95  # of the returns
+    return_range: float = 10.0  # rewards are scaled so that returns of the data span this; 0 leaves them as they are
+    learning_rate: float = 3e-4  # of Adam, for the value and for cloning
     policy_learning_rate: float = 1e-4  # of Adam, after cloning; falls linearly to 0
     max_grad_norm: float = 0.5  # of the policy's gradient
     discount: float = 0.99  # per control step
-    tau: float = 0.005  # share of the critics that enters their targets at each update
     log_std_floor: float = -4.0  # of the policy, in units of [-1, 1]
-    hidden: tuple[int, ...] = (256, 256)  # relu units of policy, value and critics
+    hidden: tuple[int, ...] = (256, 256)  # relu units of policy and value
     minibatch: int = 256  # samples of one update: e is taken over them
 
 
@@ -55,15 +61,12 @@ class P3OOffline:
         self.config, self.obs_dim, self.act_dim = config, obs_dim, act_dim
 
     def init(self, seed: Tensor, hyper: dict[str, Tensor]) -> State:
-        hidden = self.config.hidden
         params = {
-            "policy": gaussian_init(fold_in(seed, 0), self.obs_dim, self.act_dim, hidden),
-            "q": twin_q_init(fold_in(seed, 1), self.obs_dim, self.act_dim, hidden),
-            "value": value_init(fold_in(seed, 2), self.obs_dim, hidden),
+            "policy": gaussian_init(fold_in(seed, 0), self.obs_dim, self.act_dim, self.config.hidden),
+            "value": value_init(fold_in(seed, 1), self.obs_dim, self.config.hidden),
         }
         return {
             "params": params,
-            "target_q": params["q"],
             "optimizer": {name: adam_init(net) for name, net in params.items()},
             "data_stats": no_stats(self.obs_dim, seed.device),
             "hyper": hyper,
@@ -74,55 +77,68 @@ class P3OOffline:
         obs = normalizer.standardize(state["data_stats"]["obs"], obs)
         return gaussian(state["params"]["policy"], obs, state["hyper"]["log_std_floor"])
 
-    prepare = None
+    def prepare(self, state: State, data: Transitions) -> dict[str, Tensor]:
+        hyper, stats = state["hyper"], state["data_stats"]
+        scale = reward_scale(stats, hyper["return_range"])
+
+        def values(obs: Tensor) -> Tensor:
+            return value(state["params"]["value"], normalizer.standardize(stats["obs"], obs), torch.relu)
+
+        def policies(obs: Tensor) -> Tensor:
+            return torch.cat(self.act(state, obs), dim=-1)
+
+        pi = Gaussian(*in_parts(policies, data.obs).chunk(2, dim=-1))
+        b = Gaussian(data.behavior_mean, data.behavior_log_std)
+        advantage, value_target = corrected(
+            self.config.correction,
+            pi.log_prob(data.action) - b.log_prob(data.action),
+            scale * data.reward,
+            in_parts(values, data.obs),
+            in_parts(values, data.next_obs),
+            data.terminated,
+            data.last,
+            discount=hyper["discount"],
+            lambda_=hyper["lambda_"],
+        )
+        return {"advantage": advantage, "value_target": value_target}
 
     def update(self, state: State, batch: dict[str, Tensor]) -> tuple[State, Metrics]:
-        hyper, stats, progress = state["hyper"], state["data_stats"], state["progress"]
-        obs, next_obs = (normalizer.standardize(stats["obs"], batch[name]) for name in ("obs", "next_obs"))
-        scale = torch.where(hyper["return_range"] > 0.0, hyper["return_range"] / stats["return_range"], 1.0)
-        action = batch["action"].clamp(-1.0, 1.0)  # what the environment saw of it
+        hyper, progress = state["hyper"], state["progress"]
+        obs = normalizer.standardize(state["data_stats"]["obs"], batch["obs"])
         b = Gaussian(batch["behavior_mean"], batch["behavior_log_std"])
         clones = progress < hyper["cloning"]
 
-        old_q = torch.minimum(*twin_q(state["target_q"], obs, action))
-        next_value = value(state["params"]["value"], next_obs, torch.relu)
-        q_target = scale * batch["reward"] + hyper["discount"] * torch.where(batch["terminated"], 0.0, next_value)
-
         def loss_function(params: Tree) -> tuple[Tensor, Metrics]:
             v = value(params["value"], obs, torch.relu)
-            value_loss = expectile_loss(old_q - v, hyper["expectile"])
-            q_1, q_2 = twin_q(params["q"], obs, action)
-            q_loss = (q_1 - q_target).square().mean() + (q_2 - q_target).square().mean()
-            advantage = (old_q - v).detach()
-            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+            value_loss = 0.5 * (v - batch["value_target"]).square().mean()
             pi = gaussian(params["policy"], obs, hyper["log_std_floor"])
             log_prob = pi.log_prob(batch["action"])
-            behavior_kl = kl(pi, b) if self.config.behavior_kl == "closed_form" else kl(b, pi)
+            behavior_kl = kl(pi, b)
             improvement, metrics = p3o(
                 log_prob,
                 b.log_prob(batch["action"]),
-                advantage,
-                behavior_kl,
+                normalizer.standardize_batch(batch["advantage"]),
+                behavior_kl if self.config.behavior_kl == "closed_form" else kl(b, pi),
                 cap=self.config.cap,
                 pull=self.config.pull,
                 act_dim=self.act_dim,
             )
             del metrics["weight"]  # [n]; the others are one number each
+            if self.config.behavior_kl == "reverse":
+                metrics |= {"pull_kl": metrics["behavior_kl"], "behavior_kl": behavior_kl.mean()}
             policy_loss = torch.where(clones, -log_prob.mean(), improvement)
             metrics |= {
                 "policy_loss": policy_loss,
-                "q_loss": q_loss,
                 "value_loss": value_loss,
-                "q": q_1.mean(),
+                "value": v.mean(),
                 "entropy": pi.entropy().mean(),
             }
-            return policy_loss + q_loss + value_loss, metrics
+            return policy_loss + value_loss, metrics
 
         grads, metrics = grad(loss_function, has_aux=True)(state["params"])
         grads["policy"], metrics["grad_norm"] = clip_by_global_norm(grads["policy"], hyper["max_grad_norm"])
         left = (1.0 - progress) / (1.0 - hyper["cloning"]).clamp(min=1e-3)
         policy_rate = torch.where(clones, hyper["learning_rate"], left * hyper["policy_learning_rate"])
-        rates = {"policy": policy_rate, "q": hyper["learning_rate"], "value": hyper["learning_rate"]}
+        rates = {"policy": policy_rate, "value": hyper["learning_rate"]}
         params, optimizer = adam_steps(state["params"], grads, state["optimizer"], rates)
-        target_q = polyak(state["target_q"], params["q"], hyper["tau"])
-        return {**state, "params": params, "target_q": target_q, "optimizer": optimizer}, metrics
+        return {**state, "params": params, "optimizer": optimizer}, metrics

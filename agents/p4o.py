@@ -26,11 +26,10 @@ from torch.utils._pytree import tree_map
 from ess_rl import normalizer
 from ess_rl.contract import BeginEpoch, Draw, Metrics, Precision, Starts, State, Tree
 from ess_rl.diagnostics import share
-from ess_rl.ess import effective_sample_size
 from ess_rl.gaussian import Gaussian, kl
 from ess_rl.networks import policy, policy_init, value, value_init
 from ess_rl.objectives import MixtureKL, p4o
-from ess_rl.optim import adam_init, adam_steps, clip_by_global_norm, gradient
+from ess_rl.optim import adam_init, adam_steps, clip_by_global_norm, gradient, held_back
 from ess_rl.random import fold_in
 from ess_rl.returns import Correction, corrected
 from ess_rl.transitions import Transitions, flat_samples
@@ -161,10 +160,7 @@ class P4O:
     def observe(self, state: State, rollout: Transitions) -> State:
         new, obs = state["params"]["policy"], normalizer.standardize(state["obs_stats"], rollout.obs)
         after, before = (policy(net, obs).log_prob(rollout.action) for net in (new, state["before"]))
-        e = effective_sample_size(after - before)
-        allowed = -torch.log(state["hyper"]["keep_ess"])  # of -log e; infinite for 0
-        change = torch.sqrt(allowed / -torch.log(e).clamp(max=-1e-6)).clamp(1.0 / 1.5, 1.5)  # at most so much at once
-        rate_factor = (state["rate_factor"] * change).clamp(0.01, 1.0)
+        rate_factor = held_back(state["rate_factor"], after - before, state["hyper"]["keep_ess"])
         obs_stats = normalizer.update(state["obs_stats"], rollout.obs)
         return_scale = normalizer.return_scale_update(
             state["return_scale"], rollout.reward, rollout.last, state["hyper"]["discount"]

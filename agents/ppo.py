@@ -127,25 +127,10 @@ class PPO:
                 log_ratio, power = log_prob - behavior_log_prob, hyper["hint_lambda"]
                 trust = affinity_weight(log_ratio, advantage, batch["hinted"], power, act_dim=self.act_dim)
                 advantage = trust * advantage
-            behavior_kl, clip = kl(b, pi) if self.config.objective == "kl" else kl(pi, b), hyper["clip"]
             if self.config.objective == "clip":
-                policy_loss, metrics = ppo_clip(log_prob, behavior_log_prob, advantage, clip=clip)
-            elif self.config.objective == "decoupled":
-                proximal = batch["proximal_log_prob"]
-                policy_loss, metrics = ppo_decoupled(log_prob, proximal, behavior_log_prob, advantage, clip=clip)
-            elif self.config.objective == "generalized":
-                proximal = batch["proximal_log_prob"]
-                policy_loss, metrics = ppo_generalized(log_prob, proximal, behavior_log_prob, advantage, clip=clip)
-            elif self.config.objective == "variance":
-                policy_loss, metrics = ppo_variance(
-                    log_prob, behavior_log_prob, advantage, coefficient=state["kl_coef"]
-                )
-            elif self.config.objective == "band":
-                policy_loss, metrics = ppo_band(log_prob, behavior_log_prob, advantage, clip=clip)
+                policy_loss, metrics = ppo_clip(log_prob, behavior_log_prob, advantage, clip=hyper["clip"])
             else:
-                policy_loss, metrics = ppo_kl(
-                    log_prob, behavior_log_prob, advantage, behavior_kl, kl_coef=state["kl_coef"]
-                )
+                policy_loss, metrics = self._relative(state, batch, pi, b, advantage)
             weight = metrics.pop("weight")
             if self.config.replay > 0:
                 metrics["replayed_share"] = share(weight * advantage, batch["age"] > 0)
@@ -154,7 +139,7 @@ class PPO:
             value_loss = 0.5 * (value(params["value"], batch["obs"]) - batch["value_target"]).square().mean()
             entropy = pi.entropy().mean()
             loss = policy_loss + hyper["value_coef"] * value_loss - hyper["entropy_coef"] * entropy
-            metrics |= {"behavior_kl": behavior_kl.mean(), "value_loss": value_loss, "entropy": entropy, "loss": loss}
+            metrics |= {"behavior_kl": kl(pi, b).mean(), "value_loss": value_loss, "entropy": entropy, "loss": loss}
             return loss, metrics
 
         grads, metrics = gradient(loss_function, state["params"])
@@ -166,6 +151,22 @@ class PPO:
         params, optimizer = adam_steps(state["params"], grads, state["optimizer"], rates)
         return {**state, "params": params, "optimizer": optimizer}, metrics
 
+    def _relative(
+        self, state: State, batch: dict[str, Tensor], pi: Gaussian, b: Gaussian, advantage: Tensor
+    ) -> tuple[Tensor, Metrics]:
+        """The objectives that stand beside PPO's own."""
+        log_prob, behavior_log_prob = pi.log_prob(batch["action"]), b.log_prob(batch["action"])
+        proximal, clip, coefficient = batch["proximal_log_prob"], state["hyper"]["clip"], state["kl_coef"]
+        if self.config.objective == "decoupled":
+            return ppo_decoupled(log_prob, proximal, behavior_log_prob, advantage, clip=clip)
+        if self.config.objective == "generalized":
+            return ppo_generalized(log_prob, proximal, behavior_log_prob, advantage, clip=clip)
+        if self.config.objective == "band":
+            return ppo_band(log_prob, behavior_log_prob, advantage, clip=clip)
+        if self.config.objective == "variance":
+            return ppo_variance(log_prob, behavior_log_prob, advantage, coefficient=coefficient)
+        return ppo_kl(log_prob, behavior_log_prob, advantage, kl(b, pi), kl_coef=coefficient)
+
     def observe(self, state: State, rollout: Transitions) -> State:
         obs_stats = normalizer.update(state["obs_stats"], rollout.obs)
         return_scale = normalizer.return_scale_update(
@@ -175,7 +176,8 @@ class PPO:
         return {**state, "obs_stats": obs_stats, "return_scale": return_scale}
 
     def _led(self, state: State, rollout: Transitions) -> Tensor:
-        """The weight of a penalty, twice or half of what it was where the penalized has left its range (Section 4).
+        """The weight of a penalty, twice or half of what it was where the penalized has left its range (Section 4), and
+        as it was before anything is learned.
 
         Of the objective kl that is KL(b || pi), about `target_kl`; of the objective variance it is the variance of the
         ratio, about clip^2, which is what a ratio has that is clip away from 1 on average (ours).
@@ -190,4 +192,5 @@ class PPO:
             reached, target = (ratio - 1.0).square(), state["hyper"]["clip"].square()
         reached = processes.mean(reached)
         factor = torch.where(reached > 1.5 * target, 2.0, torch.where(reached < target / 1.5, 0.5, 1.0))
+        factor = torch.where(state["optimizer"]["policy"]["step"] > 0.0, factor, 1.0)
         return (state["kl_coef"] * factor).clamp(1e-3, 1e3)  # bounds of ours: where nothing moves, it would vanish

@@ -135,21 +135,15 @@ class TBA:
         segments = {name: windows(x, length) for name, x in segments.items()}
         within = within_episode(rollout.last, length)
         weights = path_weights(within, hyper["lambda_"])
-
-        def ahead(charge: Tensor) -> Tensor:
-            """Lambda-return of each step, less what is charged on the way."""
-            residuals = path_residuals(
-                windows(charge, length), torch.zeros_like(reward), segments["end_value"], discount=hyper["discount"]
-            )
-            return -(weights * residuals).sum(-1)
-
         charge = hyper["beta"] * (log_prob - reference_log_prob) + hyper["entropy_coef"] * log_prob - reward
+        residuals = path_residuals(
+            windows(charge, length), value(params["value"], obs), segments["end_value"], discount=hyper["discount"]
+        )
         samples = segments | {
             "within": within,
             "behavior_mean": rollout.behavior_mean,
             "behavior_log_std": rollout.behavior_log_std,
-            "advantage": ahead(charge) - value(params["value"], obs),
-            "value_target": ahead(-reward),
+            "advantage": -(weights * residuals).sum(-1),
             "log_ratio": log_prob - b.log_prob(rollout.action),
         }
         return {name: x.flatten(0, 1) for name, x in samples.items()}

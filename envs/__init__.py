@@ -187,6 +187,8 @@ def make_hinted(
 def _in_groups(kind: type[Grouped], plain: TorchVectorEnv, group: int) -> Grouped:
     if group < 1 or plain.num_envs % group:
         raise UsageError(f"groups of {group} do not divide {plain.num_envs} environments: choose a divisor")
+    if plain.staggered:
+        raise UsageError("staggered starts would part the environments of a group: leave one of the two out")
     how = {"dtype": plain.dtype, "max_episode_steps": plain.max_episode_steps}
     return kind(plain.env_id, plain.dynamics, plain.num_envs, plain.device, group=group, **how)
 

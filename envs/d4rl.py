@@ -23,11 +23,17 @@ def import_file(file: Path, dataset_id: str, env_id: str, metadata: Mapping[str,
     not known: unless it terminated, that step is left out, and the one before it is the last, truncated.
 
     Raises:
-        UsageError: the file is none, or lacks a column, or its columns have unequal lengths.
+        UsageError: the file is none, or lacks a column, or its columns have unequal lengths, or observations or actions
+            of other sizes than the task's.
     """
     columns = _read(file)
     minari_write.check_name(dataset_id, overwrite=overwrite)
-    _, space = minari_write.spaces_of(env_id)
+    obs_space, space = minari_write.spaces_of(env_id)
+    sizes = {"observations": obs_space.shape, "next_observations": obs_space.shape, "actions": space.shape}
+    for name, shape in sizes.items():
+        if name in columns and columns[name].shape[1:] != shape:
+            found = f"{list(columns[name].shape[1:])} numbers, {env_id} {list(shape)}"
+            raise UsageError(f"{file}: a row of {name!r} has {found}: name the task that the file is of")
     half_range, center = 0.5 * (space.high - space.low), 0.5 * (space.high + space.low)
     columns["actions"] = (columns["actions"] - center) / half_range
     episodes = list(_episodes(columns))
@@ -56,8 +62,10 @@ def _read(file: Path) -> dict[str, NDArray[Any]]:
     for name in _NEEDED:
         if name not in columns:
             raise UsageError(f"{file} has no {name!r}: not a file of D4RL's format")
-        if len(columns[name]) != len(columns["rewards"]):
-            raise UsageError(f"{file}: {name!r} has {len(columns[name])} rows, 'rewards' {len(columns['rewards'])}")
+    for name, column in columns.items():
+        if column.shape[:1] != columns["rewards"].shape[:1]:
+            rows, of_rewards = (x.shape[0] if x.ndim else "no" for x in (column, columns["rewards"]))
+            raise UsageError(f"{file}: {name!r} has {rows} rows, 'rewards' {of_rewards}: the file is damaged")
     return columns
 
 

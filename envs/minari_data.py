@@ -33,7 +33,8 @@ from ess_rl.errors import UsageError
 from ess_rl.transitions import Transitions
 
 CACHE = ".ess-rl"  # beside the namespaces; Minari does not look into hidden folders
-_VERSION = 2  # of the files in the cache
+_VERSION = 3  # of the files in the cache
+_INFOS = ("behavior_mean", "behavior_log_std", "sampled_action")  # in units of [-1, 1]
 
 
 @dataclass(frozen=True)
@@ -271,7 +272,7 @@ def _flatten(dataset_id: str, folder: Path) -> tuple[dict[str, NDArray[Any]], di
             obs = _flat(obs_space, episode.observations)
             if len(obs) != steps + 1:
                 raise UsageError(f"{dataset_id}: episode {number} has {steps} steps and {len(obs)} observations")
-            action = (np.asarray(episode.actions, np.float32).reshape(steps, -1) - center) / half_range
+            action: NDArray[Any] = (np.asarray(episode.actions, np.float32).reshape(steps, -1) - center) / half_range
             found: dict[str, NDArray[Any]] = {
                 "obs": obs[:-1], "action": action, "reward": np.asarray(episode.rewards, np.float32),
                 "terminated": np.asarray(episode.terminations, bool), "next_obs": obs[1:],
@@ -280,7 +281,7 @@ def _flatten(dataset_id: str, folder: Path) -> tuple[dict[str, NDArray[Any]], di
             if not (ended[-1] or found["terminated"][-1]):
                 ended[-1], cut = True, cut + 1
             found["truncated"] = ended
-            acted = _behavior(episode.infos or {}, steps, action.shape[1])
+            acted = _behavior(episode.infos or {}, action)
             recorded = recorded and acted is not None
             _check_finite(dataset_id, number, found | (acted or {}))
             for name, x in (found | (acted or {})).items():
@@ -292,9 +293,10 @@ def _flatten(dataset_id: str, folder: Path) -> tuple[dict[str, NDArray[Any]], di
         raise UsageError(f"{dataset_id} cannot be read ({type(error).__name__}: {_one_line(error)})") from None
     if len(starts) == 1:
         raise UsageError(f"{dataset_id} has no episodes")
-    if not recorded:
-        for name in ("behavior_mean", "behavior_log_std"):
-            parts.pop(name, None)
+    acted = {name: parts.pop(name, []) for name in _INFOS}  # of only some episodes they are of no use
+    if recorded:
+        parts |= acted | {"action": acted["sampled_action"]}
+        del parts["sampled_action"]
     columns = {name: np.concatenate(x) for name, x in parts.items()} | {"starts": np.array(starts[:-1])}
     info = {"columns": list(columns), "obs_names": names, "recorded_behavior": recorded, "cut": cut}
     info["action_range"] = np.stack([low, high], axis=1).tolist()
@@ -345,19 +347,23 @@ def _flat(space: spaces.Space, value: Any) -> NDArray[np.float32]:
     return x.reshape(len(x), -1).astype(np.float32)
 
 
-def _behavior(infos: dict[str, Any], steps: int, act_dim: int) -> dict[str, NDArray[np.float32]] | None:
-    """What acted, and the action as it was sampled, where an episode recorded them."""
-    if not {"behavior_mean", "behavior_log_std"} <= infos.keys():
-        return None
-    names = {"behavior_mean": "behavior_mean", "behavior_log_std": "behavior_log_std", "sampled_action": "action"}
+def _behavior(infos: dict[str, Any], action: NDArray[np.float32]) -> dict[str, NDArray[np.float32]] | None:
+    """What acted, and the action as it was sampled, where an episode of actions [T, act_dim] recorded them.
+
+    An action at its bounds may have been sampled beyond them, and its density there is not that of what was done: so an
+    episode without `sampled_action` recorded the behavior only if no action is there.
+    """
+    if (np.abs(action) < 1.0).all():
+        infos = {"sampled_action": action, **infos}
     found = {}
-    for name, column in names.items():
-        if name in infos:
-            x = np.asarray(infos[name], np.float32)
-            x = x.reshape(len(x), -1)[-steps:]  # Minari's DataCollector has one more, of the reset, before the others
-            if x.shape != (steps, act_dim):
-                return None
-            found[column] = x
+    for name in _INFOS:
+        if name not in infos:
+            return None
+        x = np.asarray(infos[name], np.float32)
+        # Minari's DataCollector has one more, of the reset, before the others.
+        found[name] = x.reshape(len(x), -1)[-len(action) :]
+        if found[name].shape != action.shape:
+            return None
     return found
 
 

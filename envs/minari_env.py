@@ -79,9 +79,13 @@ def is_safe(metadata: dict[str, Any]) -> bool:
     for text in (metadata.get("env_spec"), metadata.get("eval_env_spec")):
         if text is None:
             continue
-        spec = json.loads(text)
-        known = _registered(spec["id"])
-        if known is None or known.entry_point != spec["entry_point"] or spec["additional_wrappers"]:
+        try:
+            spec = json.loads(text)
+            env_id, entry_point, wrappers = spec["id"], spec["entry_point"], spec["additional_wrappers"]
+        except (ValueError, KeyError, TypeError):
+            return False
+        known = _registered(env_id)
+        if known is None or known.entry_point != entry_point or wrappers:
             return False
     return True
 

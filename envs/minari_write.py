@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import warnings
 from collections.abc import Iterable, Mapping
@@ -18,7 +19,7 @@ import envs
 from envs import minari_data
 from ess_rl.errors import UsageError
 
-_PART = ".recording-"  # of a folder that is being written, then the process that writes it
+_PART = f".recording-{platform.node()}-"  # of a folder that is being written, then the process that writes it
 _AT_ONCE = 100  # episodes that are handed to Minari together
 
 
@@ -86,15 +87,12 @@ def write(
         _fill(part / "data", dataset_id, env_id, episodes, metadata)
         _create_namespace(dataset_id)
         if folder.exists():
-            shutil.move(folder, part / "old")
-        (part / "data").rename(_made(folder) / "data")
+            (part / "old" / dataset_id).parent.mkdir(parents=True)
+            folder.rename(part / "old" / dataset_id)
+        folder.mkdir(parents=True)
+        (part / "data").rename(folder / "data")
     finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return folder
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
+        _clear(part)
     return folder
 
 
@@ -152,7 +150,18 @@ def _remove_leftovers() -> None:
     for path in minari_data.root().glob(f"{_PART}*"):
         number = path.name.removeprefix(_PART)
         if number.isdigit() and not _is_alive(int(number)):
-            shutil.rmtree(path, ignore_errors=True)
+            _clear(path)
+
+
+def _clear(part: Path) -> None:
+    """Remove what a recording leaves; a set that it was to replace, and did not come to, goes back to its place."""
+    for metadata in (part / "old").rglob("data/metadata.json"):
+        old = metadata.parents[1]
+        folder = minari_data.root() / old.relative_to(part / "old")
+        if not (folder / "data").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            (old / "data").rename(folder / "data")
+    shutil.rmtree(part, ignore_errors=True)
 
 
 def _is_alive(process: int) -> bool:

@@ -22,7 +22,7 @@ class ReplayedUpdates:
     """
 
     def __init__(self, population: Population, replay: Replay, config: AlternatingConfig, purpose: int):
-        """`purpose` of the random numbers: see `ess_rl.loop`."""
+        """`purpose` of the random numbers: see `ess_rl.random`."""
         self._population, self._replay, self._config, self._purpose = population, replay, config, purpose
         device, numbers = population.device, population.numbers["replayed_updates"]
         self._iteration, self._turn, self._head, self._held = torch.zeros(4, dtype=torch.int64, device=device).unbind(0)
@@ -56,7 +56,7 @@ class ReplayedUpdates:
         count = random.poisson(seeds, self._mean)
         seeds = random.fold_in(random.fold_in(seeds, self._turn), processes.number())
         replay, config = self._replay, self._config
-        age = torch.arange(replay.capacity // config.rollout, device=self._head.device)
+        age = torch.arange(1 + config.replay, device=self._head.device)
         weight = torch.ones_like(age).double() if config.draw == "uniform" else 1.0 / (1.0 + age.double())
         weight = torch.where(age < self._held, weight, 0.0)
         ages = random.categorical(seeds, weight.expand(len(seeds), -1).contiguous(), config.segments)

@@ -19,7 +19,7 @@ def effective_sample_size(
     Deviation: the sums are taken of exp(log_ratio - max), which changes nothing but cannot overflow.
 
     Args:
-        log_ratio: log pi(a|s) - log b(a|s), any shape.
+        log_ratio: log pi(a|s) - log b(a|s), any shape. Half precision is summed, and answered, in float32.
         mask: bool, same shape; False elements do not count, whatever they hold.
         dim: axes of the samples; None takes all of them.
 
@@ -29,7 +29,7 @@ def effective_sample_size(
         no answer. Under torch.distributed (process group initialized) the batch is that of all processes together:
         every process must call, and gets the same answer.
     """
-    log_ratio = log_ratio.detach()
+    log_ratio = log_ratio.detach().to(torch.promote_types(log_ratio.dtype, torch.float32))
     dims = tuple(range(log_ratio.ndim)) if dim is None else dim
     valid = torch.ones_like(log_ratio, dtype=torch.bool) if mask is None else mask
     log_ratio = torch.where(valid, log_ratio, -torch.inf)

@@ -45,7 +45,7 @@ def standardize_batch(x: Tensor) -> Tensor:
     """(x - mean) / std of a minibatch [n], with the n - 1 of torch.std; of the whole one where processes share it."""
     if processes.count() == 1:
         return (x - x.mean()) / (x.std() + 1e-8)
-    wide = x.to(torch.float64)  # one message instead of two, and sums of squares that cancel nothing
+    wide = x.to(torch.float64)  # one message instead of two; squares that are subtracted want the digits
     first, second = processes.total(torch.stack([wide.sum(), wide.square().sum()])).unbind(0)
     n = x.numel() * processes.count()
     std = torch.sqrt((second - first.square() / n).clamp(min=0.0) / (n - 1))

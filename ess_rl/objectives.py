@@ -25,6 +25,17 @@ from ess_rl.returns import path_residuals, path_weights
 MixtureKL = Literal["variational", "convex", "k3"]
 Divergence = Literal["kl", "reverse_kl", "hellinger"]
 
+_HIGHEST = 20.0  # log ratio; e^20 is 4.9e8
+
+
+def policy_ratio(log_ratio: Tensor) -> Tensor:
+    """rho = exp(log_ratio), at most e^20: beyond it there is no gradient.
+
+    Deviation of all that uses it: e^89 is no float32 any more, and an infinite ratio turns the zero gradient outside a
+    clip range into no number. Data of others have such ratios, where a fitted behavior is narrow and an action far off.
+    """
+    return torch.exp(log_ratio.clamp(max=_HIGHEST))
+
 
 def p3o(
     log_prob: Tensor,
@@ -170,7 +181,7 @@ def ppo_clip(
         loss = -mean( min( rho A, clamp(rho, 1 - clip, 1 + clip) A ) )
 
     Source: Schulman et al. 2017 (arXiv 1707.06347), Eq. 7. Metrics: `ess` of the same batch (not used by the
-    loss), `clipped_fraction` (|rho - 1| > clip), `log_ratio_max`; all 0-dim.
+    loss), `clipped_fraction` (|rho - 1| > clip), `log_ratio_max`, `weight`.
     """
     return _clipped_about(1.0, log_prob - behavior_log_prob.detach(), advantage.detach(), clip)
 
@@ -179,7 +190,7 @@ def _clipped_about(
     center: float | Tensor, log_ratio: Tensor, advantage: Tensor, clip: float | Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The clipped surrogate with its range about `center`, and the metrics of `ppo_clip`."""
-    ratio = torch.exp(log_ratio)
+    ratio = policy_ratio(log_ratio)
     clipped = ratio.clamp(min=center - clip).clamp(max=center + clip)
     loss = -torch.minimum(ratio * advantage, clipped * advantage).mean()
     return loss, {
@@ -201,7 +212,7 @@ def ppo_decoupled(
     the caller's affair: theirs is an exponential average of the weights, our PPO takes the iteration's first policy.
     Metrics: `ess` of pi / b, `clipped_fraction` of r, `log_ratio_max` of pi / b, `weight`.
     """
-    correction = torch.exp(proximal_log_prob - behavior_log_prob).detach()
+    correction = policy_ratio(proximal_log_prob - behavior_log_prob).detach()
     loss, metrics = ppo_clip(log_prob, proximal_log_prob, advantage.detach() * correction, clip=clip)
     log_ratio, weight = (log_prob - behavior_log_prob).detach(), correction * metrics["weight"]
     ess = effective_sample_size(log_ratio)
@@ -221,7 +232,7 @@ def ppo_generalized(
     over: its choice of how many older policies to learn from, and its learning rate led by the total variation.
     Metrics: `ess` of rho, `clipped_fraction` (|rho - center| > clip), `log_ratio_max` of rho, `weight`.
     """
-    center = torch.exp(proximal_log_prob - behavior_log_prob).detach()
+    center = policy_ratio(proximal_log_prob - behavior_log_prob).detach()
     return _clipped_about(center, log_prob - behavior_log_prob.detach(), advantage.detach(), clip)
 
 
@@ -238,7 +249,7 @@ def ppo_variance(
     bound and dual step is ours (the rule that leads `coefficient` is with the agent). Metrics: `ess`,
     `ratio_variance`, `coefficient`, `log_ratio_max`, `weight` (of the first term).
     """
-    penalty = (torch.exp(log_prob - behavior_log_prob.detach()) - 1.0).square()
+    penalty = (policy_ratio(log_prob - behavior_log_prob.detach()) - 1.0).square()
     loss, metrics = ppo_kl(log_prob, behavior_log_prob, advantage, penalty, kl_coef=coefficient)
     named = {"ratio_variance": penalty.mean().detach(), "coefficient": metrics.pop("kl_coef")}
     return loss, metrics | named
@@ -273,7 +284,7 @@ def bpo(
     `weight`; a sample pulls its rho back where the sign of `weight` is not that of (Q - U) A.
     """
     log_ratio = log_prob - behavior_log_prob.detach()
-    ratio = torch.exp(log_ratio)
+    ratio = policy_ratio(log_ratio)
     target = 1.0 - clip + 2.0 * clip * torch.sigmoid(median_advantage.detach() / temperature)
     loss = ((ratio - target).abs() * advantage.detach().abs()).mean()
     short = (target - ratio).detach()
@@ -325,7 +336,7 @@ def ppo_kl(
     """
     log_ratio = log_prob - behavior_log_prob.detach()
     coefficient = kl_coef if isinstance(kl_coef, Tensor) else torch.full_like(log_ratio.detach().sum(), kl_coef)
-    ratio = torch.exp(log_ratio)
+    ratio = policy_ratio(log_ratio)
     loss = -(ratio * advantage.detach()).mean() + coefficient * behavior_kl.mean()
     log_ratio = log_ratio.detach()
     return loss, {
@@ -485,7 +496,7 @@ def advantage_weights(
     scaled = advantage.detach() / temperature
     if form == "exponential":
         highest = torch.log(cap) if isinstance(cap, Tensor) else math.log(cap)
-        return torch.exp(scaled.clamp(max=highest))
+        return torch.exp(scaled.clamp(min=-80.0).clamp(max=highest))  # above 0, so that any minibatch has an ESS
     return torch.softmax(scaled, dim=0) * scaled.shape[0]
 
 

@@ -138,6 +138,11 @@ def no_stats(obs_dim: int, device: torch.device) -> Tree:
     return {"obs": normalizer.init((obs_dim,), device), "return_range": torch.ones((), device=device)}
 
 
+def reward_scale(stats: Tree, target: Tensor) -> Tensor:
+    """What rewards are multiplied with so that the returns of the data span `target`; 1 where that is 0. 0-dim."""
+    return torch.where(target > 0.0, target / stats["return_range"], 1.0)
+
+
 def in_parts(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """`function` of a column [N, ...], of a part of its rows at a time."""
     return torch.cat([function(part) for part in x.split(_AT_ONCE)])

@@ -9,6 +9,7 @@ from torch.utils import _pytree as pytree
 
 from ess_rl import processes
 from ess_rl.contract import Metrics, Tree
+from ess_rl.ess import effective_sample_size
 
 
 def gradient(loss_function: Callable[[Tree], tuple[Tensor, Metrics]], params: Tree) -> tuple[Tree, Metrics]:
@@ -97,6 +98,27 @@ def clip_by_global_norm(grads: Tree, max_norm: float | Tensor) -> tuple[Tree, Te
     norm = torch.sqrt(sum((leaf.square().sum() for leaf in leaves), start=torch.zeros_like(leaves[0].sum())))
     factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
     return pytree.tree_map(lambda g: g * factor, grads), norm
+
+
+def held_back(rate_factor: Tensor, log_ratio: Tensor, keep_ess: Tensor) -> Tensor:
+    """The factor of a learning rate whose updates are to leave an ESS of `keep_ess`, after an iteration of them.
+
+        factor <- factor * sqrt( log(keep_ess) / log(e) ),     e the ESS of exp(log_ratio)
+
+    by at most 1.5 at once, up or down, and within 0.01 and 1: never above the schedule. A mean that moved by x standard
+    deviations in each of d action dimensions gives log e = -d x^2 (Gaussians of equal width), hence the root.
+
+    Source: ours; Schulman's implementations of 2016 led the KL of PPO in this way.
+
+    Args:
+        rate_factor: 0-dim, in [0.01, 1].
+        log_ratio: of the policy after the updates to that before them, on the data of the iteration, any shape.
+        keep_ess: 0-dim, in [0, 1); 0 holds nothing back.
+    """
+    allowed = -torch.log(keep_ess)  # of -log e; infinite for 0
+    log_e = torch.log(effective_sample_size(log_ratio))
+    change = torch.sqrt(allowed / -log_e.clamp(max=-1e-6)).clamp(1.0 / 1.5, 1.5)
+    return (rate_factor * change).clamp(0.01, 1.0)
 
 
 def polyak(target: Tree, params: Tree, share: float | Tensor) -> Tree:

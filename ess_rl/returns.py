@@ -190,7 +190,7 @@ def divergence_ahead(
 
 
 def windows(x: Tensor, length: int) -> Tensor:
-    """The segment that begins at each step: x [T, B, ...] to [T, B, length, ...], steps t to t + length - 1.
+    """The segment that begins at each step: x [T, B, ...] to [T, B, min(length, T), ...], steps t to t + length - 1.
 
     Past the end the last step is repeated; `within_episode` says what counts.
     """
@@ -200,7 +200,7 @@ def windows(x: Tensor, length: int) -> Tensor:
 
 
 def within_episode(last: Tensor, length: int) -> Tensor:
-    """Which steps of `windows` lie in the episode, and the record, that the segment begins in: [T, B, length] bool."""
+    """Which steps of `windows` lie in the episode, and the record, that the segment begins in: bool, as `windows`."""
     steps = torch.arange(last.shape[0], device=last.device)
     held = steps[:, None] + steps[:length] < last.shape[0]
     ends = windows(last, length).long()

@@ -33,3 +33,5 @@ def test_what_cannot_stand_in_groups_is_refused():
         envs.make_grouped("Hopper-v5", 4, 2)
     with pytest.raises(UsageError, match="groups of 3 do not divide 4 environments"):
         envs.make_grouped("Pendulum-v1", 4, 3)
+    with pytest.raises(UsageError, match="staggered starts would part the environments of a group"):
+        envs.make_grouped("Pendulum-v1", 4, 2, staggered=True)

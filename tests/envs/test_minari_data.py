@@ -233,6 +233,7 @@ def test_a_set_without_spaces_is_not_made_by_unknown_code(home: Path):
     metadata = json.loads(path.read_text()) | spec_of(id="Evil-v0", entry_point="evil:Env")
     path.write_text(json.dumps({key: value for key, value in metadata.items() if not key.endswith("space")}))
     assert "recorded no spaces" in refusal("a-v0")
+    assert not any(minari_env.is_safe({"env_spec": text}) for text in ("nonsense", "{}", "[]"))
 
 
 def test_a_download_without_internet_says_so(monkeypatch: pytest.MonkeyPatch):
@@ -246,6 +247,37 @@ def test_a_download_without_internet_says_so(monkeypatch: pytest.MonkeyPatch):
         UsageError, match=r"ess/nowhere-v0 cannot be downloaded, is there internet\? \(ConnectionError: no"
     ):
         minari_data.download("ess/nowhere-v0")
+
+
+def test_a_set_that_could_not_be_replaced_is_still_there(home: Path, monkeypatch: pytest.MonkeyPatch):
+    minari_write.write("ess/made-v0", "Pendulum-v1", [episode(5)], {})
+    before, rename = minari_data.load("ess/made-v0").transitions, Path.rename
+
+    def fails(self: Path, target: Path) -> Path:
+        if self.parent.name.startswith(".recording-") and self.name == "data":  # the new one, to its place
+            raise OSError("disk full")
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", fails)
+        with pytest.raises(OSError, match="disk full"):
+            minari_write.write("ess/made-v0", "Pendulum-v1", [episode(3)], {}, overwrite=True)
+    assert list(home.glob(".recording-*")) == [] and list(minari_data.local()) == ["ess/made-v0"]
+    assert torch.equal(minari_data.load("ess/made-v0").transitions.obs, before.obs)
+
+
+def test_a_behavior_is_recorded_where_the_sampled_actions_are():
+    """Else the density at a bound, where an action was clipped, would be taken as that of the action."""
+    acted = {"behavior_mean": np.zeros((4, 1), np.float32), "behavior_log_std": np.zeros((4, 1), np.float32)}
+    inside, at_bound = np.full((4, 1), 4.0, np.float32), np.array([[4.0], [6.0], [4.0], [4.0]], np.float32)
+    sampled = {"sampled_action": np.full((4, 1), 1.5, np.float32)}
+    write_raw("a-v0", [buffer(infos=acted, actions=inside)], OBS, ACTION)
+    write_raw("b-v0", [buffer(infos=acted, actions=inside), buffer(infos=acted, actions=at_bound)], OBS, ACTION)
+    write_raw("c-v0", [buffer(infos=acted | sampled, actions=at_bound), buffer(actions=inside)], OBS, ACTION)
+    a, b, c = (minari_data.load(name, fit=QUICK) for name in ("a-v0", "b-v0", "c-v0"))
+    assert [x.recorded_behavior for x in (a, b, c)] == [True, False, False]
+    assert a.transitions.action[:, 0].tolist() == [0.5] * 4  # 4 of [-2, 6]
+    assert c.transitions.action[:, 0].tolist() == [0.5, 1.0, 0.5, 0.5] + [0.5] * 4  # all as the environment saw them
 
 
 def test_a_killed_writer_leaves_no_half_set(home: Path):
@@ -296,6 +328,18 @@ def test_d4rl_files_become_episodes(tmp_path: Path):
     (tmp_path / "text").write_text("no")
     with pytest.raises(UsageError, match="not an HDF5 file"):
         d4rl.import_file(tmp_path / "text", "d4rl/b-v0", "Pendulum-v1", {}, overwrite=False)
+    with pytest.raises(UsageError, match=r"a row of 'observations' has \[3\] numbers, Hopper-v5 \[11\]"):
+        d4rl.import_file(path, "d4rl/b-v0", "Hopper-v5", {}, overwrite=False)
+    for name, column, said in (
+        ("actions", np.zeros((6, 3)), r"a row of 'actions' has \[3\] numbers, Pendulum-v1 \[1\]"),
+        ("timeouts", np.zeros(5, bool), "'timeouts' has 5 rows, 'rewards' 6"),
+        ("next_observations", obs[:4], "'next_observations' has 4 rows, 'rewards' 6"),
+    ):
+        with h5py.File(tmp_path / "other.hdf5", "w") as file:
+            for key, x in (columns | {name: column}).items():
+                file[key] = x
+        with pytest.raises(UsageError, match=said):
+            d4rl.import_file(tmp_path / "other.hdf5", "d4rl/b-v0", "Pendulum-v1", {}, overwrite=False)
     with h5py.File(path, "a") as file:
         del file["terminals"]
     with pytest.raises(UsageError, match="has no 'terminals'"):

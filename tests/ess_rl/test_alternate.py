@@ -129,3 +129,13 @@ def test_recent_rollouts_are_drawn_more_often(monkeypatch: pytest.MonkeyPatch):
     shares = torch.bincount(drawn, minlength=KEPT) / len(drawn)
     assert len(drawn) > 5000
     torch.testing.assert_close(shares, torch.tensor([6.0, 3.0, 2.0]) / 11.0, rtol=0.0, atol=5 * 0.5 / len(drawn) ** 0.5)
+
+
+def test_rollouts_that_are_kept_for_others_are_not_drawn_from(monkeypatch: pytest.MonkeyPatch):
+    """A ring with room for more than 1 + replay rollouts, as --save-replay makes it, trains the same agent."""
+    room = [trained([3, 8], 12, replayed_updates=2.0)[0]]
+    init = Replay.__init__
+    monkeypatch.setattr(Replay, "__init__", lambda self, capacity, *others: init(self, 3 * capacity, *others))
+    room.append(trained([3, 8], 12, replayed_updates=2.0)[0])
+    for one, other in zip(*(pytree.tree_leaves(population.state) for population in room), strict=True):
+        torch.testing.assert_close(one, other, rtol=0.0, atol=0.0)

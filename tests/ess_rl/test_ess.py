@@ -76,6 +76,14 @@ def test_dim_takes_each_slice_on_its_own():
     assert effective_sample_size(log_ratio).shape == ()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_summed_in_float32(dtype: torch.dtype):
+    """The square of 300 is beyond float16, and bfloat16 knows no number between 0.984 and 0.988."""
+    log_ratio = (0.1 * torch.randn(300, generator=torch.Generator().manual_seed(0))).to(dtype)
+    e = effective_sample_size(log_ratio)
+    assert e.dtype == torch.float32 and e.item() == effective_sample_size(log_ratio.float()).item()
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_bad_ratio_that_counts_surfaces(bad: float):
     assert effective_sample_size(torch.tensor([0.0, bad, 1.0])).isnan()

@@ -493,6 +493,18 @@ def test_the_weight_is_what_the_gradient_says(name: str):
     assert (0.1 < silent < 0.9) if name in ("ppo_clip", "ppo_decoupled", "ppo_generalized") else silent == 0.0
 
 
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_ratio_that_is_no_float_any_more_leaves_a_gradient(name: str, sign: float):
+    """e^222: of an action far from a narrow behavior. The other samples still learn, of whichever sign it is."""
+    b, advantage = torch.zeros(4), sign * torch.tensor([1.0, -1.0, 2.0, -2.0])
+    x = torch.tensor([222.0, 0.0, 0.0, 0.05], requires_grad=True)
+    loss, metrics = OBJECTIVES[name](x, b, torch.zeros(4), advantage)
+    loss.backward()
+    assert x.grad is not None and x.grad.isfinite().all() and x.grad[1:].any()
+    assert loss.isfinite() and all(value.isfinite().all() for value in metrics.values())
+
+
 def test_expert_mass_by_hand():
     """Two dimensions: m^2 is exponential, u = exp(-m^2 / 2). One: the two tails of a normal, erfc(|z| / sqrt(2))."""
     pi = Gaussian(torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.log(torch.tensor([0.5, 2.0])))

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ess_rl import behavior, offline
+from ess_rl.ess import effective_sample_size
 from ess_rl.networks import gaussian, gaussian_init, twin_q, twin_q_init
 from ess_rl.objectives import advantage_weights, expectile_loss, td3_bc_weight
 from ess_rl.optim import polyak
@@ -17,6 +18,11 @@ def test_exponential_weights_by_hand():
     weight = advantage_weights(advantage, 2.0, "exponential")  # 1, 3, 1/4 and, capped, 100
     torch.testing.assert_close(weight, torch.tensor([1.0, 3.0, 0.25, 100.0]))
     assert not weight.requires_grad
+
+
+def test_weights_of_bad_actions_alone_have_an_ess():
+    weight = advantage_weights(torch.tensor([-200.0, -300.0]), 1.0, "exponential")
+    assert (weight > 0.0).all() and effective_sample_size(torch.log(weight)).item() == 1.0
 
 
 def test_softmax_weights_by_hand():
@@ -58,6 +64,11 @@ def test_the_range_of_returns_by_hand():
     last = torch.tensor([False, True, True, False, False, True])
     assert return_range(reward, last).item() == 4.0
     assert return_range(torch.ones(4), torch.tensor([False, True, False, True])).item() == 1.0  # all equal
+
+
+def test_rewards_are_scaled_to_the_range_that_is_asked_for():
+    stats = {"return_range": torch.tensor(4.0)}
+    assert [offline.reward_scale(stats, torch.tensor(target)).item() for target in (10.0, 0.0)] == [2.5, 1.0]
 
 
 def test_twin_critics_differ_and_the_floor_holds():

@@ -2,7 +2,15 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-from ess_rl.optim import adam_init, adam_step, adam_steps, clip_by_global_norm, rmsprop_init, rmsprop_step
+from ess_rl.optim import (
+    adam_init,
+    adam_step,
+    adam_steps,
+    clip_by_global_norm,
+    held_back,
+    rmsprop_init,
+    rmsprop_step,
+)
 
 
 def tree(seed: int, scale: float = 1.0) -> dict:
@@ -87,3 +95,23 @@ def test_clip_by_hand():
     zero, norm = clip_by_global_norm({"a": torch.zeros(3)}, 1.0)
     assert norm == 0.0
     assert not zero["a"].any()
+
+
+@pytest.mark.parametrize(
+    ("factor", "ratios", "keep_ess", "expected"),
+    [
+        # e = 4^2 / (2 * 10) = 0.8, and sqrt(log 0.7 / log 0.8) = 1.264
+        (0.5, (1.0, 3.0), 0.7, 0.632),
+        (0.9, (1.0, 3.0), 0.7, 1.0),  # never above the schedule
+        # sqrt(log 0.9 / log 0.8) = 0.687
+        (1.0, (1.0, 3.0), 0.9, 0.687),
+        (1.0, (1.0, 3.0), 0.99, 1.0 / 1.5),  # no more at once
+        (0.5, (2.0, 2.0), 0.9, 0.75),  # e = 1: nothing moved
+        (0.5, (1.0, 3.0), 0.0, 0.75),  # nothing is held back
+        (0.012, (1.0, 3.0), 0.99, 0.01),
+    ],
+)
+def test_held_back_by_hand(factor: float, ratios: tuple[float, float], keep_ess: float, expected: float):
+    log_ratio = torch.log(torch.tensor(ratios))
+    found = held_back(torch.tensor(factor), log_ratio, torch.tensor(keep_ess)).item()
+    assert found == pytest.approx(expected, abs=1e-3)

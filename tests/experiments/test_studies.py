@@ -95,7 +95,7 @@ def test_what_seems_clear_once_need_not_in_many_comparisons():
         f"ppo clip 0.{i}": (800.0, 500.0) for i in (1, 2)
     }
     outcome = {key: finals - SPREAD + 10.0 * x for key, finals in lags(levels).items()}
-    outcome["ppo lag 0", "ppo clip 0.4"] = 1000.0 + 10.0 * one
+    outcome["ppo lag 0", "ppo clip 0.4"] = 1000.0 + 10.0 * (x + 1.15)  # 12 [2, 21] alone, [-2, 25] of six
     assert staleness.judge(outcome).word != "refuted"
 
 
