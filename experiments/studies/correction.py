@@ -40,13 +40,15 @@ def _by_task(outcome: Outcome) -> dict[str, dict[str, Any]]:
 
 def judge(outcome: Outcome) -> Verdict:
     sentences, beaten, vtrace_below = [], [], []
+    comparisons = len(_by_task(outcome)) * len(CORRECTIONS[1:])
     for env, of in _by_task(outcome).items():
         for other in CORRECTIONS[1:]:
-            d = difference(of["none"], of[other])
+            d = difference(of["none"], of[other], comparisons=comparisons)
             sentences.append(f"{env}: none less {other}: {d}")
             beaten += [f"{env} ({other})"] if d.high < 0.0 else []
             vtrace_below += [env] if other == "vtrace" and d.low > 0.0 else []
         sentences.append(f"{env}: none less fresh data alone: {difference(of['none'], of['fresh'])}")
+    sentences.append(f"all but those to fresh data in intervals that hold together for {comparisons} comparisons")
     sentences.append(f"V-trace clearly below none: {', '.join(vtrace_below) or 'nowhere'}")
     if beaten:
         return Verdict("refuted", (*sentences, f"none is clearly below: {', '.join(beaten)}"))

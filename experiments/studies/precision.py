@@ -13,7 +13,7 @@ from experiments.studies.study import Outcome, Study, Verdict, curve, difference
 from experiments.suites import SMALL, SMOKE, Job
 
 PRECISIONS = ("fp32", "bf16", "fp16", "fp8")
-CLIPS = (0.1, 0.2, 0.4)
+CLIPS = (0.2, 0.4, 0.6)
 _QUICK: Any = {**SMOKE, "env": "Pendulum-v1", "seeds": range(2)}
 _WHOLE: Any = {"env": "HalfCheetah-v5", "steps": 300_000}
 
@@ -38,12 +38,15 @@ def _curves(outcome: Outcome) -> dict[str, dict[str, Any]]:
 def judge(outcome: Outcome) -> Verdict:
     curves = _curves(outcome)
     p3o = curves.pop("p3o")
-    sentences, below = [], []
+    sentences, below, comparisons = [], [], len(PRECISIONS) * len(curves)
     for precision in PRECISIONS:
         best = max(curves, key=lambda name: interval(curves[name][precision])[0])
         d = difference(p3o[precision], curves[best][precision])
         sentences.append(f"{precision}: P3O less the best clip ({best}): {d}")
-        below += [precision] if d.high < 0.0 else []
+        together = {n: difference(p3o[precision], of[precision], comparisons=comparisons) for n, of in curves.items()}
+        below += [f"{precision} ({name})" for name, d in together.items() if d.high < 0.0]
+    sentences.append(f"in intervals that hold together for all {comparisons} comparisons with a clip:")
+    sentences.append(f"P3O is clearly below: {', '.join(below) or 'nowhere'}")
     left = kept(p3o["fp8"], p3o["fp32"])
     sentences.append(f"P3O keeps {left} % of its return at fp8")
     sentences += [f"{name} keeps {kept(of['fp8'], of['fp32'])} % of its return at fp8" for name, of in curves.items()]

@@ -147,7 +147,7 @@ def temperatures(p3o: dict[float, float]) -> study.Outcome:
 def test_the_verdict_on_temperature(p3o: dict[float, float], word: str):
     verdict = temperature.judge(temperatures(p3o))
     assert verdict.word == word
-    assert "T = 1.5: P3O less the best clip (ppo clip 0.4): +60 [" in verdict.sentences[-1]
+    assert "T = 1.5: P3O less the best clip (ppo clip 0.6): +40 [" in verdict.sentences[-1]
 
 
 def precisions(fp8: float, clip: float = 800.0) -> study.Outcome:
