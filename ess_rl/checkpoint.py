@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -43,7 +44,10 @@ def save(path: Path, tree: Tree, info: dict[str, Any]) -> None:
     part = path.with_name(path.name + ".part")
     tensors = {name: x.detach().cpu().contiguous() for name, x in flatten(tree).items()}
     # One entry: safetensors writes several in no fixed order, and equal states would make unequal files.
-    save_file(tensors, part, metadata={FORMAT: json.dumps(info)})
+    try:
+        save_file(tensors, part, metadata={FORMAT: json.dumps(info)})
+    except SafetensorError as error:  # of a full disk, as a rule
+        raise OSError(errno.EIO, f"cannot be written ({error})", str(path)) from None
     with open(part, "rb") as file:
         os.fsync(file.fileno())
     os.replace(part, path)

@@ -451,7 +451,8 @@ def main() -> None:
     except OSError as error:  # no such place, no permission, disk full
         sys.exit(_complain(f"{error.filename or 'a file'}: {error.strerror or error}", 2))
     except KeyboardInterrupt:
-        sys.exit(_complain("stopped; the same command, or 'ess-rl resume RUN' for a run, goes on with it", 130))
+        goes_on = "'ess-rl resume RUN' goes on with a run, the same command with a benchmark or a study"
+        sys.exit(_complain(f"stopped; {goes_on}", 130))
 
 
 def _run(arguments: list[str]) -> None:

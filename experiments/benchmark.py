@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ess_rl.errors import UsageError
-from experiments import records, report
+from experiments import collection, records, report
 from experiments.display import Line, clock
 from experiments.suites import SUITES, Job, how_to_record
 
@@ -65,7 +65,7 @@ def benchmark(suite: str, out: Path | None = None, on: Callable[[Path], Executor
 
 def run_jobs(name: str, suite: Sequence[Job], out: Path, on: Callable[[Path], Executor]) -> list[str]:
     """The same for any jobs under a name of their own."""
-    _check_data_sets(name, suite)
+    _check_data_sets(name, [job for job in suite if not (out / job.name / "result.json").exists()])
     if (out / "config.json").exists():
         raise UsageError(f"{out} is a run folder, and no place for those of {name}: choose another --out")
     failed: dict[str, str] = {}
@@ -85,17 +85,25 @@ def run_jobs(name: str, suite: Sequence[Job], out: Path, on: Callable[[Path], Ex
 
 def _check_data_sets(name: str, suite: Sequence[Job]) -> None:
     """Raises UsageError where data sets of these jobs are not here, with the command that records the first of them."""
-    wanted = list(dict.fromkeys(name for job in suite for name in job.data_sets))
-    if not wanted:
-        return
-    from envs import minari_data
+    if missing := _not_here(suite):
+        from envs import minari_data
 
-    here = minari_data.local()
-    if missing := [dataset for dataset in wanted if dataset not in here]:
+        wanted = {name for job in suite for name in job.data_sets}
         raise UsageError(
             f"{name}: {len(missing)} of {len(wanted)} data sets are not in {minari_data.root()}: "
             f"{', '.join(missing)}. The first is made by: {how_to_record(missing[0])}"
         )
+
+
+def _not_here(suite: Sequence[Job]) -> list[str]:
+    """Data sets of these jobs that are not on this machine, in the jobs' order."""
+    wanted = list(dict.fromkeys(name for job in suite for name in job.data_sets))
+    if not wanted:
+        return []
+    from envs import minari_data
+
+    here = minari_data.local()
+    return [dataset for dataset in wanted if dataset not in here]
 
 
 def _is_done(job: Job, out: Path, failed: dict[str, str]) -> bool:
@@ -120,21 +128,15 @@ def _prepare(job: Job, folder: Path) -> None:
             module.start(job.agent, source, out=folder, **common)
         return
     kind, start, source = (offline_run, offline_run.start, job.dataset) if job.dataset else (plan, run.start, job.env)
+    if (folder / "result.json").exists() and _not_here([job]):
+        return  # nothing is left to be done, and what it learned from cannot be looked at
     if not (folder / "config.json").exists():
         start(job.agent, source, sweep=job.sweep, out=folder, **common)
         return
     before, now = records.read_config(folder), kind.make(job.agent, source, sweep=job.sweep, **common)
-    for name in ("agent", "env", "dataset", "source", "backend", "seeds", "sweep", "steps", "episodes", "config"):
-        if before.get(name) != _as_json(now.get(name)):
-            raise UsageError(
-                f"{folder} holds another run: its {name!r} is {before.get(name)}: remove it, or choose --out"
-            )
-
-
-def _as_json(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _as_json(inner) for key, inner in value.items()}
-    return list(value) if isinstance(value, tuple) else value
+    names = ("agent", "env", "dataset", "source", "backend", "seeds", "sweep", "steps", "episodes", "config")
+    if words := collection.differing(before, now, names):
+        raise UsageError(f"{folder} holds another run, of {words}: choose another --out")
 
 
 def _run_all(suite: Sequence[Job], waiting: list[Job], executor: Executor, failed: dict[str, str]) -> None:
@@ -222,7 +224,7 @@ def launch(folder: Path, threads: int, cpus: Collection[int] = ()) -> subprocess
     }
     with open(log_of(folder), "a") as log:
         process = subprocess.Popen(
-            words, stdout=log, stderr=subprocess.STDOUT, env=environment, preexec_fn=_end_with_parent if _LIBC else None
+            words, stdout=log, stderr=subprocess.STDOUT, env=environment, preexec_fn=end_with_parent if _LIBC else None
         )
     if cpus:
         # The simulators' threads go by the CPUs that a process may use. It has not begun to ask.
@@ -233,11 +235,14 @@ def launch(folder: Path, threads: int, cpus: Collection[int] = ()) -> subprocess
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded here, not between fork and exec
 
 
-def _end_with_parent() -> None:
-    """Ask the kernel to end this process when its parent ends, however it does: else a run would go on unseen."""
+def end_with_parent() -> None:
+    """Ask the kernel to end this process when its parent ends, however it does: else a run would go on unseen.
+
+    On Linux; elsewhere it does nothing.
+    """
     pr_set_pdeathsig = 1
-    assert _LIBC is not None
-    _LIBC.prctl(pr_set_pdeathsig, signal.SIGTERM)
+    if _LIBC is not None:
+        _LIBC.prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def log_of(folder: Path) -> Path:

@@ -227,6 +227,28 @@ def full_settings(config: Record) -> Record:
     return settings
 
 
+def differing(before: Record, now: Record, names: Iterable[str]) -> str:
+    """What of a run that is there is not as asked for now, in words; "" where all of `names` is.
+
+    Fields of the agent's Config that the run's version did not have count as what it did (`full_settings`).
+    """
+    now = _as_json(now)
+    for name in names:
+        there, asked = {name: before.get(name)}, {name: now.get(name)}
+        if name == "config":
+            there, asked = full_settings(before), full_settings(now)
+        keys = sorted(key for key in {**there, **asked} if there.get(key) != asked.get(key))
+        if keys:
+            return ", ".join(f"{key} {there.get(key)}, not {asked.get(key)}" for key in keys)
+    return ""
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _as_json(inner) for key, inner in value.items()}
+    return [_as_json(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
 def name_methods(methods: Iterable[Method]) -> tuple[dict[Method, str], dict[str, list[str]]]:
     """A short name for each method, and for each agent with several of them the settings in which they differ.
 

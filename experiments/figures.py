@@ -125,6 +125,8 @@ def publish(run: Path, out: Path) -> list[str]:
     Raises:
         UsageError: the run is not finished, or `out` holds something else than a published run.
     """
+    if run.resolve() in (out.resolve(), *out.resolve().parents):
+        raise UsageError(f"{out} lies in the run folder {run} itself: choose another place")
     config, result = records.read_config(run), records.read_json(run / "result.json")
     curves = read_curves(run) if "iterations" in config else None
     records.prepare_published(out, ("config.json", "result.json", "curves.csv"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 import envs
 from ess_rl.child import peak_memory_mib
 from ess_rl.errors import UsageError
-from experiments import records
+from experiments import benchmark, collection, plan, records
 from experiments.records import Record
 
 
@@ -137,6 +138,12 @@ def start(
     config = PEERS[agent].config(**settings)
     counts = {name: value for name, value in dataclasses.asdict(config).items() if isinstance(value, int)}
     records.check_positive({"seeds": len(seeds), "steps": steps, "episodes": episodes, **counts})
+    plan.check_seeds(seeds)
+    if max(seeds) >= 2**32:
+        raise UsageError(f"seed {max(seeds)}: Stable-Baselines3 draws with numpy, whose seeds are below 2^32")
+    plan.check_numbers(config, {})
+    if config.minibatch < 2:
+        raise UsageError(f"--minibatch {config.minibatch}: must be at least 2, for its advantages are standardized")
     envs.make(env_id, 1, backend="gymnasium").close()  # refuses what cannot be had, before a folder is made
     record = {
         "format": records.FORMAT, "agent": agent, "env": env_id, "backend": "gymnasium",
@@ -153,11 +160,8 @@ def begin(record: Record, out: Path, same: Sequence[str], *, overwrite: bool) ->
     """
     if not overwrite and (out / "config.json").exists():
         before = records.read_config(out)
-        for name in same:
-            if before.get(name) != record[name]:
-                raise UsageError(
-                    f"--out {out} holds another run: its {name!r} is {before.get(name)}: choose another place"
-                )
+        if words := collection.differing(before, record, same):
+            raise UsageError(f"--out {out} holds another run, of {words}: choose another place")
         if not set(before["seeds"]) <= set(record["seeds"]):
             raise UsageError(
                 f"--out {out} holds seeds {before['seeds']}, which are not all asked for: ask for them too"
@@ -211,7 +215,7 @@ def _train(run: Path, config: Record, seeds: Sequence[int], jobs: int, train: Ca
     task = config.get("dataset") or config["env"]
     print(f"{config['agent']} on {task}: {len(seeds)} seeds to train, {jobs} at a time", flush=True)
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    with ProcessPoolExecutor(max_workers=jobs, mp_context=context) as pool:
+    with ProcessPoolExecutor(max_workers=jobs, mp_context=context, initializer=_end_with_command) as pool:
         waiting = {pool.submit(train, config, seed): seed for seed in seeds}
         try:
             for done in as_completed(waiting):
@@ -220,6 +224,14 @@ def _train(run: Path, config: Record, seeds: Sequence[int], jobs: int, train: Ca
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # the seeds that wait would only delay the news
             raise
+
+
+def _end_with_command() -> None:
+    """In a process of the pool: a seed that outlived its command would train unseen, beside another of the same."""
+    benchmark.end_with_parent()
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():
+        os._exit(1)
 
 
 def train_one(config: Record, seed: int) -> Record:

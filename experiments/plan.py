@@ -228,8 +228,9 @@ def check_numbers(config: Any, sweep: Mapping[str, Sequence[float]]) -> None:
                 raise UsageError(f"{flag(field.name)} {value}: must be a finite number")
             if isinstance(value, (int, float)) and not fits(value):
                 raise UsageError(f"{flag(field.name)} {value:g}: must be {rule}")
-    if not config.hidden or min(config.hidden) < 1:
-        given = " ".join(map(str, config.hidden))
+    hidden = getattr(config, "hidden", (1,))  # a peer's networks are its own
+    if not hidden or min(hidden) < 1:
+        given = " ".join(map(str, hidden))
         raise UsageError(f"--hidden {given}: name at least one layer, of at least 1 unit each")
     for name, values in sweep.items():
         if len({struct.pack("f", value) for value in values}) < len(values):

@@ -44,6 +44,7 @@ FILES = (
     "seed-*.json",
     "*.part",
 )
+COPIED = ("replay-from.safetensors", "demonstrations.safetensors")  # before config.json: what a run begins with
 REQUIRED = ("agent", "env", "backend", "seeds", "sweep", "steps", "episodes", "device", "compiled", "config")
 PACKAGES = (
     "torch",
@@ -78,6 +79,8 @@ def read_json(path: Path) -> Record:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file; is {path.parent} a run folder?") from None
+    except NotADirectoryError:
+        raise UsageError(f"{path.parent} is a file, and no run folder") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not valid JSON ({error}); the file is damaged") from None
 
@@ -193,7 +196,9 @@ def prepare_folder(out: Path, *, overwrite: bool) -> None:
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file: choose another place")
-    if out.exists() and {path.name for path in out.iterdir()} - {"config.json.part", "lock"}:
+    # What a start that was cut short leaves is no run yet.
+    before_config = {"config.json.part", "lock", *COPIED, *(f"{name}.part" for name in COPIED)}
+    if out.exists() and {path.name for path in out.iterdir()} - before_config:
         try:
             read_config(out)
         except UsageError:
@@ -201,7 +206,7 @@ def prepare_folder(out: Path, *, overwrite: bool) -> None:
         if not overwrite:
             raise UsageError(f"--out {out} holds a run: 'ess-rl resume {out}' goes on with it, --overwrite replaces it")
         with alone(out):
-            for name in FILES:
+            for name in (*FILES[1:], FILES[0]):  # config.json last: a kill in between leaves a run, to be replaced
                 for path in out.glob(name):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
     out.mkdir(parents=True, exist_ok=True)
@@ -215,7 +220,7 @@ def prepare_published(out: Path, names: Collection[str]) -> None:
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file: choose another place")
-    if out.exists() and (others := sorted({path.name for path in out.iterdir()} - set(names))):
+    if out.exists() and (others := sorted({path.name for path in out.iterdir()} - {*names, "lock"})):
         shown = ", ".join(others[:3]) + " ..." * (len(others) > 3)
         raise UsageError(f"{out} holds other files than what is to be published ({shown}): choose another place")
     out.mkdir(parents=True, exist_ok=True)

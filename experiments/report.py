@@ -82,7 +82,11 @@ def comparison(runs: Sequence[Path]) -> str:
     labels, differing = collection.name_methods({series.method for series in found})
     for (task, method), parts in found.items():
         label = labels[method]
-        finals = [result["final_return"][member] for result, group in parts for member in group]
+        by_seed = sorted(
+            ((result, member) for result, group in parts for member in group),
+            key=lambda one: one[0]["seeds"][one[1]],
+        )  # so that a bootstrap does not depend on the order of the folders
+        finals = [result["final_return"][member] for result, member in by_seed]
         trainings = [result["training_return"][member] for result, group in parts for member in group]
         speed = np.mean([result["steps_per_second"] for result, _ in parts])
         seeds = [result["seeds"][member] for result, group in parts for member in group]

@@ -292,6 +292,10 @@ def restore_population(config: Record) -> tuple[Any, Any]:
     """
     name, known = config.get("agent"), AGENTS | OFFLINE_AGENTS
     if name not in known:
+        from experiments import offline_peers, peers  # they need what this module is for
+
+        if name in peers.PEERS or name in offline_peers.PEERS:
+            raise UsageError(f"runs of {name} keep no policy; their scores stand in result.json")
         raise UsageError(f"config.json: agent {name!r} is not known here; there are {', '.join(known)}")
     entry, kind = known[name], OfflinePopulation if name in OFFLINE_AGENTS else Population
     try:

@@ -14,7 +14,7 @@ import pytest
 import envs
 from agents import AGENTS, OFFLINE_AGENTS
 from ess_rl.errors import UsageError
-from experiments import benchmark, plan, records, run, suites
+from experiments import benchmark, plan, records, report, run, suites
 from experiments.peers import PEERS
 from experiments.suites import SUITES, Job
 
@@ -90,9 +90,35 @@ def test_a_place_that_holds_another_run_is_refused(suite: str, tmp_path: Path, m
               seeds=range(5), steps=512, **TINY["options"])  # fmt: skip
     monkeypatch.setitem(suites.SUITES, "tiny", suites.SUITES["tiny"][:1])
     (line,) = benchmark.benchmark(suite, tmp_path)
-    assert "holds another run: its 'seeds' is [0, 1, 2, 3, 4]" in line
+    assert "holds another run, of seeds [0, 1, 2, 3, 4], not [" in line
     with pytest.raises(UsageError, match="unknown suite 'no': choose one of smoke, classic, mujoco"):
         benchmark.benchmark("no", tmp_path)
+
+
+def test_finished_runs_of_earlier_versions_are_taken_as_they_are(
+    suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A field that the Config did not have counts as what that version did; a setting that differs is named."""
+    monkeypatch.setitem(suites.SUITES, "tiny", suites.SUITES["tiny"][:1])
+    assert benchmark.benchmark(suite, tmp_path) == []
+    path = tmp_path / "p3o-Pendulum-v1" / "config.json"
+    config, made = records.read_config(path.parent), (path.parent / "result.json").stat().st_mtime_ns
+    older = {name: value for name, value in config["config"].items() if name not in ("starts", "hints", "hint_lambda")}
+    records.write_json(path, {**config, "config": older})
+    assert benchmark.benchmark(suite, tmp_path) == [] and (path.parent / "result.json").stat().st_mtime_ns == made
+    records.write_json(path, {**config, "config": {**older, "starts": "staggered"}})
+    (line,) = benchmark.benchmark(suite, tmp_path)
+    assert line.endswith("holds another run, of starts staggered, not together: choose another --out")
+
+
+def test_finished_runs_need_no_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "sets"))
+    (job, other) = suites.SUITES["offline"][:2]
+    for one in (job, other):
+        (tmp_path / one.name).mkdir()
+        (tmp_path / one.name / "result.json").write_text("{}")
+    monkeypatch.setattr(report, "comparison", lambda runs: f"{len(runs)} runs")
+    assert benchmark.run_jobs("two", (job, other), tmp_path, benchmark.Local) == []
 
 
 def test_data_sets_that_are_missing_are_named_with_how_to_record_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -101,6 +127,21 @@ def test_data_sets_that_are_missing_are_named_with_how_to_record_them(tmp_path: 
     with pytest.raises(UsageError, match=rf"9 of 9 data sets .* made by: {first}, RUN a finished run on HalfCheetah"):
         benchmark.benchmark("offline", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the seeds outlive a killed command")
+def test_the_seeds_of_a_peer_end_with_its_command(tmp_path: Path):
+    words = [sys.executable, "-m", "experiments", "train", "sb3-ppo", "--env", "Pendulum-v1", "--out", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL)
+    children, deadline = Path(f"/proc/{process.pid}/task/{process.pid}/children"), time.monotonic() + 120
+    while len(seeds := children.read_text().split()) < 2 and time.monotonic() < deadline:  # a seed, and a tracker
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    while any(Path(f"/proc/{seed}").exists() for seed in seeds) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(Path(f"/proc/{seed}").exists() for seed in seeds)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the runs outlive a killed benchmark")

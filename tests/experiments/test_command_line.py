@@ -193,6 +193,9 @@ def test_a_folder_that_holds_something_is_refused(run: Path, tmp_path: Path) -> 
     (tmp_path / "mine" / "config.json").write_text('{"name": "somebody else\'s"}')
     assert "holds no run" in refused(*train, "--out", tmp_path / "mine", "--overwrite", cwd=tmp_path)
     assert (tmp_path / "mine" / "thesis.txt").exists()
+    (tmp_path / "begun").mkdir()  # a start that was cut short, while it copied what the run begins with
+    (tmp_path / "begun" / "replay-from.safetensors.part").write_bytes(b"half")
+    assert ess_rl(*train, "--out", tmp_path / "begun", cwd=tmp_path).returncode == 0
     (copy / "notes.txt").write_text("kept")
     assert ess_rl(*train, "--out", copy, "--overwrite", cwd=tmp_path).returncode == 0
     assert (copy / "notes.txt").exists()
@@ -214,6 +217,10 @@ def test_places_that_cannot_be_are_one_line(run: Path, tmp_path: Path) -> None:
     assert "file" in refused("evaluate", "file", cwd=tmp_path)
     assert "must end in .png" in refused("compare", run, "--out", "curves.txt", cwd=tmp_path)
     assert "is a run folder, and no place" in refused("study", "ablations", "--quick", "--out", run, cwd=tmp_path)
+    assert "lies in the run folder" in refused("publish", run, run / "published", cwd=tmp_path)
+    assert "file is a file, and no run folder" in refused("compare", "file", cwd=tmp_path)
+    assert ess_rl("publish", run, "published", cwd=tmp_path).returncode == 0
+    assert ess_rl("resume", "published", cwd=tmp_path).returncode == 0  # which leaves a lock there
     assert ess_rl("publish", run, "published", cwd=tmp_path).returncode == 0
     assert "its command makes it anew" in refused("evaluate", "published", cwd=tmp_path)
     (tmp_path / "published" / "report.md").write_text("notes of somebody")

@@ -156,7 +156,7 @@ def test_a_peer_leaves_the_records_of_an_offline_run(place: Path, monkeypatch: p
 
     kept = out / "seed-0.json"
     kept.write_text(json.dumps({**records.read_json(kept), "final_return": -7.0}))
-    with pytest.raises(UsageError, match="another run: its 'steps' is 20"):
+    with pytest.raises(UsageError, match="another run, of steps 20, not 30"):
         start(out, steps=30)
     result = offline_peers.carry_on(start(out, seeds=range(3)))
     assert result["final_return"] == [-7.0, -701.0, -702.0]  # the first two were not trained again

@@ -1,6 +1,7 @@
 """Runs from inside: what happens when a simulator goes wrong, and the parts that the command line does not show."""
 
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -110,12 +111,30 @@ def test_a_peer_leaves_the_same_records_and_goes_on_where_it_was(tmp_path: Path)
     assert peers.carry_on(out)["final_return"][0] == -7.0  # not trained again
     assert figures.publish(out, tmp_path / "published") == ["config.json", "result.json"]  # a peer has no curves
     assert "sb3-ppo" in report.comparison([tmp_path / "published"])
-    with pytest.raises(UsageError, match="another run: its 'steps' is 1024"):
+    with pytest.raises(UsageError, match="another run, of steps 1024, not 2048"):
         train_peer(out, steps=2048)
     with pytest.raises(UsageError, match=r"holds seeds \[0, 1\], which are not all asked for"):
         train_peer(out, seeds=range(1, 3))
     result = train_peer(out, seeds=range(3))
     assert result["seeds"] == [0, 1, 2] and result["final_return"][0] == -7.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seeds": [-1]}, "give different numbers from 0"),
+        ({"seeds": [2**32]}, "whose seeds are below 2"),
+        ({"settings": {"minibatch": 1}}, "--minibatch 1: must be at least 2"),
+        ({"settings": {"learning_rate": math.nan}}, "--learning-rate nan: must be a finite number"),
+        ({"settings": {"clip": -1.0}}, "--clip -1: must be"),
+        ({"settings": {"discount": 2.0}}, "--discount 2: must be"),
+    ],
+)
+def test_what_a_peer_cannot_train_is_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    how: dict[str, Any] = {"settings": {}, "seeds": [0], "steps": 64}
+    with pytest.raises(UsageError, match=said):
+        peers.start("sb3-ppo", "Pendulum-v1", out=tmp_path / "a", **(how | changes))
+    assert not (tmp_path / "a").exists()
 
 
 def test_sac_is_a_peer_too(tmp_path: Path) -> None:
