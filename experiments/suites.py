@@ -79,6 +79,11 @@ DATA_SETS = {
         "medium-expert": "--checkpoint 300000 1000000 --steps 2000000",
     }.items()
 }
+# Of policies half way, a tenth as large: for what is to take minutes.
+SMALL_SETS = {
+    "ess/hopper/small-v0": ("Hopper-v5", "--member 1 --checkpoint 300000 --steps 100000"),
+    "ess/halfcheetah/small-v0": ("HalfCheetah-v5", "--member 2 --checkpoint 100000 --steps 100000"),
+}
 # Small sets that studies ask for: some demonstrations, and what a quick study takes in place of a true one.
 DEMONSTRATIONS, RANDOM = "ess/pendulum/demonstrations-v0", "ess/pendulum/random-v0"
 OFFLINE_AGENTS = ("bc", "awac", "iql", "td3_bc", "p3o_offline")
@@ -89,7 +94,7 @@ def how_to_record(dataset: str) -> str:
     if dataset == RANDOM:
         return f"ess-rl dataset record --random Pendulum-v1 --id {dataset} --steps 400 --num-envs 2"
     command = f"ess-rl dataset record RUN --id {dataset}"
-    known = {**DATA_SETS, DEMONSTRATIONS: ("Pendulum-v1", "--steps 400 --num-envs 2")}
+    known = {**DATA_SETS, **SMALL_SETS, DEMONSTRATIONS: ("Pendulum-v1", "--steps 400 --num-envs 2")}
     if dataset not in known:
         return command
     env, options = known[dataset]

@@ -12,6 +12,7 @@ from experiments.studies import (
     equal_iterations,
     ess_against_age,
     family,
+    few_updates,
     hints,
     interleaving,
     iteration_length,
@@ -44,6 +45,7 @@ STUDIES: dict[str, Study] = {
         hints,
         predictors,
         collapsing_prior,
+        few_updates,
         offline_to_online,
     )
 }

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ess_rl.errors import UsageError
-from experiments import __main__, records, references, statistics
+from experiments import __main__, records, references, statistics, suites
 from experiments.studies import (
     STUDIES,
     ablations,
@@ -17,6 +17,7 @@ from experiments.studies import (
     divergence,
     ess_against_age,
     family,
+    few_updates,
     interleaving,
     iteration_length,
     offline_to_online,
@@ -573,6 +574,30 @@ def test_the_verdict_on_iteration_length(own: tuple[int, ...], short: tuple[int,
     iteration_length.draw(outcome, tmp_path / "study.png")
 
 
+def offline(**levels: float) -> study.Outcome:
+    """On both tasks: 1000 if nothing else is said."""
+    return {
+        (f"{env} {agent}", agent): SPREAD + levels.get(agent, 1000.0)
+        for env, _ in suites.SMALL_SETS.values()
+        for agent in few_updates.AGENTS
+    }
+
+
+@pytest.mark.parametrize(
+    ("levels", "word"),
+    [
+        ({"p3o_offline": 1100.0, "awr": 1100.0}, "supported"),
+        ({"p3o_offline": 1100.0, "bc": 1090.0}, "undecided"),
+        ({"p3o_offline": 1100.0, "awr": 1200.0}, "refuted"),
+        ({"p3o_offline": 1100.0, "iql": 1200.0}, "refuted"),
+    ],
+)
+def test_the_verdict_on_few_updates(levels: dict[str, float], word: str):
+    verdict = few_updates.judge(offline(**levels))
+    assert verdict.word == word
+    assert any(s.startswith("Hopper-v5 p3o_offline less awr: ") for s in verdict.sentences)
+
+
 def test_staleness_draws(tmp_path: Path):
     staleness.draw(lags({"p3o": (10, 9), "ppo clip 0.1": (8, 9), "band": (1, 2)}), tmp_path / "study.png")
     assert (tmp_path / "study.png").stat().st_size > 10_000
@@ -593,6 +618,7 @@ def test_staleness_draws(tmp_path: Path):
         ("hints", hinted(1.0, 0.9, 0.3)),
         ("predictors", foretold(0.3, 0.1, 0.2)),
         ("collapsing-prior", priors()),
+        ("few-updates", offline()),
     ],
 )
 def test_the_others_draw(tmp_path: Path, name: str, outcome: study.Outcome):

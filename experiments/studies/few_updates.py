@@ -1,0 +1,74 @@
+"""What do offline agents make of a small data set, in few updates of small networks?
+
+Tables of offline agents are of a million updates, of networks with 256 units twice. This is a hundredth of the
+updates and a twelfth of the network, on 100,000 steps of a half-trained policy: what one has in minutes. Agents that
+learn a critic by bootstrapping are young then, and nothing here says how they end.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from experiments.studies.study import Finals, Outcome, Study, Verdict, difference, dots, level, picture
+from experiments.suites import RANDOM, SMALL_SETS, SMOKE, Job
+
+AGENTS = ("bc", "awr", "awac", "iql", "td3_bc", "p3o_offline")
+RETURNS, CRITICS = ("awr",), ("awac", "iql", "td3_bc")  # where advantages come from
+P3O = "p3o_offline"
+
+
+def jobs(quick: bool) -> tuple[Job, ...]:
+    sets = {RANDOM: ("Pendulum-v1", "")} if quick else SMALL_SETS
+    how: Any = {"steps": 10_000, "settings": {"hidden": (64, 64)}}
+    if quick:
+        small = {"hidden": (8, 8), "minibatch": 32}
+        how = {**SMOKE, "seeds": range(2), "steps": 40, "settings": small}
+    return tuple(
+        Job(agent, env, dataset=dataset, label=agent, **how) for dataset, (env, _) in sets.items() for agent in AGENTS
+    )
+
+
+def _by_task(outcome: Outcome) -> dict[str, dict[str, Finals]]:
+    """task -> agent -> final returns"""
+    tasks: dict[str, dict[str, Finals]] = {}
+    for (job, label), finals in outcome.items():
+        tasks.setdefault(job.rpartition(" ")[0], {})[label] = finals
+    return tasks
+
+
+def judge(outcome: Outcome) -> Verdict:
+    tasks, sentences, found = _by_task(outcome), [], {}
+    comparisons = len(tasks) * (len(AGENTS) - 1)
+    for task, of in tasks.items():
+        for other in (name for name in AGENTS if name != P3O):
+            found[task, other] = d = difference(of[P3O], of[other], comparisons=comparisons)
+            sentences.append(f"{task} {P3O} less {other}: {d}".strip())
+    sentences.append(f"in intervals that hold together for all {comparisons} comparisons")
+    above = [d for (_, other), d in found.items() if other not in RETURNS]
+    alike = [d for (_, other), d in found.items() if other in RETURNS]
+    if any(d.high < 0.0 for d in above) or any(d.high < 0.0 for d in alike):
+        return Verdict("refuted", tuple(sentences))
+    return Verdict("supported" if all(d.low > 0.0 for d in above) else "undecided", tuple(sentences))
+
+
+def draw(outcome: Outcome, path: Path) -> None:
+    tasks = _by_task(outcome)
+    with picture(path, panels=len(tasks)) as axes:
+        for axis, (task, of) in zip([axes] if len(tasks) == 1 else axes, tasks.items(), strict=True):
+            dots(axis, {agent: level(of[agent]) for agent in AGENTS})
+            axis.set(title=task, xlabel="final return (IQM, 95 % interval)")
+
+
+STUDY = Study(
+    name="few-updates",
+    question="What do offline agents make of a small data set, in few updates of small networks?",
+    prediction=(
+        "On both sets P3O offline, whose advantages are the data's lambda-returns, ends clearly above cloning and "
+        "clearly above AWAC, IQL and TD3+BC, whose critics are young, and not clearly below AWR, whose advantages are "
+        "lambda-returns too."
+    ),
+    jobs=jobs,
+    judge=judge,
+    draw=draw,
+)
