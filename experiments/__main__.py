@@ -226,17 +226,18 @@ def compare(arguments: list[str]) -> None:
     from experiments import report
 
     def command(
-        runs: tyro.conf.Positional[tuple[Path, ...]], out: Path | None = None
-    ) -> tuple[tuple[Path, ...], Path | None]:
+        runs: tyro.conf.Positional[tuple[Path, ...]], against: str | None = None, out: Path | None = None
+    ) -> tuple[tuple[Path, ...], str | None, Path | None]:
         """
         Args:
             runs: run folders.
+            against: a method as the table names it, e.g. ppo: what the others have more or less, with intervals.
             out: a picture (.png) of their learning curves; all runs must be of one env.
         """
-        return runs, out
+        return runs, against, out
 
-    runs, out = tyro.cli(command, args=arguments, prog="ess-rl compare", description=compare.__doc__)
-    print(report.comparison(runs))
+    runs, against, out = tyro.cli(command, args=arguments, prog="ess-rl compare", description=compare.__doc__)
+    print(report.comparison(runs, against))
     if out is not None:
         from experiments import figures
 

@@ -10,9 +10,10 @@ import numpy as np
 
 from ess_rl.errors import UsageError
 from experiments import collection, records, report_text, statistics
-from experiments.collection import Series
+from experiments.collection import Method, Series
 from experiments.records import Record
 from experiments.report_text import table
+from experiments.statistics import Scores
 
 
 def member_table(config: Record, columns: Mapping[str, Sequence[float | None]]) -> str:
@@ -48,13 +49,16 @@ def summary(folder: Path, result: Record) -> str:
     return "\n".join(lines)
 
 
-def comparison(runs: Sequence[Path]) -> str:
+def comparison(runs: Sequence[Path], against: str | None = None) -> str:
     """A row for each method on a task: IQM of the final return with a bootstrap 95 % interval, mean, extremes, speed.
 
     Runs that differ in their seeds alone are one row over all seeds. Methods named by letters are explained below it.
 
+    Args:
+        against: a method, as the table names it; a second table has the differences of all others to it.
+
     Raises:
-        UsageError: no run, or two of them with a seed in common.
+        UsageError: no run, two of them with a seed in common, or nothing to be compared with `against`.
     """
     if not runs:
         raise UsageError("name at least one run folder")
@@ -80,6 +84,7 @@ def comparison(runs: Sequence[Path]) -> str:
     units = {series.task.unit for series in found}
     rows = [[" or ".join(sorted(units)) if name == "env steps" else name for name in head]]
     labels, differing = collection.name_methods({series.method for series in found})
+    scores_of: dict[Series, Scores] = {}
     for (task, method), parts in found.items():
         label = labels[method]
         by_seed = sorted(
@@ -95,6 +100,7 @@ def comparison(runs: Sequence[Path]) -> str:
                 f"{label} on {task.env}: the runs share seeds, and none may count twice: leave one of them out"
             )
         scores, digits = np.array(finals)[:, None], report_text.decimals(min(finals), max(finals))
+        scores_of[Series(task, method)] = scores
         interval = "-"  # one seed says nothing of how far the next may fall
         if len(finals) > 1:
             low, high = statistics.bootstrap_interval(scores, statistics.iqm, np.random.default_rng(0))
@@ -110,7 +116,38 @@ def comparison(runs: Sequence[Path]) -> str:
         ])  # fmt: skip
     lettered = [agent for agent in differing if any(label.startswith(f"{agent} (") for label in labels.values())]
     keys = [table(report_text.settings_table(labels, agent, differing[agent])) for agent in lettered]
-    return "\n\n".join([table(rows), *keys])
+    compared = [] if against is None else [_differences(scores_of, labels, against)]
+    return "\n\n".join([table(rows), *compared, *keys])
+
+
+def _differences(scores_of: Mapping[Series, Scores], labels: Mapping[Method, str], against: str) -> str:
+    """A row for each method but `against`, on each task that both have, whatever simulates it."""
+    if against not in labels.values():
+        raise UsageError(f"--against {against!r}: choose one of {'; '.join(sorted(labels.values()))}")
+    rows = [["env", "agent", f"IQM less {against}", "95 % interval", f"P(above {against})", "95 % interval"]]
+    references = {series.task: scores for series, scores in scores_of.items() if labels[series.method] == against}
+    for (task, method), scores in scores_of.items():
+        others = [of for known, of in references.items() if (known.name, known.steps) == (task.name, task.steps)]
+        if labels[method] == against or not others:
+            continue
+        other = references.get(task, others[0])  # the same simulator's, if there is one
+        if min(len(scores), len(other)) < 2:
+            raise UsageError(
+                f"--against {against!r}: an interval needs at least two seeds of each method on {task.name}"
+            )
+        digits = report_text.decimals(scores.min(), scores.max())
+        cells = []
+        for estimator, form in ((_iqm_less, f"+.{digits}f"), (statistics.probability_of_improvement, ".2f")):
+            low, high = statistics.bootstrap_interval_of_two(scores, other, estimator, np.random.default_rng(0))
+            cells += [f"{float(estimator(scores, other)):{form}}", f"{float(low):{form}} to {float(high):{form}}"]
+        rows.append([task.name, labels[method], *cells])
+    if len(rows) == 1:
+        raise UsageError(f"--against {against!r}: no other has been trained on one of its tasks for as many steps")
+    return table(rows)
+
+
+def _iqm_less(x: Scores, y: Scores) -> Scores:
+    return np.asarray(statistics.iqm(x) - statistics.iqm(y))
 
 
 def write(root: Path, out: Path | None = None) -> str:

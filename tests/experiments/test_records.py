@@ -30,6 +30,26 @@ def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert records.read_json(path) == {"a": 1}
 
 
+def test_differences_to_one_method_by_hand(tmp_path: Path) -> None:
+    """IQMs of 20 and 40; every run of one is above every run of the other. In another simulator both are alike."""
+    low, high = [10.0, 19.0, 21.0, 30.0], [31.0, 39.0, 41.0, 60.0]
+    one = write_run(tmp_path / "a", [0, 1, 2, 3], [*low, *high])
+    other = write_run(tmp_path / "b", [0, 1, 2, 3], [*high, *high], backend="gymnasium")
+    plain, less = report.comparison([one, other], against="p3o learning_rate 0.001").split("\n\n")
+    assert report.comparison([one, other]) == plain
+    head, _, *rows = less.splitlines()
+    assert "IQM less p3o learning_rate 0.001" in head and "P(above p3o learning_rate 0.001)" in head
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    assert [row[1] for row in cells] == ["p3o learning_rate 0.0001"] * 2
+    assert cells[0][2] == "+20.00" and cells[0][4:] == ["1.00", "1.00 to 1.00"]
+    assert cells[1][2] == "+0.00" and cells[1][4] == "0.50"
+    with pytest.raises(UsageError, match=r"--against 'ppo': choose one of p3o learning_rate 0.0001; p3o learn"):
+        report.comparison([one], against="ppo")
+    single = write_run(tmp_path / "c", [0], [1.0, 2.0])
+    with pytest.raises(UsageError, match="has a method with one seed"):
+        report.comparison([single], against="p3o learning_rate 0.001")
+
+
 def test_commands_are_recorded_as_given_in_this_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
