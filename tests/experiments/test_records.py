@@ -46,7 +46,7 @@ def test_differences_to_one_method_by_hand(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--against 'ppo': choose one of p3o learning_rate 0.0001; p3o learn"):
         report.comparison([one], against="ppo")
     single = write_run(tmp_path / "c", [0], [1.0, 2.0])
-    with pytest.raises(UsageError, match="has a method with one seed"):
+    with pytest.raises(UsageError, match="needs at least two seeds of each method"):
         report.comparison([single], against="p3o learning_rate 0.001")
 
 
