@@ -113,6 +113,9 @@ def train(
         seeds = env_seeds(seeds, config.num_envs * processes.count()).view(population.size, -1)
         return processes.share(seeds, 1).flatten()
 
+    # The stages of an iteration. A recording has no arguments, so they read what the loop below has assigned by then:
+    # `targets` the rollouts; `updates` also the data and ess that came of it; `observe` also whether there are any.
+
     def collecting() -> tuple[Transitions, dict[str, Tensor]]:
         if collector is None:
             rollout, after = collect(population, env, obs, config.rollout, number, hinted)

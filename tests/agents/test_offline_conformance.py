@@ -182,11 +182,11 @@ def test_a_loss_that_is_no_number_stops_the_run():
         learn(OfflinePopulation(build("iql"), SEEDS), data=data)
 
 
-def test_awr_regresses_on_returns_of_whole_episodes():
-    """By hand: discount 0.5, lambda 1, two episodes; V is 2 everywhere; rewards are left as they are.
+def two_episodes(name: str, **settings: Any) -> tuple[OfflinePopulation, Transitions]:
+    """Discount 0.5, lambda 1; V is 2 everywhere; rewards are left as they are.
 
     The first is cut by its clock after rewards 1, 2: R = 2 + 0.5 V = 3, then 1 + 0.5 * 3 = 2.5. The second ends its
-    task with reward 4: R = 4. A = R - 2 = 0.5, 1, 2: mean 7 / 6, squares of the differences 16 / 36, 1 / 36, 25 / 36.
+    task with reward 4: R = 4. R - V = 0.5, 1, 2.
     """
     data = bandit(3)
     data = replace(
@@ -195,10 +195,41 @@ def test_awr_regresses_on_returns_of_whole_episodes():
         terminated=torch.tensor([False, False, True]),
         truncated=torch.tensor([False, True, False]),
     )
-    population = OfflinePopulation(build("awr", discount=0.5, lambda_=1.0, return_range=0.0), [5, 6])
+    population = OfflinePopulation(build(name, discount=0.5, lambda_=1.0, return_range=0.0, **settings), [5, 6])
     value = pytree.tree_map(torch.zeros_like, population.state["params"]["value"])
     value["1"]["bias"] += 2.0
     population.state["params"]["value"] = value
+    return population, data
+
+
+@pytest.mark.parametrize("correction", ["none", "vtrace", "retrace", "ess"])
+def test_p3o_offline_has_the_behaviors_returns_until_it_leaves_it(correction: str):
+    """By hand; then the second action becomes half as likely, which by V-trace halves what is learned of it.
+
+    Its delta is 2 + 0.5 * 2 - 2 = 1, that of the step before 1 + 0.5 * 2 - 2 = 0: V-trace's targets are 2 + 0.5 = 2.5
+    and 2 + 0 + 0.5 * 0.5 = 2.25. Its advantages are 1, and 0 + 0.5 * 0.5 = 0.25.
+    """
+    population, data = two_episodes("p3o_offline", correction=correction)
+    pi = population.policy(data.obs.expand(2, -1, -1))
+    data = replace(data, behavior_mean=pi.mean[0], behavior_log_std=pi.log_std[0].expand(3, ACT).clone())
+    found = population.prepare(data)
+    assert found["value_target"][0].tolist() == pytest.approx([2.5, 3.0, 4.0], abs=1e-5)
+    assert found["advantage"][0].tolist() == pytest.approx([0.5, 1.0, 2.0], abs=1e-5)
+    if correction == "vtrace":
+        # log pi - log b = -log 2 at the second action: b's mean is where the action is, pi's further off.
+        width = torch.exp(data.behavior_log_std)
+        away = math.sqrt(2.0 * math.log(2.0)) * width * torch.tensor([1.0, 0.0])
+        mean, action = data.behavior_mean.clone(), data.action.clone()
+        action[1] = pi.mean[0, 1] + away[1]
+        mean[1] = action[1]
+        found = population.prepare(replace(data, behavior_mean=mean, action=action))
+        assert found["value_target"][0].tolist() == pytest.approx([2.25, 2.5, 4.0], abs=1e-4)
+        assert found["advantage"][0].tolist() == pytest.approx([0.25, 1.0, 2.0], abs=1e-4)
+
+
+def test_awr_regresses_on_returns_of_whole_episodes():
+    """By hand: A = R - V = 0.5, 1, 2: mean 7 / 6, squares of the differences 16 / 36, 1 / 36, 25 / 36."""
+    population, data = two_episodes("awr")
     found = population.prepare(data)
     assert found["value_target"].tolist() == [[2.5, 3.0, 4.0]] * 2
     std = math.sqrt(42 / 36 / 2)
