@@ -78,9 +78,9 @@ def write(
     Raises:
         UsageError: a set of that name exists, or the name is none.
     """
+    _remove_leftovers()  # first: it may bring back a set of this name
     check_name(dataset_id, overwrite=overwrite)
     folder = minari_data.root() / dataset_id
-    _remove_leftovers()
     part = minari_data.root() / f"{_PART}{os.getpid()}"
     part.mkdir()
     try:

@@ -264,6 +264,13 @@ def test_a_set_that_could_not_be_replaced_is_still_there(home: Path, monkeypatch
             minari_write.write("ess/made-v0", "Pendulum-v1", [episode(3)], {}, overwrite=True)
     assert list(home.glob(".recording-*")) == [] and list(minari_data.local()) == ["ess/made-v0"]
     assert torch.equal(minari_data.load("ess/made-v0").transitions.obs, before.obs)
+    # Killed at that moment instead: the next that is written brings it back.
+    left = home / f"{minari_write._PART}{2**22 + 1}"  # beyond the largest number of a process
+    (left / "old" / "ess").mkdir(parents=True)
+    (home / "ess" / "made-v0").rename(left / "old" / "ess" / "made-v0")
+    with pytest.raises(UsageError, match="exists already"):
+        minari_write.write("ess/made-v0", "Pendulum-v1", [episode(3)], {})
+    assert torch.equal(minari_data.load("ess/made-v0").transitions.obs, before.obs)
 
 
 def test_a_behavior_is_recorded_where_the_sampled_actions_are():
