@@ -167,7 +167,7 @@ def resume(arguments: list[str]) -> None:
 
 def evaluate(arguments: list[str]) -> None:
     """Score the newest checkpoint of a run with its mean action: ess-rl evaluate RUN [--episodes N --seed S]"""
-    from experiments import report, run
+    from experiments import plan, records, report, run
 
     def command(
         run: tyro.conf.Positional[Path], episodes: int = 20, seed: int = 0, trust_env_spec: bool = False
@@ -184,8 +184,8 @@ def evaluate(arguments: list[str]) -> None:
     folder, episodes, seed, trust = tyro.cli(
         command, args=arguments, prog="ess-rl evaluate", description=evaluate.__doc__
     )
-    if episodes < 1:
-        raise UsageError(f"--episodes {episodes}: must be at least 1")
+    records.check_positive({"episodes": episodes})
+    plan.check_seeds([seed])
     population, config, iteration = run.load_run(folder, trust=trust)
     returns = run.evaluate(population, config, episodes, seed)
     print(f"{run.describe(config)}; checkpoint of iteration {iteration} of {config['iterations']}")

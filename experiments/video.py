@@ -11,6 +11,7 @@ import torch
 import envs
 from ess_rl import random
 from ess_rl.errors import UsageError
+from experiments import plan, records
 from experiments import run as runs
 
 
@@ -18,8 +19,10 @@ def film(run: Path, member: int, out: Path, steps: int, seed: int, trust_env_spe
     """One episode of a member's mean action, rendered by Gymnasium, as .mp4 or .gif; prints its return.
 
     Raises:
-        UsageError: no such member, a file type that cannot be written here, or no way to render.
+        UsageError: no such member, no step, no such seed, a file type that cannot be written here, or no way to render.
     """
+    records.check_positive({"steps": steps})
+    plan.check_seeds([seed])
     if out.suffix not in (".mp4", ".gif"):
         raise UsageError(f"--out {out}: the name must end in .mp4 or .gif")
     population, config, _ = runs.load_run(run, trust=trust_env_spec)

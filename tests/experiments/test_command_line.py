@@ -102,6 +102,9 @@ def test_evaluation_repeats_the_final_one(run: Path) -> None:
         assert f"{score:.1f}" in done.stdout
     other = ess_rl("evaluate", run, "--episodes", "2", "--seed", "1", cwd=run.parent)
     assert f"{result['final_return'][0]:.1f}" not in other.stdout
+    assert "--episodes 0: must be at least 1" in refused("evaluate", run, "--episodes", "0", cwd=run.parent)
+    assert "different numbers from 0" in refused("evaluate", run, "--seed", str(2**64), cwd=run.parent)
+    assert "--steps 0: must be at least 1" in refused("play", run, "--steps", "0", cwd=run.parent)
 
 
 def test_compare_and_lists(run: Path) -> None:
