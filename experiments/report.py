@@ -137,17 +137,16 @@ def _differences(scores_of: Mapping[Series, Scores], labels: Mapping[Method, str
             )
         digits = report_text.decimals(scores.min(), scores.max())
         cells = []
-        for estimator, form in ((_iqm_less, f"+.{digits}f"), (statistics.probability_of_improvement, ".2f")):
+        for estimator, form in (
+            (statistics.less(statistics.iqm), f"+.{digits}f"),
+            (statistics.probability_of_improvement, ".2f"),
+        ):
             low, high = statistics.bootstrap_interval_of_two(scores, other, estimator, np.random.default_rng(0))
             cells += [f"{float(estimator(scores, other)):{form}}", f"{float(low):{form}} to {float(high):{form}}"]
         rows.append([task.name, labels[method], *cells])
     if len(rows) == 1:
         raise UsageError(f"--against {against!r}: no other has been trained on one of its tasks for as many steps")
     return table(rows)
-
-
-def _iqm_less(x: Scores, y: Scores) -> Scores:
-    return np.asarray(statistics.iqm(x) - statistics.iqm(y))
 
 
 def write(root: Path, out: Path | None = None) -> str:

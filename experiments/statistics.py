@@ -116,6 +116,11 @@ def probability_of_improvement(x: Scores, y: Scores) -> Array:
     return (0.5 + 0.5 * np.sign(difference)).mean((-3, -2, -1))
 
 
+def less(estimator: Estimator) -> TwoSampleEstimator:
+    """The estimate of x less that of y."""
+    return lambda x, y: np.asarray(estimator(x) - estimator(y))
+
+
 def bootstrap_interval(
     scores: Scores,
     estimator: Estimator,

@@ -14,8 +14,7 @@ from experiments.studies.study import Finals, Outcome, Study, Verdict, differenc
 from experiments.suites import RANDOM, SMALL_SETS, SMOKE, Job
 
 AGENTS = ("bc", "awr", "awac", "iql", "td3_bc", "p3o_offline")
-RETURNS, CRITICS = ("awr",), ("awac", "iql", "td3_bc")  # where advantages come from
-P3O = "p3o_offline"
+P3O, AWR = "p3o_offline", "awr"  # whose advantages are the data's returns
 
 
 def jobs(quick: bool) -> tuple[Job, ...]:
@@ -45,11 +44,12 @@ def judge(outcome: Outcome) -> Verdict:
             found[task, other] = d = difference(of[P3O], of[other], comparisons=comparisons)
             sentences.append(f"{task} {P3O} less {other}: {d}".strip())
     sentences.append(f"in intervals that hold together for all {comparisons} comparisons")
-    above = [d for (_, other), d in found.items() if other not in RETURNS]
-    alike = [d for (_, other), d in found.items() if other in RETURNS]
-    if any(d.high < 0.0 for d in above) or any(d.high < 0.0 for d in alike):
+    if any(d.high < 0.0 for d in found.values()):
         return Verdict("refuted", tuple(sentences))
-    return Verdict("supported" if all(d.low > 0.0 for d in above) else "undecided", tuple(sentences))
+    return Verdict(
+        "supported" if all(d.low > 0.0 for (_, other), d in found.items() if other != AWR) else "undecided",
+        tuple(sentences),
+    )
 
 
 def draw(outcome: Outcome, path: Path) -> None:

@@ -76,23 +76,19 @@ def difference(
         comparisons: how many differences a verdict rests on. The more there are, the more often one of them seems clear
             by chance; all of their intervals hold together with at least 95 % (Bonferroni).
     """
-
-    def less(x: Finals, y: Finals) -> Finals:
-        return np.asarray(estimator(x) - estimator(y))
-
-    return _of_two(less, one, other, comparisons)
+    return _of_two(statistics.less(estimator), one, other, comparisons)
 
 
-def kept(one: Finals, other: Finals, *, comparisons: int = 1) -> Difference:
+def kept(one: Finals, other: Finals) -> Difference:
     """The quotient of two IQMs, in percent: what is left of `other`. For returns above 0; as `difference` otherwise."""
 
     def quotient(x: Finals, y: Finals) -> Finals:
         return np.asarray(100.0 * statistics.iqm(x) / statistics.iqm(y))
 
-    return _of_two(quotient, one, other, comparisons)
+    return _of_two(quotient, one, other)
 
 
-def _of_two(estimator: statistics.TwoSampleEstimator, one: Finals, other: Finals, comparisons: int) -> Difference:
+def _of_two(estimator: statistics.TwoSampleEstimator, one: Finals, other: Finals, comparisons: int = 1) -> Difference:
     x, y = _by_task(one), _by_task(other)
     how = {"confidence": 1.0 - 0.05 / comparisons, "resamples": 1000 * (comparisons + 1)}  # some in the tail, too
     low, high = statistics.bootstrap_interval_of_two(x, y, estimator, np.random.default_rng(0), **how)
