@@ -20,7 +20,7 @@ _QUICK: Any = {**SMOKE, "seeds": range(2)}
 def jobs(quick: bool) -> tuple[Job, ...]:
     made = []
     for env in ("Pendulum-v1", "ess/LQR-v0") if quick else TASKS:
-        how: Any = _QUICK if quick else {"steps": 500_000}
+        how: Any = _QUICK if quick else {"steps": 300_000}
         base = SMALL if quick else {}
         made.append(Job("p3o", env, **{**how, "settings": base, "label": "fresh"}))
         for correction in CORRECTIONS:
