@@ -1,7 +1,7 @@
 """Do replayed updates between on-policy ones pay, and is it the ESS that makes them pay (P3O of 2019)?
 
 A2C alone; with two replayed updates to each of its own, as published; and with their cap and their KL fixed instead of
-led by the ESS. Read from the training curves, as in `sample_efficiency`.
+led by the ESS. Read from the training curves, averaged over the last tenth of the budget at every point.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from experiments.studies.sample_efficiency import curves, draw_when, reached
+from experiments.studies.learning_curves import curves, draw_when, reached
 from experiments.studies.study import Difference, Finals, Outcome, Study, Verdict, difference
 from experiments.suites import SMALL, SMOKE, Job
 

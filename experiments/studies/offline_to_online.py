@@ -4,9 +4,9 @@ The set is one of a policy half way (`medium`, a policy after 300k steps). Its r
 training begins, and fresh ones take their place one by one. Six rollouts: of the run's own data, the ESS of those five
 iterations old is still above 0.9, while twelve, uncorrected, cost a third of the final return (ess-against-age).
 
-Read from training curves, averaged over the last tenth of the budget at every point as in sample-efficiency. When the
-run with data reaches the end of the run from scratch is one question; the other, how far a seed falls after it has
-first reached the mean return of the data set itself: a policy that begins at random cannot fall before that.
+Read from training curves, averaged over the last tenth of the budget at every point. When the run with data reaches the
+end of the run from scratch is one question; the other, how far a seed falls after it has first reached the mean return
+of the data set itself: a policy that begins at random cannot fall before that.
 
 Beside them, and outside the prediction, chord imitates the same set while it acts, with P3O's objective: the way there
 is to begin near the policy that collected the data.
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.studies.sample_efficiency import curves, draw_when, reached
+from experiments.studies.learning_curves import curves, draw_when, reached
 from experiments.studies.study import Difference, Finals, Outcome, Study, Verdict, interval
 from experiments.suites import DATA_SETS, RANDOM, SMALL, SMOKE, Job
 

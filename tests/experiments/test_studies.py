@@ -20,6 +20,7 @@ from experiments.studies import (
     few_updates,
     interleaving,
     iteration_length,
+    learning_curves,
     offline_to_online,
     precision,
     predictors,
@@ -197,34 +198,41 @@ def test_the_verdict_on_ess_against_age(levels: tuple[float, ...], word: str):
     assert ess_against_age.judge(ages(*levels)).word == word
 
 
-def rising(*at: int) -> study.Outcome:
-    """On task k PPO ends at 100, and P3O passes that at `at[k]` of 10 points; 0: never."""
+def after_less(*levels: float) -> study.Outcome:
+    """On task k P3O with replay ends at `levels[k]`, with fresh data alone at 80; PPO at 100."""
     outcome = {}
-    for number, point in enumerate(at):
-        ppo, p3o = np.linspace(10.0, 100.0, 10), np.full(10, 50.0)
-        if point:
-            p3o[point - 1 :] = 150.0
-        outcome[f"{number} p3o", "p3o"] = 0.1 * SPREAD[:, None] + p3o
-        outcome[f"{number} ppo", "ppo"] = 0.1 * SPREAD[:, None] + ppo
+    for number, level in enumerate(levels):
+        of_arm = {"replay": level, "fresh": 80.0, "ppo": 100.0}
+        outcome |= {(f"{number} {arm}", "label"): 0.1 * SPREAD + end for arm, end in of_arm.items()}
     return outcome
 
 
 @pytest.mark.parametrize(
-    ("at", "word"), [((3, 4, 9, 0), "supported"), ((4, 5, 9, 0), "refuted"), ((0, 0, 0, 0), "refuted")]
+    ("levels", "word"),
+    [
+        ((120.0, 101.0, 50.0, 60.0), "supported"),
+        ((120.0, 99.5, 50.0, 60.0), "undecided"),  # the second is within the noise
+        ((120.0, 50.0, 50.0, 60.0), "refuted"),
+    ],
 )
-def test_the_verdict_on_sample_efficiency(at: tuple[int, ...], word: str):
-    verdict = sample_efficiency.judge(rising(*at))
+def test_the_verdict_on_sample_efficiency(levels: tuple[float, ...], word: str, tmp_path: Path):
+    outcome = after_less(*levels)
+    verdict = sample_efficiency.judge(outcome)
     assert verdict.word == word
-    assert ("3: at inf [inf, inf] % of the steps" in verdict.sentences) == (at[3] == 0)
+    assert any(line.startswith("0: with replay less fresh data alone: +40 [+3") for line in verdict.sentences)
+    sample_efficiency.draw(outcome, tmp_path / "study.png")
+    assert (tmp_path / "study.png").stat().st_size > 1000
 
 
-def test_sample_efficiency_where_seeds_disagree_is_undecided():
-    """Six of ten seeds are there from the first point on, the others never."""
-    outcome = rising(3, 4)
-    p3o = np.where(np.arange(10)[:, None] < 6, 150.0, 50.0) * np.ones(10)
-    found = sample_efficiency.reached(p3o, outcome["0 ppo", "ppo"])
+def test_when_a_curve_reaches_the_end_of_another():
+    """PPO's curve ends at 100; six of ten seeds of the other are there from the first point on, four never."""
+    ppo = 0.1 * SPREAD[:, None] + np.linspace(10.0, 100.0, 10)
+    third = 0.1 * SPREAD[:, None] + np.where(np.arange(10) < 2, 50.0, 150.0)
+    assert learning_curves.reached(third, ppo) == study.Difference(30.0, 30.0, 30.0)
+    assert learning_curves.reached(0.0 * third, ppo) == study.Difference(np.inf, np.inf, np.inf)
+    split = np.where(np.arange(10)[:, None] < 6, 150.0, 50.0) * np.ones(10)
+    found = learning_curves.reached(split, ppo)
     assert found.low == 10.0 and found.high == np.inf
-    assert sample_efficiency.judge({**outcome, ("1 p3o", "p3o"): p3o}).word == "undecided"
 
 
 def methods(**at_the_longest_lag: float) -> study.Outcome:
@@ -526,7 +534,8 @@ def test_jobs_have_folders_of_their_own(name: str, quick: bool):
     jobs = STUDIES[name].jobs(quick)
     assert len({job.name for job in jobs}) == len(jobs)
     assert all(len(job.seeds) >= 10 for job in jobs) or quick
-    assert len({(job.steps, tuple(job.seeds)) for job in jobs}) == 1  # equal terms for all
+    assert len({tuple(job.seeds) for job in jobs}) == 1  # equal terms for all
+    assert len({job.steps for job in jobs}) == 1 or name == "sample-efficiency"  # whose question unequal ones are
     of_task = [sorted(job.label for job in jobs if job.env == env) for env in {job.env for job in jobs}]
     assert all(labels == of_task[0] for labels in of_task)
 
@@ -611,7 +620,7 @@ def test_staleness_draws(tmp_path: Path):
         ("precision", precisions(900.0)),
         ("ablations", parts_of_p3o()),
         ("ess-against-age", ages(1.0, 0.8, 0.5)),
-        ("sample-efficiency", rising(3, 0)),
+        ("sample-efficiency", after_less(120.0, 50.0)),
         ("balance", normalized_outcome({f"{name} lag {lag}": 1.0 for name in balance.METHODS for lag in (1, 16)})),
         ("divergence", divergences()),
         ("interleaving", interleavings(60.0, 2)),
@@ -637,7 +646,7 @@ def test_what_is_read_from_runs(tmp_path: Path):
             records.append_line(log, {"iteration": number, **row, **aged})
     # The mean of 0.61 .. 0.70 is 0.655.
     np.testing.assert_allclose(ess_against_age.by_age(tmp_path, [1, 0]), [[1.0, 0.2], [1.0, 0.655]])
-    found = sample_efficiency.curves(tmp_path, [0, 1])  # 20 points: a tenth of them are two
+    found = learning_curves.curves(tmp_path, [0, 1])  # 20 points: a tenth of them are two
     assert np.isnan(found[:, 0]).all()
     assert found[:, 1].tolist() == [2.0, -1.5] and found[:, -1].tolist() == [19.5, -19.5]
     assert study._as_json(found[:, :2]) == [[None, 2.0], [None, -1.5]]

@@ -1,0 +1,47 @@
+"""When does one learning curve reach where another ends?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments import figures, statistics
+from experiments.studies.study import Difference, Finals, dots, picture
+
+
+def curves(run: Path, members: Sequence[int]) -> Finals:
+    """[members, K] return of the training episodes in the tenth of the budget before each K-th of it."""
+    of_bins = figures.read_curves(run).values["return"][:, list(members)].T
+    window = max(1, of_bins.shape[1] // 10)
+    smooth = np.full(of_bins.shape, np.nan)
+    for k in range(window, of_bins.shape[1] + 1):
+        stretch = of_bins[:, k - window : k]
+        known = ~np.isnan(stretch)
+        total = np.where(known, stretch, 0.0).sum(1)
+        smooth[:, k - 1] = np.divide(total, known.sum(1), out=np.full(len(total), np.nan), where=known.any(1))
+    return smooth
+
+
+def reached(one: Finals, other: Finals) -> Difference:
+    """When the IQM of curves [seeds, K] first reaches the last one of `other`, in % of the budget; inf: never."""
+    generator = np.random.default_rng(0)
+
+    def share(x: Finals, y: Finals) -> NDArray[np.float64]:
+        there = statistics.iqm_over_runs(x) >= statistics.iqm_over_runs(y)[..., -1:]
+        return np.where(there.any(-1), 100.0 * (there.argmax(-1) + 1) / x.shape[-1], np.inf)
+
+    x, y = (c[generator.integers(len(c), size=(2000, len(c)))] for c in (one, other))
+    low, high = np.quantile(share(x, y), [0.025, 0.975], method="inverted_cdf")  # takes no mean: inf stays inf
+    return Difference(float(share(one, other)), float(low), float(high))
+
+
+def draw_when(found: Mapping[str, Difference], share: float, whose: str, path: Path) -> None:
+    """`reached`, a row each, with a line at the share that was predicted; never: right of the end."""
+    within = {env: Difference(*(min(x, 110.0) for x in (d.value, d.low, d.high))) for env, d in found.items()}
+    with picture(path) as axis:
+        dots(axis, within)
+        axis.axvline(share, color="gray", linewidth=0.8)
+        axis.set(xlabel=f"% of the steps until {whose} final return (beyond 100: not reached)", xlim=(0.0, 112.0))
