@@ -9,7 +9,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from experiments.studies.study import Difference, Outcome, Study, Verdict, difference, dots, kept, picture
+import numpy as np
+
+from experiments.studies.study import (
+    Difference,
+    Outcome,
+    Study,
+    Verdict,
+    difference,
+    dots,
+    interval,
+    kept,
+    normalized,
+    picture,
+)
 from experiments.suites import SMALL, SMOKE, Job
 
 TASKS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5")
@@ -49,6 +62,9 @@ def judge(outcome: Outcome) -> Verdict:
             vtrace_below += [env] if other == "vtrace" and d.low > 0.0 else []
         sentences.append(f"{env}: none less fresh data alone: {difference(of['none'], of['fresh'])}")
     sentences.append(f"all but those to fresh data in intervals that hold together for {comparisons} comparisons")
+    for name in ("fresh", *CORRECTIONS):
+        scores = np.stack([normalized(env, of[name]) for env, of in _by_task(outcome).items()], axis=1)
+        sentences.append("over all tasks, normalized: {} {:.2f} [{:.2f}, {:.2f}]".format(name, *interval(scores)))
     sentences.append(f"V-trace clearly below none: {', '.join(vtrace_below) or 'nowhere'}")
     if beaten:
         return Verdict("refuted", (*sentences, f"none is clearly below: {', '.join(beaten)}"))
