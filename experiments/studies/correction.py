@@ -78,7 +78,7 @@ def draw(outcome: Outcome, path: Path) -> None:
     with picture(path) as axis:
         dots(axis, rows)
         axis.axvline(100.0, color="gray", linewidth=0.8)
-        axis.set(xlabel="final return with replay, % of that with fresh data alone (IQM, 95 % interval)")
+        axis.set(xlabel="% of the return with fresh data alone (IQM, 95 % interval)")
 
 
 STUDY = Study(

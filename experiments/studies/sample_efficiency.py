@@ -62,7 +62,7 @@ def draw(outcome: Outcome, path: Path) -> None:
     with picture(path) as axis:
         dots(axis, rows)
         axis.axvline(100.0, color="gray", linewidth=0.8)
-        axis.set(xlabel="return of P3O after 400k steps, % of that of PPO after a million (IQM, 95 % interval)")
+        axis.set(xlabel="% of PPO's return after a million steps (IQM, 95 % interval)")
 
 
 STUDY = Study(
