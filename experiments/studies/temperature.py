@@ -13,7 +13,7 @@ from experiments.studies.study import Outcome, Study, Verdict, curve, difference
 from experiments.suites import SMOKE, Job
 
 TEMPERATURES = (0.6, 0.8, 1.0, 1.2, 1.5)
-CLIPS = (0.2, 0.4, 0.6)
+CLIPS = (0.2, 0.6)  # the customary one, and what was best of six at this budget (clip-sensitivity)
 _QUICK: Any = {**SMOKE, "env": "Pendulum-v1", "seeds": range(2)}
 _WHOLE: Any = {"env": "HalfCheetah-v5", "steps": 300_000}
 

@@ -24,6 +24,7 @@ from experiments.studies import (
     offline_to_online,
     precision,
     predictors,
+    replay_depth,
     sample_efficiency,
     staleness,
     study,
@@ -129,6 +130,28 @@ def test_the_verdict_on_correction(levels: dict[str, float], word: str):
     assert correction.judge(corrections(**levels)).word == word
 
 
+def depths(**with_old_data: float) -> study.Outcome:
+    """All at 1000 with fresh data alone."""
+    names = {"p3o": "p3o", "narrow": "ppo clip 0.2", "wide": "ppo clip 0.6"}
+    fresh = {("replay 0", name): SPREAD + 1000.0 for name in names.values()}
+    return fresh | {("replay 12", names[key]): SPREAD + level for key, level in with_old_data.items()}
+
+
+@pytest.mark.parametrize(
+    ("levels", "word"),
+    [
+        ({"p3o": 900.0, "narrow": 300.0, "wide": 600.0}, "supported"),
+        ({"p3o": 900.0, "narrow": 300.0, "wide": 700.0}, "undecided"),
+        ({"p3o": 900.0, "narrow": 300.0, "wide": 800.0}, "refuted"),
+        ({"p3o": 700.0, "narrow": 300.0, "wide": 600.0}, "refuted"),
+    ],
+)
+def test_the_verdict_on_replay_depth(levels: dict[str, float], word: str):
+    verdict = replay_depth.judge(depths(**levels))
+    assert verdict.word == word
+    assert verdict.sentences[-1] == "best clip with old data: ppo clip 0.6"
+
+
 def temperatures(p3o: dict[float, float]) -> study.Outcome:
     levels = {t: p3o.get(t, 1000.0) for t in temperature.TEMPERATURES}
     rows = {("p3o", f"p3o behavior_temperature {t!r}"): SPREAD + level for t, level in levels.items()}
@@ -215,13 +238,10 @@ def after_less(*levels: float) -> study.Outcome:
         ((120.0, 50.0, 50.0, 60.0), "refuted"),
     ],
 )
-def test_the_verdict_on_sample_efficiency(levels: tuple[float, ...], word: str, tmp_path: Path):
-    outcome = after_less(*levels)
-    verdict = sample_efficiency.judge(outcome)
+def test_the_verdict_on_sample_efficiency(levels: tuple[float, ...], word: str):
+    verdict = sample_efficiency.judge(after_less(*levels))
     assert verdict.word == word
     assert any(line.startswith("0: with replay less fresh data alone: +40 [+3") for line in verdict.sentences)
-    sample_efficiency.draw(outcome, tmp_path / "study.png")
-    assert (tmp_path / "study.png").stat().st_size > 1000
 
 
 def test_when_a_curve_reaches_the_end_of_another():
@@ -616,6 +636,7 @@ def test_staleness_draws(tmp_path: Path):
     ("name", "outcome"),
     [
         ("correction", corrections()),
+        ("replay-depth", depths(p3o=900.0, narrow=300.0, wide=600.0)),
         ("temperature", temperatures({})),
         ("precision", precisions(900.0)),
         ("ablations", parts_of_p3o()),
