@@ -171,8 +171,8 @@ class Local:
 
     Args:
         out: where their folders are.
-        jobs: run sets at a time; each gets its share of the cores. Two cores are better used by two jobs of ten seeds
-            than by one.
+        jobs: run sets at a time; each gets its share of the cores, and of torch's threads no more than OMP_NUM_THREADS.
+            Two cores are better used by two jobs of ten seeds than by one.
     """
 
     def __init__(self, out: Path, jobs: int = 1):
@@ -187,6 +187,8 @@ class Local:
     def start(self, job: Job) -> None:
         slot, cores = self._free.pop(0), records.available_cores()
         threads = max(1, cores // self._jobs)
+        if (asked := os.environ.get("OMP_NUM_THREADS", "")).isdigit():  # who shares the machine with others says so
+            threads = max(1, min(threads, int(asked)))
         cpus = []
         if hasattr(os, "sched_getaffinity") and self._jobs > 1:
             mine = sorted(os.sched_getaffinity(0))

@@ -85,6 +85,22 @@ def test_a_run_that_dies_does_not_stop_the_others(suite: str, tmp_path: Path, mo
     assert (out / "ppo-Pendulum-v1" / "result.json").exists()
 
 
+@pytest.mark.parametrize(("asked", "threads"), [(None, 4), ("1", 1), ("16", 4), ("0", 1), ("many", 4)])
+def test_jobs_take_no_more_threads_than_were_asked_for(
+    asked: str | None, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Eight cores, two jobs: four each at most."""
+    given = []
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    monkeypatch.setattr(records, "available_cores", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(benchmark, "launch", lambda folder, threads, cpus: given.append((threads, len(cpus))))
+    benchmark.Local(tmp_path, jobs=2).start(Job("p3o", "Pendulum-v1"))
+    assert given == [(threads, threads)]
+
+
 def test_a_place_that_holds_another_run_is_refused(suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run.start("p3o", "Pendulum-v1", sweep={}, out=tmp_path / "p3o-Pendulum-v1", settings=TINY["settings"],
               seeds=range(5), steps=512, **TINY["options"])  # fmt: skip
