@@ -16,12 +16,12 @@ from experiments.studies.study import (
     Outcome,
     Study,
     Verdict,
+    by_task,
     difference,
-    dots,
+    draw_kept,
     interval,
     kept,
     normalized,
-    picture,
 )
 from experiments.suites import SMALL, SMOKE, Job
 
@@ -42,19 +42,10 @@ def jobs(quick: bool) -> tuple[Job, ...]:
     return tuple(made)
 
 
-def _by_task(outcome: Outcome) -> dict[str, dict[str, Any]]:
-    """task -> correction, or fresh -> final returns"""
-    tasks: dict[str, dict[str, Any]] = {}
-    for (job, _), finals in outcome.items():
-        env, label = job.split(" ")
-        tasks.setdefault(env, {})[label] = finals
-    return tasks
-
-
 def judge(outcome: Outcome) -> Verdict:
     sentences, beaten, vtrace_below = [], [], []
-    comparisons = len(_by_task(outcome)) * len(CORRECTIONS[1:])
-    for env, of in _by_task(outcome).items():
+    comparisons = len(by_task(outcome)) * len(CORRECTIONS[1:])
+    for env, of in by_task(outcome).items():
         for other in CORRECTIONS[1:]:
             d = difference(of["none"], of[other], comparisons=comparisons)
             sentences.append(f"{env}: none less {other}: {d}")
@@ -63,7 +54,7 @@ def judge(outcome: Outcome) -> Verdict:
         sentences.append(f"{env}: none less fresh data alone: {difference(of['none'], of['fresh'])}")
     sentences.append(f"all but those to fresh data in intervals that hold together for {comparisons} comparisons")
     for name in ("fresh", *CORRECTIONS):
-        scores = np.stack([normalized(env, of[name]) for env, of in _by_task(outcome).items()], axis=1)
+        scores = np.stack([normalized(env, of[name]) for env, of in by_task(outcome).items()], axis=1)
         sentences.append("over all tasks, normalized: {} {:.2f} [{:.2f}, {:.2f}]".format(name, *interval(scores)))
     sentences.append(f"V-trace clearly below none: {', '.join(vtrace_below) or 'nowhere'}")
     if beaten:
@@ -73,12 +64,9 @@ def judge(outcome: Outcome) -> Verdict:
 
 def draw(outcome: Outcome, path: Path) -> None:
     rows: dict[str, Difference] = {}
-    for env, of in _by_task(outcome).items():
+    for env, of in by_task(outcome).items():
         rows |= {f"{env} {label}": kept(of[label], of["fresh"]) for label in CORRECTIONS}
-    with picture(path) as axis:
-        dots(axis, rows)
-        axis.axvline(100.0, color="gray", linewidth=0.8)
-        axis.set(xlabel="% of the return with fresh data alone (IQM, 95 % interval)")
+    draw_kept(rows, "the return with fresh data alone", path)
 
 
 STUDY = Study(

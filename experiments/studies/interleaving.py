@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.studies.learning_curves import curves, draw_when, reached
-from experiments.studies.study import Difference, Finals, Outcome, Study, Verdict, difference
+from experiments.studies.study import Difference, Outcome, Study, Verdict, by_task, difference
 from experiments.suites import SMALL, SMOKE, Job
 
 TASKS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5")
@@ -33,17 +33,8 @@ def jobs(quick: bool) -> tuple[Job, ...]:
     return tuple(made)
 
 
-def _by_task(outcome: Outcome) -> dict[str, dict[str, Finals]]:
-    """task -> method -> curves [seeds, K]"""
-    found: dict[str, dict[str, Finals]] = {}
-    for (job, _), of in outcome.items():
-        env, method = job.split(" ", 1)
-        found.setdefault(env, {})[method] = of
-    return found
-
-
 def _when(outcome: Outcome) -> dict[str, Difference]:
-    return {env: reached(of["P3O 2019"], of["A2C"]) for env, of in _by_task(outcome).items()}
+    return {env: reached(of["P3O 2019"], of["A2C"]) for env, of in by_task(outcome).items()}
 
 
 def judge(outcome: Outcome) -> Verdict:
@@ -51,7 +42,7 @@ def judge(outcome: Outcome) -> Verdict:
     for env, d in _when(outcome).items():
         sentences.append(f"{env}: A2C's end is reached at {d.value:.0f} [{d.low:.0f}, {d.high:.0f}] % of the steps")
         early += [env] if d.high <= SHARE else []
-    for env, of in _by_task(outcome).items():
+    for env, of in by_task(outcome).items():
         for name in ("fixed", "fixed cap"):
             d = difference(of["P3O 2019"][:, -1], of[name][:, -1])
             sentences.append(f"{env}: P3O 2019 less {name}, at the end: {d}")
@@ -59,7 +50,7 @@ def judge(outcome: Outcome) -> Verdict:
                 ahead += [env] if d.low > 0.0 else []
                 beaten += [env] if d.high < 0.0 else []
     late = [env for env, d in _when(outcome).items() if d.low > SHARE]
-    tasks = len(_by_task(outcome))
+    tasks = len(by_task(outcome))
     if len(late) > tasks - 2 or len(beaten) > tasks - 2:  # fewer than two are left on which it could hold
         return Verdict("refuted", tuple(sentences))
     sure = len(early) >= 2 and len(ahead) >= 2

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.studies.iteration_length import QUICK_SHORT, SHORT
-from experiments.studies.study import Finals, Outcome, Study, Verdict, difference, dots, interval, kept, picture
+from experiments.studies.study import Finals, Outcome, Study, Verdict, difference, draw_kept, interval, kept
 from experiments.suites import SMALL, SMOKE, Job
 
 DEPTHS = (0, 12)
@@ -56,10 +56,7 @@ def judge(outcome: Outcome) -> Verdict:
 
 def draw(outcome: Outcome, path: Path) -> None:
     rows = {name: kept(of[max(DEPTHS)], of[0]) for name, of in _by_method(outcome).items()}
-    with picture(path) as axis:
-        dots(axis, rows)
-        axis.axvline(100.0, color="gray", linewidth=0.8)
-        axis.set(xlabel="% of the return with fresh data alone (IQM, 95 % interval)")
+    draw_kept(rows, "the return with fresh data alone", path)
 
 
 STUDY = Study(

@@ -22,7 +22,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from experiments.studies.study import Difference, Finals, Outcome, Study, Verdict, difference, dots, kept, picture
+from experiments.studies.study import Difference, Outcome, Study, Verdict, by_task, difference, draw_kept, kept
 from experiments.suites import SMALL, SMOKE, Job
 
 TASKS = ("HalfCheetah-v5", "Walker2d-v5", "Hopper-v5", "Swimmer-v5")
@@ -41,17 +41,8 @@ def jobs(quick: bool) -> tuple[Job, ...]:
     return tuple(made)
 
 
-def _by_task(outcome: Outcome) -> dict[str, dict[str, Finals]]:
-    """task -> replay, fresh or ppo -> final returns"""
-    tasks: dict[str, dict[str, Finals]] = {}
-    for (job, _), finals in outcome.items():
-        env, label = job.split(" ")
-        tasks.setdefault(env, {})[label] = finals
-    return tasks
-
-
 def judge(outcome: Outcome) -> Verdict:
-    tasks = _by_task(outcome)
+    tasks = by_task(outcome)
     sentences, there, missed = [], [], []
     for env, of in tasks.items():
         d = difference(of["replay"], of["ppo"], comparisons=len(tasks))
@@ -68,12 +59,9 @@ def judge(outcome: Outcome) -> Verdict:
 
 def draw(outcome: Outcome, path: Path) -> None:
     rows: dict[str, Difference] = {}
-    for env, of in _by_task(outcome).items():
+    for env, of in by_task(outcome).items():
         rows |= {f"{env} {arm}": kept(of[arm], of["ppo"]) for arm in ARMS}
-    with picture(path) as axis:
-        dots(axis, rows)
-        axis.axvline(100.0, color="gray", linewidth=0.8)
-        axis.set(xlabel="% of PPO's return after a million steps (IQM, 95 % interval)")
+    draw_kept(rows, "PPO's return after a million steps", path)
 
 
 STUDY = Study(

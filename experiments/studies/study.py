@@ -89,7 +89,7 @@ def kept(one: Finals, other: Finals) -> Difference:
 
 
 def _of_two(estimator: statistics.TwoSampleEstimator, one: Finals, other: Finals, comparisons: int = 1) -> Difference:
-    x, y = _by_task(one), _by_task(other)
+    x, y = _as_columns(one), _as_columns(other)
     how = {"confidence": 1.0 - 0.05 / comparisons, "resamples": 1000 * (comparisons + 1)}  # some in the tail, too
     low, high = statistics.bootstrap_interval_of_two(x, y, estimator, np.random.default_rng(0), **how)
     return Difference(float(estimator(x, y)), float(low), float(high))
@@ -153,6 +153,15 @@ def read(jobs: Sequence[Job], out: Path, measure: Callable[[Path, Sequence[int]]
     return outcome
 
 
+def by_task(outcome: Outcome) -> dict[str, dict[str, Finals]]:
+    """task -> label of the job -> what is measured; of a study of several tasks that sweeps nothing."""
+    tasks: dict[str, dict[str, Finals]] = {}
+    for (job, _), finals in outcome.items():
+        env, label = job.split(" ", 1)
+        tasks.setdefault(env, {})[label] = finals
+    return tasks
+
+
 @contextmanager
 def picture(path: Path, panels: int = 1) -> Iterator[Any]:
     """Axes to draw on, several of them as an array; afterwards they get a grid and a legend, and lie at `path`."""
@@ -190,6 +199,14 @@ def dots(axis: Any, rows: Mapping[str, Difference]) -> None:
     axis.invert_yaxis()
 
 
+def draw_kept(rows: Mapping[str, Difference], whole: str, path: Path) -> None:
+    """`kept`, a row each, with a line at 100 %, which is `whole`."""
+    with picture(path) as axis:
+        dots(axis, rows)
+        axis.axvline(100.0, color="gray", linewidth=0.8)
+        axis.set(xlabel=f"% of {whole} (IQM, 95 % interval)")
+
+
 def normalized(env: str, finals: Finals) -> Finals:
     """Final returns between the env's random policy (0) and its reference (1); as they are, where it has none."""
     scores = [references.normalized(env, x) for x in finals]
@@ -219,12 +236,12 @@ def _as_json(x: Any) -> Any:
 
 def interval(finals: Finals, estimator: Estimator = statistics.iqm) -> tuple[float, float, float]:
     """Estimate of [seeds] or [seeds, tasks], and the ends of its 95 % interval."""
-    scores = _by_task(finals)
+    scores = _as_columns(finals)
     low, high = statistics.bootstrap_interval(scores, estimator, np.random.default_rng(0))
     return float(estimator(scores)), float(low), float(high)
 
 
-def _by_task(finals: Finals) -> Finals:
+def _as_columns(finals: Finals) -> Finals:
     return finals.reshape(len(finals), -1)
 
 
