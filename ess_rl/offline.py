@@ -27,7 +27,7 @@ from ess_rl.returns import return_range
 from ess_rl.transitions import Transitions
 
 _DRAWN_AT_ONCE = 32  # updates whose random numbers are made together: one by one they would cost as much as an update
-_AT_ONCE = 16_384  # transitions of a data set whose hidden layers are in memory at the same time
+_AT_ONCE = 2_048  # transitions of a data set, times P, whose hidden layers exist at the same time: they stay in a cache
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from experiments.studies import (
     ablations,
     balance,
+    beside_d3rlpy,
     clip_sensitivity,
     collapsing_prior,
     correction,
@@ -48,6 +49,7 @@ STUDIES: dict[str, Study] = {
         predictors,
         collapsing_prior,
         few_updates,
+        beside_d3rlpy,
         offline_to_online,
     )
 }

@@ -28,7 +28,7 @@ def jobs(quick: bool) -> tuple[Job, ...]:
     )
 
 
-def _by_task(outcome: Outcome) -> dict[str, dict[str, Finals]]:
+def by_task(outcome: Outcome) -> dict[str, dict[str, Finals]]:
     """task -> agent -> final returns"""
     tasks: dict[str, dict[str, Finals]] = {}
     for (job, label), finals in outcome.items():
@@ -37,7 +37,7 @@ def _by_task(outcome: Outcome) -> dict[str, dict[str, Finals]]:
 
 
 def judge(outcome: Outcome) -> Verdict:
-    tasks, sentences, found = _by_task(outcome), [], {}
+    tasks, sentences, found = by_task(outcome), [], {}
     comparisons = len(tasks) * (len(AGENTS) - 1)
     for task, of in tasks.items():
         for other in (name for name in AGENTS if name != P3O):
@@ -53,7 +53,7 @@ def judge(outcome: Outcome) -> Verdict:
 
 
 def draw(outcome: Outcome, path: Path) -> None:
-    tasks = _by_task(outcome)
+    tasks = by_task(outcome)
     with picture(path, panels=len(tasks)) as axes:
         for axis, (task, of) in zip([axes] if len(tasks) == 1 else axes, tasks.items(), strict=True):
             dots(axis, {agent: level(of[agent]) for agent in AGENTS})

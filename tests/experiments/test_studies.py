@@ -11,6 +11,7 @@ from experiments.studies import (
     STUDIES,
     ablations,
     balance,
+    beside_d3rlpy,
     clip_sensitivity,
     collapsing_prior,
     correction,
@@ -627,6 +628,32 @@ def test_the_verdict_on_few_updates(levels: dict[str, float], word: str):
     assert any(s.startswith("Hopper-v5 p3o_offline less awr: ") for s in verdict.sentences)
 
 
+def beside_d3rlpy_outcome(**apart: float) -> study.Outcome:
+    """On both tasks d3rlpy's agents at 1000, and ours so far from them."""
+    return {
+        (f"{env} {name}", name): SPREAD + 1000.0 + shift
+        for env, _ in suites.SMALL_SETS.values()
+        for agent in beside_d3rlpy.AGENTS
+        for name, shift in ((agent, apart.get(agent, 0.0)), (f"d3rlpy-{agent}", 0.0))
+    }
+
+
+@pytest.mark.parametrize(
+    ("apart", "word", "within"),
+    [
+        ({}, "supported", 8),
+        ({"iql": 13.0}, "supported", 6),  # outside of d3rlpy's interval on two tasks, and not clearly apart
+        ({"iql": 13.0, "bc": -13.0}, "undecided", 4),
+        ({"awac": 100.0}, "refuted", 6),
+        ({"awac": -100.0}, "refuted", 6),
+    ],
+)
+def test_the_verdict_beside_d3rlpy(apart: dict[str, float], word: str, within: int):
+    verdict = beside_d3rlpy.judge(beside_d3rlpy_outcome(**apart))
+    assert verdict.word == word
+    assert verdict.sentences[-1].endswith(f"{within} within d3rlpy's own")
+
+
 def test_staleness_draws(tmp_path: Path):
     staleness.draw(lags({"p3o": (10, 9), "ppo clip 0.1": (8, 9), "band": (1, 2)}), tmp_path / "study.png")
     assert (tmp_path / "study.png").stat().st_size > 10_000
@@ -649,6 +676,7 @@ def test_staleness_draws(tmp_path: Path):
         ("predictors", foretold(0.3, 0.1, 0.2)),
         ("collapsing-prior", priors()),
         ("few-updates", offline()),
+        ("beside-d3rlpy", beside_d3rlpy_outcome()),
     ],
 )
 def test_the_others_draw(tmp_path: Path, name: str, outcome: study.Outcome):
