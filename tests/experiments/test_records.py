@@ -125,8 +125,11 @@ def test_a_picture_draws_them_as_one_line(tmp_path: Path, monkeypatch: pytest.Mo
         rows = [f"{steps},{m},{steps * x},,\n" for steps in (10, 20) for m, x in enumerate(values)]
         (run / "curves.csv").write_text("env_steps,member,return,ess,behavior_kl\n" + "".join(rows))
 
+    true_plot = Axes.plot
+
     def plot(axis: Axes, x: Any, y: Any, label: str = "", **style: Any) -> None:
         drawn.extend([(label, list(y))] if label and len(y) else [])
+        true_plot(axis, x, y, label=label, **style)
 
     monkeypatch.setattr(Axes, "plot", plot)
     figures.learning_curves([tmp_path / "a", tmp_path / "b"], tmp_path / "curves.png")
