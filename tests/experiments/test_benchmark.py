@@ -139,7 +139,7 @@ def test_finished_runs_need_no_data_set(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_data_sets_that_are_missing_are_named_with_how_to_record_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "sets"))
-    first = "ess-rl dataset record RUN --id ess/halfcheetah/medium-v0 --checkpoint 300000 --steps 1000000"
+    first = "ess-rl dataset record RUN --id ess/halfcheetah/medium-v0 --member 1 --checkpoint 300000 --steps 200000"
     with pytest.raises(UsageError, match=rf"9 of 9 data sets .* made by: {first}, RUN a finished run on HalfCheetah"):
         benchmark.benchmark("offline", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -208,7 +208,7 @@ def test_studies_name_the_data_sets_that_they_need(place: Path):
         "ess-rl dataset record RUN --id ess/pendulum/demonstrations-v0 --steps 400 --num-envs 2, RUN a finished" in said
     )
     said = refused("study", "offline-to-online", "--out", "no")
-    assert "3 of 3 data sets are not in" in said and "--id ess/halfcheetah/medium-v0 --checkpoint 300000" in said
+    assert "3 of 3 data sets are not in" in said and "--id ess/halfcheetah/medium-v0 --member 1 --checkpoint" in said
     how = "ess-rl dataset record --random Pendulum-v1 --id ess/pendulum/random-v0 --steps 400 --num-envs 2"
     assert refused("study", "offline-to-online", "--quick", "--out", "no").strip().endswith(how)
     assert not (place / "no").exists()
