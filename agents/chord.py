@@ -168,6 +168,6 @@ class CHORD:
         hyper, time = state["hyper"], state["progress"]
         rise, fall = hyper["mu_warm_up"], hyper["mu_decay"]
         risen = torch.where(rise > 0.0, (time / rise.clamp(min=1e-6)).clamp(max=1.0), 1.0)
-        fallen = torch.where(fall > 0.0, ((time - rise) / fall.clamp(min=1e-6)).clamp(0.0, 1.0), 1.0)
+        fallen = torch.where(fall > 0.0, ((time - rise) / fall.clamp(min=1e-6)).clamp(0.0, 1.0), time >= rise)
         left = 0.5 * (1.0 + torch.cos(math.pi * fallen))
         return risen * (hyper["mu_valley"] + left * (hyper["mu_peak"] - hyper["mu_valley"]))

@@ -108,7 +108,7 @@ def order(seeds: Tensor, config: AgentConfig, weights: Tensor) -> Tensor:
 def check_minibatch(config: AgentConfig) -> None:
     """Raises UsageError unless the minibatch divides an iteration's samples, and is more than one."""
     samples = config.rollout * config.num_envs
-    if config.minibatch < 2:
+    if config.minibatch * processes.count() < 2:  # each of several processes has its share of one
         raise UsageError(f"minibatch {config.minibatch}: advantages are standardized over it, so it must be at least 2")
     if samples % config.minibatch:
         near = min((d for d in range(1, samples + 1) if samples % d == 0), key=lambda d: abs(d - config.minibatch))

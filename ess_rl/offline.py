@@ -139,8 +139,12 @@ def no_stats(obs_dim: int, device: torch.device) -> Tree:
 
 
 def reward_scale(stats: Tree, target: Tensor) -> Tensor:
-    """What rewards are multiplied with so that the returns of the data span `target`; 1 where that is 0. 0-dim."""
-    return torch.where(target > 0.0, target / stats["return_range"], 1.0)
+    """What rewards are multiplied with so that the returns of the data span `target`; 0-dim.
+
+    1 where that is 0, and where all returns of the data are equal: no number makes them span anything.
+    """
+    span = stats["return_range"]
+    return torch.where((target > 0.0) & (span > 0.0), target / span, 1.0)
 
 
 def in_parts(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -237,11 +237,11 @@ def path_residuals(charge: Tensor, value: Tensor, end_value: Tensor, *, discount
 
 
 def return_range(reward: Tensor, last: Tensor) -> Tensor:
-    """Largest less smallest undiscounted return of the episodes in rewards [T, ...]; 0-dim, 1 where they are all equal.
+    """Largest less smallest undiscounted return of the episodes in rewards [T, ...]; 0-dim, 0 where that is rounding.
 
     Source: the scale of rewards in IQL's code (Kostrikov et al. 2021, arXiv 2110.06169), 1000 / range.
     """
     first = torch.cat([torch.ones_like(last[:1]), last[:-1]])
     returns = reverse_recurrence(reward.double(), (~last).double())[first]
     span = returns.max() - returns.min()
-    return torch.where(span > 0.0, span, 1.0)
+    return torch.where(span > 1e-6 * returns.abs().max(), span, 0.0)

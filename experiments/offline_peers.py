@@ -312,7 +312,7 @@ def episodes(data: Transitions, stats: Tree, return_range: float = 0.0) -> Itera
     An episode of L steps that did not terminate has L + 1 here: d3rlpy makes L transitions of it.
     """
     obs, next_obs = (normalizer.standardize(stats["obs"], x) for x in (data.obs, data.next_obs))
-    scale = return_range / stats["return_range"] if return_range > 0.0 else 1.0
+    scale = offline.reward_scale(stats, torch.tensor(return_range))
     columns = {
         "observations": obs, "actions": data.action.clamp(-1.0, 1.0), "rewards": (scale * data.reward)[:, None]
     }  # fmt: skip

@@ -577,7 +577,7 @@ def test_mu_of_chord_rises_falls_and_stays():
     for settings, expected in [
         ({"mu_warm_up": 0.2, "mu_decay": 0.4}, {0.0: 0.0, 0.1: 0.4, 0.2: 0.8, 0.4: 0.5, 0.6: 0.2, 1.0: 0.2}),
         ({"mu_warm_up": 0.0, "mu_decay": 0.4}, {0.0: 0.8, 0.2: 0.5, 0.4: 0.2}),
-        ({"mu_warm_up": 0.2, "mu_decay": 0.0}, {0.1: 0.1, 0.2: 0.2, 0.5: 0.2}),
+        ({"mu_warm_up": 0.2, "mu_decay": 0.0}, {0.1: 0.4, 0.19: 0.76, 0.2: 0.2, 0.5: 0.2}),
     ]:
         population = Population(build("chord", mu_peak=0.8, mu_valley=0.2, **settings), SEEDS)
         data = prepared(population, collect(population, 0))

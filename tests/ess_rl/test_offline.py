@@ -63,12 +63,16 @@ def test_the_range_of_returns_by_hand():
     reward = torch.tensor([1.0, 2.0, 5.0, -1.0, 0.0, 2.0])
     last = torch.tensor([False, True, True, False, False, True])
     assert return_range(reward, last).item() == 4.0
-    assert return_range(torch.ones(4), torch.tensor([False, True, False, True])).item() == 1.0  # all equal
+    assert return_range(torch.ones(4), torch.tensor([False, True, False, True])).item() == 0.0  # all equal
+    almost = torch.tensor([0.1] * 3 + [0.1 + 1e-8, 0.1, 0.1], dtype=torch.float64)
+    assert return_range(almost, torch.tensor([False, False, True] * 2)).item() == 0.0  # 3e-8 of 0.3: rounding
 
 
 def test_rewards_are_scaled_to_the_range_that_is_asked_for():
     stats = {"return_range": torch.tensor(4.0)}
     assert [offline.reward_scale(stats, torch.tensor(target)).item() for target in (10.0, 0.0)] == [2.5, 1.0]
+    stats = {"return_range": torch.tensor(0.0)}  # of one episode, or of equal ones
+    assert offline.reward_scale(stats, torch.tensor(1000.0)).item() == 1.0
 
 
 def test_twin_critics_differ_and_the_floor_holds():
