@@ -102,7 +102,9 @@ def train(
         ReplayedUpdates(population, replay, config, random.REPLAYED) if isinstance(config, AlternatingConfig) else None
     )
     shape = (config.rollout, population.size, config.num_envs)
-    fresh = Transitions.empty(shape, env.obs_dim, env.act_dim, device) if replayed else None
+    # Where the fresh rollout is learned from alone, it is so from one place, wherever in the ring it lies.
+    alone = replayed is not None or (config.replay == 0 and replay.capacity > config.rollout)
+    fresh = Transitions.empty(shape, env.obs_dim, env.act_dim, device) if alone else None
     hinted = torch.zeros(shape, dtype=torch.bool, device=device) if isinstance(env, StartsFromHints) else None
 
     def fresh_starts(iteration: int) -> Tensor | None:

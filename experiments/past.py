@@ -37,8 +37,12 @@ def tree(
         return {}
     state = replay.state()
     store = {name: whole(x, 2) for name, x in state["store"].items()}
-    behind = {str(k): state for k, state in enumerate(population.behind)}
-    return {"replay": {**state, "store": store}, "behind": behind}
+    return {"replay": {**state, "store": store}, "behind": _behind(population)}
+
+
+def _behind(population: Population) -> Tree:
+    """The policies that are still to act, as a tree that a checkpoint can keep."""
+    return {str(k): state for k, state in enumerate(population.behind)}
 
 
 def room(config: Record, replay: Replay, population: Population, iteration: int) -> Tree:
@@ -53,23 +57,21 @@ def read(
     run: Path, config: Record, replay: Replay, population: Population, iteration: int
 ) -> tuple[Tree, list[int] | None]:
     """What a run folder has of it. -> (the tree, standard deviations of older data raised: [P], or None without any)"""
-    empty = room(config, replay, population, iteration)
-    if iteration > 0 and empty:
-        saved, _ = checkpoint.load(records.replay_of(records.checkpoints(run)[-1]), empty, population.device)
-        return saved, None
-    if not empty:
-        return {}, None
-    store = replay.store
-    older = Replay(
-        replay.capacity,
-        population.size,
-        config["config"]["num_envs"],
-        store.obs.shape[-1],
-        store.action.shape[-1],
-        population.device,
-    )
+    if iteration > 0 or not config["config"].get("replay_from"):
+        empty = room(config, replay, population, iteration)
+        path = records.replay_of(records.checkpoints(run)[-1]) if empty else None
+        return (checkpoint.load(path, empty, population.device)[0] if path else {}), None
+    older = replay
+    if processes.count() > 1:  # this one has room for its share alone
+        sizes = (
+            population.size,
+            config["config"]["num_envs"],
+            replay.store.obs.shape[-1],
+            replay.store.action.shape[-1],
+        )
+        older = Replay(replay.capacity, *sizes, population.device)
     raised = old_data.fill(run, older, population.agent.config)
-    return {**empty, "replay": older.state()}, raised.tolist()
+    return {"replay": older.state(), "behind": _behind(population)}, raised.tolist()
 
 
 def take_up(past: Tree, replay: Replay, population: Population) -> None:
