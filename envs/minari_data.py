@@ -17,6 +17,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,7 +175,10 @@ def _cached(
 ) -> tuple[dict[str, Any], str, Path, dict[str, Any], dict[str, torch.Tensor]]:
     """A local data set, flattened if it was not. -> (its metadata, hash, folder in the cache, info there, columns)"""
     folder = folder_of(dataset_id)
-    metadata = json.loads((folder / "metadata.json").read_text())
+    try:
+        metadata = json.loads((folder / "metadata.json").read_text())
+    except ValueError as error:
+        raise UsageError(f"{dataset_id} cannot be read: its metadata.json is damaged ({error})") from None
     source = _hash(folder)
     place = root() / CACHE / f"{dataset_id.replace('/', '-')}-{source}"
     if not (place / "info.json").exists():
@@ -186,6 +190,7 @@ def _cached(
                 "--trust-env-spec has it imported"
             )
         _write(place, *_flatten(dataset_id, folder))
+        _forget(place)
     info = json.loads((place / "info.json").read_text())
     columns = {name: _map(place / f"{name}.npy") for name in info["columns"]}
     return metadata, source, place, info, columns
@@ -229,6 +234,15 @@ def _write(place: Path, columns: dict[str, NDArray[Any]], info: dict[str, Any]) 
         shutil.rmtree(part, ignore_errors=True)
 
 
+def _forget(place: Path) -> None:
+    """Remove what the cache has of other contents of this set, and what killed processes left."""
+    name, day = place.name.rpartition("-")[0], 86_400.0  # seconds
+    older = [path for path in place.parent.glob(f"{name}-{'[0-9a-f]' * 16}") if path != place]
+    left = [path for path in place.parent.glob(".part-*") if time.time() - path.stat().st_mtime > day]
+    for path in [*older, *left]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def _fitted(place: Path, columns: dict[str, torch.Tensor], config: behavior.Config, say: Callable[[str], None]) -> Path:
     """The folder with the behavior that a model of these settings gives; fitted if it is not there."""
     settings = json.dumps(dataclasses.asdict(config), sort_keys=True).encode()
@@ -236,7 +250,10 @@ def _fitted(place: Path, columns: dict[str, torch.Tensor], config: behavior.Conf
     if not (folder / "info.json").exists():
         say("the set does not say what acted: fitting a behavior model ...")
         obs, action = columns["obs"].clone(), columns["action"].clone()
-        model = behavior.fit(obs, action, columns["terminated"] | columns["truncated"], config=config)
+        try:
+            model = behavior.fit(obs, action, columns["terminated"] | columns["truncated"], config=config)
+        except ValueError as error:
+            raise UsageError(f"what acted was not recorded, and no model of it can be fitted: {error}") from None
         b = [model(part) for part in obs.split(100_000)]
         arrays = {
             "behavior_mean": torch.cat([x.mean for x in b]).numpy(),

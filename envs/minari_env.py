@@ -52,10 +52,15 @@ def task_of(metadata: dict[str, Any], *, trust: bool = False) -> Task | None:
                 "project registers: name a task with --eval-env, or have that code imported with --trust-env-spec"
             )
         return Task(register_trusted(text), {}, text)
-    options = {key: value for key, value in kwargs.items() if key not in known.kwargs or known.kwargs[key] != value}
+    options = _other(kwargs, known)
     if spec.get("max_episode_steps") != known.max_episode_steps:
         options["max_episode_steps"] = spec.get("max_episode_steps")
     return Task(env_id, options)
+
+
+def _other(kwargs: dict[str, Any], known: Any) -> dict[str, Any]:
+    """Those of an env spec that are not what is registered."""
+    return {key: value for key, value in kwargs.items() if key not in known.kwargs or known.kwargs[key] != value}
 
 
 def spec_text(metadata: dict[str, Any]) -> str | None:
@@ -102,6 +107,16 @@ def _registered(env_id: str) -> Any:
         gymnasium.register_envs(importlib.import_module("gymnasium_robotics"))
     spec = gymnasium.registry.get(env_id)
     return spec if spec is not None and str(spec.entry_point).startswith(_KNOWN) else None
+
+
+def options_in(text: str | None) -> dict[str, Any]:
+    """With which an env spec makes another task than is registered under its id; its time limit apart."""
+    try:
+        spec = json.loads(text) if text else {}
+        known = _registered(spec["id"])
+        return _other(dict(spec["kwargs"]), known) if known is not None else {}
+    except (ValueError, KeyError, TypeError):
+        return {}
 
 
 def id_in(text: str | None) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import platform
 import shutil
@@ -35,15 +36,15 @@ class Episode(NamedTuple):
     behavior_log_std: NDArray[Any] | None = None
 
 
-def spaces_of(env_id: str) -> tuple[spaces.Box, spaces.Box]:
-    """Flat observation space and action space of a task.
+def spaces_of(env_id: str, **options: Any) -> tuple[spaces.Box, spaces.Box]:
+    """Flat observation space and action space of a task, with `options` of Gymnasium's `make`.
 
     Raises:
         UsageError: Gymnasium does not have it.
     """
     if "gymnasium" not in envs.backends_of(env_id):
         raise UsageError(f"Gymnasium does not know {env_id}, and data sets name their task as Gymnasium does")
-    env = gymnasium.make(env_id)
+    env = gymnasium.make(env_id, **options)
     try:
         flat = spaces.flatten_space(env.observation_space)
         assert isinstance(flat, spaces.Box) and isinstance(env.action_space, spaces.Box)
@@ -65,7 +66,13 @@ def check_name(dataset_id: str, *, overwrite: bool) -> None:
 
 
 def write(
-    dataset_id: str, env_id: str, episodes: Iterable[Episode], metadata: Mapping[str, Any], *, overwrite: bool = False
+    dataset_id: str,
+    env_id: str,
+    episodes: Iterable[Episode],
+    metadata: Mapping[str, Any],
+    *,
+    options: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """A new data set in Minari's own HDF5 format. -> its folder
 
@@ -74,6 +81,7 @@ def write(
     Args:
         env_id: of the task, whose env spec the set will carry.
         metadata: author, description, ref_min_score ... as Minari names them.
+        options: of Gymnasium's `make`, where the task was made with some.
 
     Raises:
         UsageError: a set of that name exists, or the name is none.
@@ -84,7 +92,7 @@ def write(
     part = minari_data.root() / f"{_PART}{os.getpid()}"
     part.mkdir()
     try:
-        _fill(part / "data", dataset_id, env_id, episodes, metadata)
+        _fill(part / "data", dataset_id, env_id, episodes, metadata, options or {})
         _create_namespace(dataset_id)
         if folder.exists():
             (part / "old" / dataset_id).parent.mkdir(parents=True)
@@ -96,12 +104,19 @@ def write(
     return folder
 
 
-def _fill(folder: Path, dataset_id: str, env_id: str, episodes: Iterable[Episode], metadata: Mapping[str, Any]) -> None:
+def _fill(
+    folder: Path,
+    dataset_id: str,
+    env_id: str,
+    episodes: Iterable[Episode],
+    metadata: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> None:
     import minari
     from minari.data_collector.episode_buffer import EpisodeBuffer
     from minari.dataset.minari_storage import MinariStorage
 
-    obs_space, action_space = spaces_of(env_id)
+    obs_space, action_space = spaces_of(env_id, **options)
     half_range, center = 0.5 * (action_space.high - action_space.low), 0.5 * (action_space.high + action_space.low)
 
     def buffer(episode: Episode) -> EpisodeBuffer:
@@ -123,7 +138,10 @@ def _fill(folder: Path, dataset_id: str, env_id: str, episodes: Iterable[Episode
         )
 
     folder.mkdir()
-    storage = MinariStorage.new(folder, obs_space, action_space, gymnasium.spec(env_id))
+    spec = copy.deepcopy(gymnasium.spec(env_id))
+    spec.kwargs |= {name: value for name, value in options.items() if name != "max_episode_steps"}
+    spec.max_episode_steps = options.get("max_episode_steps", spec.max_episode_steps)
+    storage = MinariStorage.new(folder, obs_space, action_space, spec)
     waiting = []
     for episode in episodes:
         waiting.append(buffer(episode))

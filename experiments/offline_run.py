@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -113,6 +114,7 @@ def task_of(dataset_id: str, *, eval_env: str | None, trust: bool, download: boo
     backend = "gymnasium" if backend == "auto" and task.options else backend  # the others know other options
     probe = envs.make(task.env_id, 1, backend=backend, **task.options)
     resolved, episode, dimensions = probe.backend, probe.max_episode_steps, (probe.obs_dim, probe.act_dim)
+    here = probe.action_range
     probe.close()
     if episode is None:
         raise UsageError(f"{task.env_id} has no time limit, so an evaluation may never end: choose another --eval-env")
@@ -122,18 +124,29 @@ def task_of(dataset_id: str, *, eval_env: str | None, trust: bool, download: boo
             f"{dataset_id} has observations of {found[0]} numbers and actions of {found[1]}, {task.env_id} of "
             f"{dimensions[0]} and {dimensions[1]}: evaluate in another task with --eval-env"
         )
+    if not np.allclose(data.action_range, here):
+        raise UsageError(
+            f"{dataset_id} has actions in {_pairs(data.action_range)}, {task.env_id} in {_pairs(here)}: evaluate in "
+            "another task with --eval-env"
+        )
+    # Its references are returns in its own task; some sets do not say which that is.
+    own = eval_env is None or minari_env.id_in(minari_env.spec_text(data.metadata)) in (None, eval_env)
     return {
         "dataset": dataset_id,
         "source": data.source,
         "transitions": len(data.transitions.reward),
         "behavior": "recorded" if data.recorded_behavior else dataclasses.asdict(behavior.Config()),
-        "references": data.references,
+        "references": data.references if own else None,
         "env": task.env_id,
         "env_options": task.options,
         "env_spec": task.spec,
         "eval_env": eval_env,
         "backend": resolved,
     }
+
+
+def _pairs(ranges: Sequence[tuple[float, float]]) -> str:
+    return ", ".join(f"[{low:g}, {high:g}]" for low, high in ranges)
 
 
 def carry_on(folder: Path, *, trust: bool = False) -> Record:

@@ -96,12 +96,14 @@ def check_task(
     where: str, metadata: Record, obs: Tensor, action_range: Sequence[tuple[float, float]], env: VectorEnv
 ) -> None:
     """Raises UsageError, beginning with `where`, unless a data set is of this env's task, scale and shape."""
+    spec = minari_env.spec_text(metadata)
     said = {
-        "env": minari_env.id_in(minari_env.spec_text(metadata)) or env.env_id,  # some sets do not say
+        "env": minari_env.id_in(spec) or env.env_id,  # some sets do not say
+        "choice of options": minari_env.options_in(spec),
         "observation size": obs.shape[1],
         "action scale": [list(pair) for pair in action_range],
     }
-    _check_same(where, said, _task(env))
+    _check_same(where, said, _task(env) | {"choice of options": {}})
 
 
 def _task(env: VectorEnv) -> Record:
@@ -121,11 +123,11 @@ def _wanted(config: Any) -> int:
 
 
 def _check_length(source: str, steps: int, config: Any) -> None:
-    wanted = _wanted(config)
+    wanted, of_one = _wanted(config), config.rollout * config.num_envs
     if steps < wanted:
+        enough = f"--replay {steps // of_one} or less" if steps >= of_one else "give a smaller --rollout or --num-envs"
         raise UsageError(
-            f"--replay-from {source}: it holds {steps:,} steps, and {config.replay} rollouts are {wanted:,}: "
-            f"--replay {steps // (config.rollout * config.num_envs)} or less"
+            f"--replay-from {source}: it holds {steps:,} steps, and {config.replay} rollouts are {wanted:,}: {enough}"
         )
 
 
@@ -182,14 +184,15 @@ def fill(run: Path, replay: Replay, config: Any) -> Tensor:
     like = Transitions.empty(shape, obs_dim, act_dim, torch.device("meta"))
     tree, _ = checkpoint.load(path, {f.name: getattr(like, f.name) for f in fields(like)})
     steps = min(said["steps"] // config.rollout, config.replay) * config.rollout
-    mine = torch.arange(members) % said["members"]
-    tree = {name: x[-steps:, mine] for name, x in tree.items()}
+    tree = {name: x[-steps:] for name, x in tree.items()}
     tree["version"] = tree["version"] - said["iterations"]
     smallest = math.log(SMALLEST_STD)
     raised = (tree["behavior_log_std"] < smallest).sum((0, 2, 3))
     tree["behavior_log_std"] = tree["behavior_log_std"].clamp(min=smallest)
-    replay.add(Transitions(**tree))
-    return raised
+    mine = torch.arange(members) % said["members"]
+    for first in range(0, steps, config.rollout):  # one by one: all members' copies of them lie in the replay alone
+        replay.add(Transitions(**{name: x[first : first + config.rollout, mine] for name, x in tree.items()}))
+    return raised[mine]
 
 
 def describe(source: str, steps: int, raised: int) -> str:

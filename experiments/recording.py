@@ -5,6 +5,7 @@ They act with their own noise: the mean 0 and the standard deviation of uniform 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 import tyro
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 import envs
 from envs import minari_write
@@ -21,7 +23,7 @@ from ess_rl import random
 from ess_rl.contract import VectorEnv
 from ess_rl.errors import UsageError
 from ess_rl.gaussian import Gaussian
-from experiments import records, references
+from experiments import plan, records, references
 from experiments.display import Line
 
 RANDOM_LOG_STD = -0.5 * float(np.log(3.0))  # that of the uniform distribution over [-1, 1], but Gaussian
@@ -45,6 +47,7 @@ def record(
     ref_max: float | None = None,
     author: str | None = None,
     code_permalink: str | None = None,
+    trust_env_spec: bool = False,
     overwrite: bool = False,
 ) -> str:
     """Record a policy, with what it is, into a Minari data set: ess-rl dataset record RUN --id ID
@@ -64,25 +67,38 @@ def record(
         ref_max: return of the normalized score 1. Default: that of the suite's table of references.
         author: who answers for the set.
         code_permalink: where the code is.
+        trust_env_spec: import the code that the env spec of the run's own data set names.
         overwrite: replace the set of that name.
     """
     if (source is None) == (random_env is None):
         raise UsageError("name what acts: a run folder, or --random ENV, and not both")
     records.check_positive({"steps": steps, "num_envs": num_envs})
-    if temperature <= 0.0:
-        raise UsageError(f"--temperature {temperature:g}: must be above 0")
+    plan.check_seeds([seed])
+    if not 0.0 < temperature < math.inf:
+        raise UsageError(f"--temperature {temperature:g}: must be a finite number above 0")
+    if not all(math.isfinite(x) for x in (ref_min, ref_max) if x is not None):
+        raise UsageError(f"--ref-min {ref_min} --ref-max {ref_max}: must be finite numbers")
     minari_write.check_name(dataset_id, overwrite=overwrite)
     config: records.Record
     if source is not None:
-        acts, configs, whats = zip(*[_of_run(source, member, one) for one in checkpoint or [None]], strict=True)
+        acts, configs, whats = zip(
+            *[_of_run(source, member, one, trust_env_spec) for one in checkpoint or [None]], strict=True
+        )
         config, what = configs[0], ", then ".join(whats)
     else:
         acts, config = [_random(str(random_env))], {"env": random_env, "backend": "auto"}
         what = "random: Gaussian, mean 0, log_std -0.55"
-    env_id = str(config["env"])
-    env = envs.make(env_id, num_envs, backend=config["backend"], **config.get("env_options", {}))
+    env_id, options = str(config["env"]), config.get("env_options", {})
+    env = envs.make(env_id, num_envs, backend=config["backend"], **options)
     if env.max_episode_steps is None:
         raise UsageError(f"{env_id} has no time limit, so an episode may never end")
+    known = None if options else references.REFERENCES.get(env_id)  # with other options it is another task
+    if ref_min is None:
+        ref_min = known.random if known else float(np.mean(references.random_returns(env_id, **options)[0]))
+    if ref_max is None and known is not None:
+        ref_max = known.reference
+    if ref_min == ref_max:
+        raise UsageError(f"--ref-min {ref_min:g} --ref-max {ref_max:g}: scores between two equal numbers are none")
     try:
         with Line() as line:
             episodes: list[Episode] = []
@@ -105,14 +121,9 @@ def record(
     }
     metadata |= {"author": {author}} if author else {}
     metadata |= {"code_permalink": code_permalink} if code_permalink else {}
-    known = references.REFERENCES.get(env_id)
-    if ref_min is None:
-        ref_min = known.random if known else float(np.mean(references.random_returns(env_id)[0]))
-    if ref_max is None and known is not None:
-        ref_max = known.reference
     metadata["ref_min_score"] = ref_min
     metadata |= {} if ref_max is None else {"ref_max_score": ref_max}
-    minari_write.write(dataset_id, env_id, episodes, metadata, overwrite=overwrite)
+    minari_write.write(dataset_id, env_id, episodes, metadata, options=options, overwrite=overwrite)
     returns = [float(episode.reward.astype(np.float64).sum()) for episode in episodes]
     scale = "no ref_max_score: give --ref-max for normalized scores"
     if ref_max is not None:
@@ -184,17 +195,18 @@ def _random(env_id: str) -> Act:
     return act
 
 
-def _of_run(source: Path, member: int, checkpoint: int | None) -> tuple[Act, records.Record, str]:
+def _of_run(source: Path, member: int, checkpoint: int | None, trust: bool) -> tuple[Act, records.Record, str]:
     """-> (its policy, its configuration, in words)"""
     from experiments import run
 
-    population, config, _, path = run.load_checkpoint(source, checkpoint)
+    population, config, _, path = run.load_checkpoint(source, checkpoint, trust=trust)
     if not 0 <= member < population.size:
         raise UsageError(f"--member {member}: the run has members 0 to {population.size - 1}")
+    population.state = tree_map(lambda x: x[member : member + 1], population.state)
 
     def act(obs: Tensor) -> Gaussian:
-        mean, log_std = population.policy(obs.expand(population.size, *obs.shape))
-        return Gaussian(mean[member], log_std[member].expand_as(mean[member]))
+        mean, log_std = population.policy(obs[None])
+        return Gaussian(mean[0], log_std[0].expand_as(mean[0]))
 
     what = f"{config['agent']} of seed {config['seeds'][member]} after {int(path.stem):,} {records.unit(config)}"
     return act, config, what

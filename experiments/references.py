@@ -68,18 +68,19 @@ def normalized(env_id: str, value: float) -> float | None:
     return (value - known.random) / (known.reference - known.random)
 
 
-def random_returns(env_id: str, episodes: int = 100, seed: int = 0) -> tuple[list[float], str]:
+def random_returns(env_id: str, episodes: int = 100, seed: int = 0, **task: Any) -> tuple[list[float], str]:
     """Returns of actions drawn uniformly from [-1, 1]: the first episode of each of `episodes` environments.
 
-    The first ones, because taking whichever episodes end first would prefer short ones. -> (returns, backend)
+    The first ones, because taking whichever episodes end first would prefer short ones. `task`: options of it, that
+    Gymnasium knows. -> (returns, backend)
     """
     import torch
 
     import envs
 
     torch.set_num_threads(1)
-    backend = envs.make(env_id, 1).backend
-    options: dict[str, Any] = {"num_threads": 1} if backend == "envpool" else {}
+    backend = "gymnasium" if task else envs.make(env_id, 1).backend
+    options: dict[str, Any] = {"num_threads": 1} if backend == "envpool" else task
     env = envs.make(env_id, episodes, backend=backend, **options)
     generator = torch.Generator().manual_seed(seed)
     env.reset(torch.arange(seed, seed + episodes))

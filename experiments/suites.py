@@ -127,8 +127,8 @@ SUITES: dict[str, tuple[Job, ...]] = {
             *([Job("sb3-ppo", env)] if env in MUJOCO[:3] else []),
         )
     ),
-    # Five agents on nine data sets, which must have been recorded. Tables of others are of a million updates of networks
-    # with 256 units twice: this is a twentieth, of a fourteenth, and takes five hours on two cores.
+    # Five agents on nine data sets, which must have been recorded. Tables of others are of a million updates of
+    # networks with 256 units twice: this is a twentieth, of a fourteenth, and takes five hours on two cores.
     "offline": tuple(
         Job(agent, env, dataset=dataset, steps=50_000, settings={"hidden": (64, 64)})
         for dataset, (env, _) in DATA_SETS.items()

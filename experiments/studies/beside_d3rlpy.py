@@ -65,8 +65,8 @@ STUDY = Study(
     name="beside-d3rlpy",
     question="Do bc, awac, iql and td3_bc end where d3rlpy's end, with equal data and equal numbers?",
     prediction=(
-        "On two small sets none of eight pairs is clearly apart, and in at least six of them the IQM of ours lies within "
-        "the 95 % interval of d3rlpy's."
+        "On two small sets none of eight pairs is clearly apart, and in at least six of them the IQM of ours lies "
+        "within the 95 % interval of d3rlpy's."
     ),
     jobs=jobs,
     judge=judge,

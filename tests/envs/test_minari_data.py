@@ -137,6 +137,8 @@ def test_a_set_that_changed_is_flattened_again():
     second = minari_data.load("a-v0")
     assert first.source != second.source and not torch.equal(first.transitions.obs, second.transitions.obs)
     assert list(minari_data.local()) == ["a-v0"]  # the cache is hidden from Minari
+    kept = list((minari_data.root() / minari_data.CACHE).iterdir())
+    assert [path.name for path in kept] == [f"a-v0-{second.source}"]  # of what it held before, nothing stays
 
 
 def test_files_that_stay_are_read_once_for_their_hash(monkeypatch: pytest.MonkeyPatch):
@@ -193,6 +195,14 @@ def test_what_cannot_be_used_is_refused_in_one_line(home: Path):
     (home / "here-v0" / "data").mkdir(parents=True)
     (home / "here-v0" / "data" / "metadata.json").write_text(json.dumps({"observation_space": "", "action_space": ""}))
     assert "cannot be read" in refusal("here-v0")
+    (home / "here-v0" / "data" / "metadata.json").write_text('{"observation_space": ')
+    assert "cannot be read: its metadata.json is damaged" in refusal("here-v0")
+    one = buffer(
+        observations=np.zeros((2, 2), np.float32), actions=np.zeros((1, 1), np.float32), rewards=np.zeros(1),
+        terminations=np.ones(1, bool), truncations=np.zeros(1, bool),
+    )  # fmt: skip
+    write_raw("single-v0", [one], OBS, ACTION)
+    assert "no model of it can be fitted: 1 transitions" in refusal("single-v0")
 
 
 def spec_of(**changes: Any) -> dict[str, Any]:

@@ -9,13 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.func import vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 from agents import p3o, p3o_prior
-from envs import minari_data
+from envs import minari_data, minari_env, minari_write
+from envs.minari_write import Episode
 from ess_rl import gaussian_process
 from ess_rl.population import Population
 from ess_rl.replay import Replay
@@ -102,6 +104,8 @@ def test_a_data_set_as_old_replay(place: Path):
 
     wanted = refused(*online, "--env", "Pendulum-v1", "--dataset", SET, "--replay", "8")
     assert "it holds 2,000 steps, and 8 rollouts are 2,048: --replay 7 or less" in wanted
+    long = ["--env", "Pendulum-v1", "--dataset", SET, "--replay", "1", "--rollout", "512"]
+    assert "1 rollouts are 2,048: give a smaller --rollout or --num-envs" in refused(*online, *long)
     assert "with --replay 0 nothing is replayed" in refused(*online, "--env", "Pendulum-v1", "--dataset", SET)
     other = refused(*online, "--env", "ess/LQR-v0", "--dataset", SET, "--replay", "2")
     assert "its env is Pendulum-v1, that of this run is ess/LQR-v0" in other
@@ -349,11 +353,64 @@ def test_what_does_not_fit_is_refused_in_one_line(place: Path):
     assert "not both" in refused("dataset", "record", "source", "--random", "Pendulum-v1", "--id", "a-v0")
     assert "members 0 to 1" in refused("dataset", "record", "source", "--member", "2", "--id", "a-v0")
     assert "not a name" in refused("dataset", "record", "source", "--id", "../a")
+    record = ["dataset", "record", "source", "--id", "a-v0"]
+    assert "--temperature nan: must be a finite number above 0" in refused(*record, "--temperature", "nan")
+    assert "must be finite numbers" in refused(*record, "--ref-max", "inf")
+    assert "scores between two equal numbers are none" in refused(*record, "--ref-min", "3", "--ref-max", "3")
+    assert "give different numbers from 0 to 2^63" in refused(*record, "--seed", str(10**20))
+    td3_bc = ["train", "td3_bc", "--dataset", SET, *QUICK, "--out", "no"]
+    assert "--policy-delay 0: must be above 0" in refused(*td3_bc, "--policy-delay", "0")
+    assert "--noise-clip -1: must be 0 or more" in refused(*td3_bc, "--noise-clip", "-1")
     assert "did you mean record" in refused("dataset", "recrod")
     assert not (place / "no").exists() and not (place / "sets" / "a-v0").exists()
     listed = works("agents")
     assert "p3o_offline" in listed and "--dataset ID" in listed and "import-d4rl" in works("dataset")
     assert set(datasets.COMMANDS) == {"list", "show", "audit", "record", "score", "import-d4rl"}
+
+
+def test_a_set_of_a_task_with_options_keeps_them(place: Path):
+    """g: gravity, on another planet than the one that is registered; 100 steps an episode, not 200."""
+    other = {"g": 1.0, "max_episode_steps": 100}
+    data = minari_data.load(SET).transitions
+    obs = np.concatenate([data.obs[:100], data.next_obs[99:100]])
+    never, cut = np.zeros(100, bool), np.arange(100) == 99
+    what = Episode(
+        obs, data.action[:100].numpy(), data.reward[:100].numpy(), never, cut, data.behavior_mean[:100].numpy(),
+        data.behavior_log_std[:100].numpy(),
+    )  # fmt: skip
+    minari_write.write(
+        "ess/moon-v0", "Pendulum-v1", [what], {"ref_min_score": 0.0, "ref_max_score": 1.0}, options=other
+    )
+    assert minari_env.task_of(minari_data.load("ess/moon-v0").metadata) == ("Pendulum-v1", other, None)
+
+    small = ["--num-envs", "1", "--rollout", "64", "--epochs", "1", "--minibatch", "64", "--replay", "1"]
+    online = ["train", "p3o", "--env", "Pendulum-v1", *small, "--dataset", "ess/moon-v0", "--out", "no"]
+    assert "its choice of options is {'g': 1.0}, that of this run is {}" in refused(*online)
+    config = {"hidden": (8,), "minibatch": 16}
+    there = offline_run.make("bc", "ess/moon-v0", settings=config, sweep={}, seeds=[0], steps=10, episodes=1)
+    assert there["env_options"] == other and there["references"] == (0.0, 1.0)
+
+    # What was learned there and is recorded again, is of there.
+    works("train", "bc", "--dataset", "ess/moon-v0", *QUICK, "--out", "moon")
+    said = works("dataset", "record", "moon", "--id", "ess/moon-again-v0", "--steps", "150", "--num-envs", "1")
+    assert "200 steps in 2 episodes" in said and "give --ref-max for normalized scores" in said
+    again = minari_data.load("ess/moon-again-v0")
+    assert minari_env.task_of(again.metadata) == ("Pendulum-v1", other, None)
+
+
+def test_a_set_is_scored_in_its_own_task_alone(place: Path):
+    """CartPole's action has another range than InvertedPendulum's; HalfCheetah and Walker2d have the same sizes."""
+    config = {"hidden": (8,), "minibatch": 16}
+    how: Any = {"settings": config, "sweep": {}, "seeds": [0], "steps": 10, "episodes": 1}
+    assert offline_run.make("bc", SET, **how, eval_env="Pendulum-v1")["references"] is not None
+    short = ["--steps", "50", "--num-envs", "1"]
+    works("dataset", "record", "--random", "InvertedPendulum-v5", "--id", "ess/pole-v0", *short)
+    assert "has actions in [-3, 3], ess/CartPole-v0 in [-1, 1]: evaluate in another task" in refused(
+        "train", "bc", "--dataset", "ess/pole-v0", "--eval-env", "ess/CartPole-v0", "--out", "no"
+    )
+    works("dataset", "record", "--random", "HalfCheetah-v5", "--id", "ess/cheetah-v0", *short)
+    assert offline_run.make("bc", "ess/cheetah-v0", **how)["references"] is not None
+    assert offline_run.make("bc", "ess/cheetah-v0", **how, eval_env="Walker2d-v5")["references"] is None
 
 
 def test_a_set_that_changed_stops_its_runs(place: Path):
