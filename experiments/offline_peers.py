@@ -14,8 +14,9 @@ What no option undoes, read in d3rlpy 2.8.1 (ours; theirs):
     bc       a Gaussian's likelihood, its width a function of the state; squared distance to a deterministic tanh policy
     awac     weights exp(A / temperature) up to 100, or a softmax over the minibatch (`awac --weights softmax`); the
              softmax. Q is the policy's value; its value with its entropy as a bonus, at the temperature of 1 that stays
-             in from their SAC. A mean without tanh, for all; tanh of the mean for likelihood and advantage, tanh of the
-             sample for the critic's target. log_std begins at -1 and stays above -4; at -3, within -6 and 0
+             in from their SAC (`--entropy-temperature 0` takes it out). A mean without tanh, for all; tanh of the mean
+             for likelihood and advantage, tanh of the sample for the critic's target. log_std begins at -1 and stays
+             above -4; at -3, within -6 and 0
     iql      log_std begins at -1 and stays above -4; at -1.5, within -5 and 2
     td3_bc   the policy moves at updates 2, 4, 6 ...; 1, 3, 5 ...
 With all that out of the way their gradients are ours: `tests/experiments/test_offline_peers.py`.
@@ -72,6 +73,7 @@ class AWACConfig:
     """Defaults are those of `agents.awac`."""
 
     temperature: float = 1.0  # lambda of the paper, in units of the scaled reward; lower is greedier
+    entropy_temperature: float = 1.0  # of the entropy that their critic adds to the value; the paper's AWAC has none: 0
     return_range: float = 0.0  # rewards are scaled so that returns of the data span this; 0 leaves them as they are
     learning_rate: float = 3e-4  # of Adam, for the policy and the critics
     discount: float = 0.99  # per control step
@@ -294,6 +296,10 @@ class Learner:
             )
             self.algorithm = peer.build(d3rlpy, config, steps).create(device="cpu:0")
             self.algorithm.build_with_dataset(self.buffer)
+        if isinstance(config, AWACConfig):
+            factor = config.entropy_temperature
+            log_factor = math.log(factor) if factor > 0.0 else -math.inf
+            self.algorithm.impl.modules.log_temp._parameter.data.fill_(log_factor)  # which none of its updates moves
         assert self.buffer.transition_count == len(data.reward)
 
     def update(self) -> dict[str, float]:

@@ -204,7 +204,7 @@ _RANGES: dict[str, _Range] = {
     **dict.fromkeys(("learning_rate", "value_learning_rate", "policy_learning_rate"), _NOT_NEGATIVE),
     **dict.fromkeys(("value_coef", "median_coef", "entropy_coef", "prior_coef", "divergence_coef"), _NOT_NEGATIVE),
     **dict.fromkeys(("final_learning_rate", "hint_lambda", "return_range", "c_bar", "pull", "alpha"), _NOT_NEGATIVE),
-    "noise_clip": _NOT_NEGATIVE,
+    **dict.fromkeys(("noise_clip", "entropy_temperature"), _NOT_NEGATIVE),
     **dict.fromkeys(("discount", "lambda_", "mu_peak", "mu_valley", "mu_warm_up", "mu_decay"), _SHARE),
     **dict.fromkeys(("keep_ess", "cloning"), _SHARE_BELOW_1),
     "replayed_updates": (lambda x: 0.0 <= x <= 20.0, "from 0 to 20"),

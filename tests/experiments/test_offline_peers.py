@@ -88,6 +88,7 @@ def test_the_numbers_are_those_of_our_agent(name: str):
     ours = OFFLINE_AGENTS[peer.ours].config()
     assert name == f"d3rlpy-{peer.ours}" and name not in peers.PEERS
     theirs = dataclasses.asdict(peer.config())
+    assert theirs.pop("entropy_temperature", 1.0) == 1.0  # which ours has not, and which is theirs if nothing is said
     assert theirs == {field: getattr(ours, field) for field in theirs}
     # What is missing has no counterpart in d3rlpy.
     missing = {field.name for field in dataclasses.fields(ours)} - theirs.keys()
@@ -101,13 +102,17 @@ def test_what_cannot_work_is_refused_before_anything_is_written(place: Path, mon
         "--minibatch 0": {"settings": {"minibatch": 0}},
         "--expectile 1: must be between 0 and 1": {"settings": {"expectile": 1.0}},
         "name at least one layer": {"settings": {"hidden": ()}},
+        "--entropy-temperature -1: must be 0 or more": {
+            "agent": "d3rlpy-awac",
+            "settings": {"entropy_temperature": -1.0},
+        },
         "seeds are below": {"seeds": [2**32]},
         "no data set 'ess/none-v0'": {"dataset_id": "ess/none-v0"},
         "evaluate in another task with --eval-env": {"eval_env": "ess/LQR-v0"},
     }.items():
         given: dict[str, Any] = {"settings": {}, "seeds": range(2), "steps": 20, "dataset_id": SET, **changes}
         with pytest.raises(UsageError, match=message):
-            offline_peers.start("d3rlpy-iql", out=place / "no", **given)
+            offline_peers.start(given.pop("agent", "d3rlpy-iql"), out=place / "no", **given)
     assert not (place / "no").exists()
 
 
@@ -241,7 +246,9 @@ def test_d3rlpy_trains_and_is_a_function_of_its_seed(place: Path):
     assert result["final_return"] == [one["final_return"], other["final_return"]]
 
 
-def beside(name: str, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> tuple[OfflinePopulation, Any, Any]:
+def beside(
+    name: str, monkeypatch: pytest.MonkeyPatch, theirs: dict[str, Any] | None = None, **settings: Any
+) -> tuple[OfflinePopulation, Any, Any]:
     """-> (a population of one, d3rlpy's algorithm with its parameters, a minibatch for it); no noise anywhere"""
     d3rlpy = offline_peers.library()
     peer = PEERS[f"d3rlpy-{name}"]
@@ -250,7 +257,7 @@ def beside(name: str, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> tuple
     whole = data()
     population = OfflinePopulation(OFFLINE_AGENTS[name].agent(config, OBS, ACT), [4])
     population.describe(whole)
-    learner = offline_peers.Learner(peer, peer.config(**numbers), whole, 4, 10)
+    learner = offline_peers.Learner(peer, peer.config(**numbers, **theirs or {}), whole, 4, 10)
     params, modules = population.state["params"], learner.algorithm.impl.modules
     net = getattr(modules, "policy", None) or modules.imitator
     load(net, params["policy"].get("mean", params["policy"]))
@@ -329,12 +336,12 @@ def test_a_critic_update_and_a_policy_update_of_td3_bc_are_those_of_d3rlpy(monke
 def test_awac_is_that_of_d3rlpy_but_for_the_entropy_in_its_critic(monkeypatch: pytest.MonkeyPatch):
     """Its policy loss is a sum over the minibatch. Means are near 0, where tanh changes next to nothing."""
     ours, impl, batch = beside("awac", monkeypatch)
-    moments = ours.state["optimizer"]
     impl.compute_critic_grad(batch)
     with pytest.raises(AssertionError):
-        gradients_of_critics(impl.modules, moments)
+        gradients_of_critics(impl.modules, ours.state["optimizer"])
     goal = impl.compute_target(batch)
-    impl.modules.log_temp._parameter.data.fill_(-math.inf)  # a temperature of 0 in place of 1
+    ours, impl, batch = beside("awac", monkeypatch, theirs={"entropy_temperature": 0.0})
+    moments = ours.state["optimizer"]
     # Without noise a sample is the mean m: log pi = -sum(log_std + log(2 pi) / 2 + log(1 - tanh(m)^2)), m near 0.
     entropy = goal - impl.compute_target(batch)
     expected = torch.full_like(entropy, ACT * (-1.0 + 0.5 * math.log(2.0 * math.pi)))
