@@ -44,4 +44,4 @@ def draw_when(found: Mapping[str, Difference], share: float, whose: str, path: P
     with picture(path) as axis:
         dots(axis, within)
         axis.axvline(share, color="gray", linewidth=0.8)
-        axis.set(xlabel=f"% of the steps until {whose} final return (beyond 100: not reached)", xlim=(0.0, 112.0))
+        axis.set(xlabel=f"% of the steps until {whose} final return\n(beyond 100: not reached)", xlim=(0.0, 112.0))
