@@ -128,7 +128,7 @@ SUITES: dict[str, tuple[Job, ...]] = {
         )
     ),
     # Five agents on nine data sets, which must have been recorded. Tables of others are of a million updates of
-    # networks with 256 units twice: this is a twentieth, of a fourteenth, and takes five hours on two cores.
+    # networks with 256 units twice: this is a twentieth, of a fourteenth, and takes some hours on two cores.
     "offline": tuple(
         Job(agent, env, dataset=dataset, steps=50_000, settings={"hidden": (64, 64)})
         for dataset, (env, _) in DATA_SETS.items()
