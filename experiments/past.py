@@ -57,21 +57,19 @@ def read(
     run: Path, config: Record, replay: Replay, population: Population, iteration: int
 ) -> tuple[Tree, list[int] | None]:
     """What a run folder has of it. -> (the tree, standard deviations of older data raised: [P], or None without any)"""
-    if iteration > 0 or not config["config"].get("replay_from"):
-        empty = room(config, replay, population, iteration)
-        path = records.replay_of(records.checkpoints(run)[-1]) if empty else None
-        return (checkpoint.load(path, empty, population.device)[0] if path else {}), None
-    older = replay
-    if processes.count() > 1:  # this one has room for its share alone
-        sizes = (
-            population.size,
-            config["config"]["num_envs"],
-            replay.store.obs.shape[-1],
-            replay.store.action.shape[-1],
-        )
-        older = Replay(replay.capacity, *sizes, population.device)
-    raised = old_data.fill(run, older, population.agent.config)
-    return {"replay": older.state(), "behind": _behind(population)}, raised.tolist()
+    if iteration == 0 and config["config"].get("replay_from"):
+        older = replay
+        if processes.count() > 1:  # this one has room for its share alone
+            num_envs, act_dim = config["config"]["num_envs"], replay.store.action.shape[-1]
+            sizes = (population.size, num_envs, replay.store.obs.shape[-1], act_dim)
+            older = Replay(replay.capacity, *sizes, population.device)
+        raised = old_data.fill(run, older, population.agent.config)
+        return {"replay": older.state(), "behind": _behind(population)}, raised.tolist()
+    empty = room(config, replay, population, iteration)
+    if not empty:
+        return {}, None
+    saved, _ = checkpoint.load(records.replay_of(records.checkpoints(run)[-1]), empty, population.device)
+    return saved, None
 
 
 def take_up(past: Tree, replay: Replay, population: Population) -> None:

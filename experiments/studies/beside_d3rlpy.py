@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.studies.few_updates import by_task
-from experiments.studies.study import Outcome, Study, Verdict, difference, dots, interval, level, picture
+from experiments.studies.study import Outcome, Study, Verdict, difference, draw_levels, interval
 from experiments.suites import RANDOM, SMALL_SETS, Job
 
 # What of an agent's numbers is not its default: d3rlpy's AWAC knows softmax weights alone.
@@ -54,11 +54,7 @@ def judge(outcome: Outcome) -> Verdict:
 
 
 def draw(outcome: Outcome, path: Path) -> None:
-    tasks = by_task(outcome)
-    with picture(path, panels=len(tasks)) as axes:
-        for axis, (task, of) in zip([axes] if len(tasks) == 1 else axes, tasks.items(), strict=True):
-            dots(axis, {name: level(of[name]) for agent in AGENTS for name in (agent, PEER + agent)})
-            axis.set(title=task, xlabel="final return (IQM, 95 % interval)")
+    draw_levels(by_task(outcome), [name for agent in AGENTS for name in (agent, PEER + agent)], path)
 
 
 STUDY = Study(

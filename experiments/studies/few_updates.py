@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from experiments.studies.study import Finals, Outcome, Study, Verdict, difference, dots, level, picture
+from experiments.studies.study import Finals, Outcome, Study, Verdict, difference, draw_levels
 from experiments.suites import RANDOM, SMALL_SETS, SMOKE, Job
 
 AGENTS = ("bc", "awr", "awac", "iql", "td3_bc", "p3o_offline")
@@ -53,11 +53,7 @@ def judge(outcome: Outcome) -> Verdict:
 
 
 def draw(outcome: Outcome, path: Path) -> None:
-    tasks = by_task(outcome)
-    with picture(path, panels=len(tasks)) as axes:
-        for axis, (task, of) in zip([axes] if len(tasks) == 1 else axes, tasks.items(), strict=True):
-            dots(axis, {agent: level(of[agent]) for agent in AGENTS})
-            axis.set(title=task, xlabel="final return (IQM, 95 % interval)")
+    draw_levels(by_task(outcome), AGENTS, path)
 
 
 STUDY = Study(

@@ -207,6 +207,14 @@ def draw_kept(rows: Mapping[str, Difference], whole: str, path: Path) -> None:
         axis.set(xlabel=f"% of {whole} (IQM, 95 % interval)")
 
 
+def draw_levels(tasks: Mapping[str, Mapping[str, Finals]], rows: Sequence[str], path: Path) -> None:
+    """Final returns, a panel for each task and in it a row for each of `rows`."""
+    with picture(path, panels=len(tasks)) as axes:
+        for axis, (task, of) in zip(np.atleast_1d(axes), tasks.items(), strict=True):
+            dots(axis, {name: level(of[name]) for name in rows})
+            axis.set(title=task, xlabel="final return (IQM, 95 % interval)")
+
+
 def normalized(env: str, finals: Finals) -> Finals:
     """Final returns between the env's random policy (0) and its reference (1); as they are, where it has none."""
     scores = [references.normalized(env, x) for x in finals]
