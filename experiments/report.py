@@ -121,11 +121,15 @@ def comparison(runs: Sequence[Path], against: str | None = None) -> str:
 
 
 def _differences(scores_of: Mapping[Series, Scores], labels: Mapping[Method, str], against: str) -> str:
-    """A row for each method but `against`, on each task that both have, whatever simulates it."""
+    """A row for each method but `against`, on each task that both have, whatever simulates it.
+
+    And one over all of those that have a reference return, of normalized scores: where there are several, none of them
+    twice, under one budget and with equally many seeds on each.
+    """
     if against not in labels.values():
         raise UsageError(f"--against {against!r}: choose one of {'; '.join(sorted(labels.values()))}")
-    rows = [["env", "agent", f"IQM less {against}", "95 % interval", f"P(above {against})", "95 % interval"]]
     references = {series.task: scores for series, scores in scores_of.items() if labels[series.method] == against}
+    pairs: dict[Series, tuple[Scores, Scores]] = {}
     for (task, method), scores in scores_of.items():
         others = [of for known, of in references.items() if (known.name, known.steps) == (task.name, task.steps)]
         if labels[method] == against or not others:
@@ -135,18 +139,35 @@ def _differences(scores_of: Mapping[Series, Scores], labels: Mapping[Method, str
             raise UsageError(
                 f"--against {against!r}: an interval needs at least two seeds of each method on {task.name}"
             )
-        digits = report_text.decimals(scores.min(), scores.max())
-        cells = []
-        for estimator, form in (
-            (statistics.less(statistics.iqm), f"+.{digits}f"),
-            (statistics.probability_of_improvement, ".2f"),
-        ):
-            low, high = statistics.bootstrap_interval_of_two(scores, other, estimator, np.random.default_rng(0))
-            cells += [f"{float(estimator(scores, other)):{form}}", f"{float(low):{form}} to {float(high):{form}}"]
-        rows.append([task.name, labels[method], *cells])
-    if len(rows) == 1:
+        pairs[Series(task, method)] = scores, other
+    if not pairs:
         raise UsageError(f"--against {against!r}: no other has been trained on one of its tasks for as many steps")
+    rows = [["env", "agent", f"IQM less {against}", "95 % interval", f"P(above {against})", "95 % interval"]]
+    for (task, method), (scores, other) in pairs.items():
+        digits = report_text.decimals(scores.min(), scores.max())
+        rows.append([task.name, labels[method], *_difference(scores, other, digits)])
+    for method in dict.fromkeys(series.method for series in pairs):
+        scored = {task: both for (task, of), both in pairs.items() if of == method and task.normalized(0.0) is not None}
+        names, budgets = {task.name for task in scored}, {task.steps for task in scored}
+        sizes = {(len(scores), len(other)) for scores, other in scored.values()}
+        if 1 < len(scored) == len(names) and len(budgets) == len(sizes) == 1:
+            scores, other = (
+                np.hstack([np.vectorize(task.normalized)(both[i]) for task, both in scored.items()]) for i in (0, 1)
+            )
+            rows.append([f"all {len(scored)}, normalized", labels[method], *_difference(scores, other, 3)])
     return table(rows)
+
+
+def _difference(scores: Scores, other: Scores, digits: int) -> list[str]:
+    """How far one lies above another and how probably, each with its interval, as cells."""
+    cells = []
+    for estimator, form in (
+        (statistics.less(statistics.iqm), f"+.{digits}f"),
+        (statistics.probability_of_improvement, ".2f"),
+    ):
+        low, high = statistics.bootstrap_interval_of_two(scores, other, estimator, np.random.default_rng(0))
+        cells += [f"{float(estimator(scores, other)):{form}}", f"{float(low):{form}} to {float(high):{form}}"]
+    return cells
 
 
 def write(root: Path, out: Path | None = None) -> str:

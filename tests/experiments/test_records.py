@@ -50,6 +50,29 @@ def test_differences_to_one_method_by_hand(tmp_path: Path) -> None:
         report.comparison([single], against="p3o learning_rate 0.001")
 
 
+def test_differences_over_all_tasks_by_hand(tmp_path: Path) -> None:
+    """Normalized: 0.1 0.2 0.2 0.3 twice, IQM 0.2; 0.3 0.4 0.4 0.5 and 0.7 0.8 0.8 0.9, IQM (0.4 + 0.5 + 0.7 + 0.8) / 4
+    = 0.6."""
+    wide = write_run(tmp_path / "a", [0, 1, 2, 3], [10, 20, 20, 30, 30, 40, 40, 50], dataset="x/a-v0")
+    narrow = write_run(tmp_path / "b", [0, 1, 2, 3], [1, 2, 2, 3, 7, 8, 8, 9], dataset="x/b-v0")
+    for folder, high in ((wide, 100.0), (narrow, 10.0)):
+        config = records.read_json(folder / "config.json")
+        records.write_json(folder / "config.json", {**config, "references": [0.0, high]})
+    against = "p3o learning_rate 0.001"
+
+    def last(*runs: Path) -> list[str]:
+        rows = report.comparison(runs, against=against).split("\n\n")[1].splitlines()
+        return [cell.strip() for cell in rows[-1].strip("|").split("|")]
+
+    # Pairs on the one: one tied of 16 (30 and 30), 15 won; on the other all. (15.5 / 16 + 1) / 2.
+    assert last(wide, narrow)[:3] == ["all 2, normalized", "p3o learning_rate 0.0001", "+0.400"]
+    assert last(wide, narrow)[4] == "0.98"
+    fewer = write_run(tmp_path / "c", [0, 1], [1, 2, 7, 8], dataset="x/b-v0")
+    records.write_json(fewer / "config.json", {**records.read_json(fewer / "config.json"), "references": [0.0, 10.0]})
+    assert last(wide, fewer)[0] == "Pendulum-v1 from x/b-v0"  # another number of seeds: nothing over all
+    assert last(wide)[0] == "Pendulum-v1 from x/a-v0"
+
+
 def test_commands_are_recorded_as_given_in_this_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
@@ -65,9 +88,12 @@ def test_training_return_by_hand() -> None:
     assert training_return(rows) == [7.5, None]
 
 
-def write_run(folder: Path, seeds: list[int], finals: list[float], backend: str = "torch", **settings: Any) -> Path:
+def write_run(
+    folder: Path, seeds: list[int], finals: list[float], backend: str = "torch", dataset: str = "", **settings: Any
+) -> Path:
     """Two learning rates, each with these seeds."""
-    task = {"agent": "p3o", "env": "Pendulum-v1", "backend": backend, "seeds": seeds * 2}
+    task: dict[str, Any] = {"agent": "p3o", "env": "Pendulum-v1", "backend": backend, "seeds": seeds * 2}
+    task |= {"dataset": dataset} if dataset else {}
     task["sweep"] = {"learning_rate": [1e-3] * len(seeds) + [1e-4] * len(seeds)}
     folder.mkdir()
     rest = {"format": records.FORMAT, "steps": 1000, "episodes": 2, "device": "cpu", "compiled": False}
