@@ -21,7 +21,7 @@ from ess_rl import normalizer, random
 from ess_rl.contract import Metrics, OfflineAgent, State, Tree
 from ess_rl.errors import NonFiniteError
 from ess_rl.gaussian import Gaussian
-from ess_rl.population import initial_state, is_small, one_thread, values_of
+from ess_rl.population import acting, initial_state, is_small, one_thread, values_of
 from ess_rl.program import Program
 from ess_rl.returns import return_range
 from ess_rl.transitions import Transitions
@@ -84,7 +84,7 @@ class OfflinePopulation:
 
     def policy(self, obs: Tensor) -> Gaussian:
         """The policy at obs [P, N, obs_dim], never compiled: for evaluation."""
-        return vmap(self.agent.act)(self.state, obs)
+        return vmap(self.agent.act)(acting(self.state), obs)
 
     def prepare(self, data: Transitions) -> dict[str, Tensor]:
         """What each member's agent makes of a whole data set [N, ...]: [P, N, ...]. Most make nothing of it."""

@@ -78,6 +78,11 @@ def initial_state(agent: Agent | OfflineAgent, seed: Tensor, hyper: dict[str, Te
     return tree_map(lambda x: x.clone(memory_format=torch.contiguous_format), vmap(agent.init)(seed, hyper))
 
 
+def acting(state: State) -> State:
+    """What acting reads of a state: all but the optimizer's part. vmap looks at every tensor that it is given."""
+    return {name: x for name, x in state.items() if name != "optimizer"}
+
+
 class Population:
     """P members of one agent, their state held as one tree with a leading axis P.
 
@@ -196,12 +201,12 @@ class Population:
             tree_map(lambda old, new: old.copy_(new), older, newer)
 
     def acting(self) -> State:
-        """What acting reads of the state: all but the optimizer's part."""
-        return {name: self.state[name] for name in self.state if name != "optimizer"}
+        """What acting reads of the state."""
+        return acting(self.state)
 
     def policy(self, obs: Tensor) -> Gaussian:
         """The policy at obs [P, N, obs_dim], never compiled: for evaluation, whose N is its own."""
-        return vmap(self.agent.act)(self.state, obs)
+        return vmap(self.agent.act)(self.acting(), obs)
 
     def prepare(self, rollout: Transitions) -> dict[str, Tensor]:
         """Transitions [T, P, N] to samples [P, T * N, ...]."""
