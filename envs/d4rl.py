@@ -20,11 +20,13 @@ def import_file(file: Path, dataset_id: str, env_id: str, metadata: Mapping[str,
     """Read a file and write the set. -> what to print
 
     D4RL has one observation a step. Where the file has no next_observations, what an episode's last step reached is
-    not known: unless it terminated, that step is left out, and the one before it is the last, truncated.
+    not known: unless it terminated, that step is left out, and the one before it is the last, truncated. Where it has
+    no timeouts, an episode that did not terminate ends where the next row does not begin with what was reached; where
+    it has neither, at the task's time limit.
 
     Raises:
         UsageError: the file is none, or lacks a column, or its columns have unequal lengths, or observations or actions
-            of other sizes than the task's.
+            of other sizes than the task's, or nothing tells where its episodes end.
     """
     columns = _read(file)
     minari_write.check_name(dataset_id, overwrite=overwrite)
@@ -36,7 +38,7 @@ def import_file(file: Path, dataset_id: str, env_id: str, metadata: Mapping[str,
             raise UsageError(f"{file}: a row of {name!r} has {found}: name the task that the file is of")
     half_range, center = 0.5 * (space.high - space.low), 0.5 * (space.high + space.low)
     columns["actions"] = (columns["actions"] - center) / half_range
-    episodes = list(_episodes(columns))
+    episodes = list(_episodes(columns, _cuts(file, columns, minari_write.spec_of(env_id).max_episode_steps, env_id)))
     if not episodes:
         raise UsageError(f"{file} has no whole episode")
     about = {"algorithm_name": "unknown (D4RL)", "description": f"imported by ess-rl from {file.name}, format of D4RL"}
@@ -69,9 +71,30 @@ def _read(file: Path) -> dict[str, NDArray[Any]]:
     return columns
 
 
-def _episodes(columns: dict[str, NDArray[Any]]) -> Iterator[Episode]:
+def _cuts(file: Path, columns: dict[str, NDArray[Any]], limit: int | None, env_id: str) -> NDArray[np.bool_]:
+    """Rows [N] after which an episode goes no further, though it did not terminate."""
     terminal = columns["terminals"].astype(bool).ravel()
-    cut = columns["timeouts"].astype(bool).ravel() if "timeouts" in columns else np.zeros_like(terminal)
+    if "timeouts" in columns:
+        return columns["timeouts"].astype(bool).ravel()
+    cut = np.zeros_like(terminal)
+    if "next_observations" in columns:
+        cut[:-1] = (columns["next_observations"][:-1] != columns["observations"][1:]).any(1) & ~terminal[:-1]
+        return cut
+    if limit is None:
+        raise UsageError(
+            f"{file} has neither 'timeouts' nor 'next_observations', and {env_id} no time limit: nothing tells where "
+            "its episodes end"
+        )
+    length = 0
+    for row, ended in enumerate(terminal):
+        length += 1
+        cut[row] = length == limit and not ended
+        length = 0 if ended or cut[row] else length
+    return cut
+
+
+def _episodes(columns: dict[str, NDArray[Any]], cut: NDArray[np.bool_]) -> Iterator[Episode]:
+    terminal = columns["terminals"].astype(bool).ravel()
     reached = columns.get("next_observations")
     ends = np.flatnonzero(terminal | cut) + 1
     if len(ends) == 0 or ends[-1] < len(terminal):

@@ -15,14 +15,16 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -56,9 +58,8 @@ class DataSet:
 
     @property
     def references(self) -> tuple[float, float] | None:
-        """ref_min_score and ref_max_score, where the set has both."""
-        low, high = self.metadata.get("ref_min_score"), self.metadata.get("ref_max_score")
-        return None if low is None or high is None or low == high else (float(low), float(high))
+        """ref_min_score and ref_max_score, where scores between them are any."""
+        return references_of(self.metadata)
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Demonstrations:
     """What a data set did where, in memory-mapped tensors."""
 
     metadata: dict[str, Any]  # as Minari keeps it
+    obs_names: tuple[str, ...]  # of the obs_dim numbers of an observation
     obs: torch.Tensor  # [M, obs_dim]
     action: torch.Tensor  # [M, act_dim], as it was sampled where the set says so
     action_range: tuple[tuple[float, float], ...]  # of each action, in the simulator's units: of [-1, 1] here
@@ -101,9 +103,59 @@ def folder_of(dataset_id: str) -> Path:
     if not (folder / "metadata.json").exists():
         having = ", ".join(local()) or "none"
         raise UsageError(
-            f"no data set {dataset_id!r} in {root()}; there: {having}. Those of Minari's server: --download"
+            f"no data set {dataset_id!r} in {root()}; there: {having}. One of Minari's server comes with "
+            f"`ess-rl train bc --dataset {dataset_id} --download`"
         )
     return folder
+
+
+def metadata_of(dataset_id: str) -> dict[str, Any]:
+    """What a local data set says of itself, as Minari keeps it.
+
+    Raises:
+        UsageError: no such set is here, or that file of it is damaged.
+    """
+    try:
+        found = json.loads((folder_of(dataset_id) / "metadata.json").read_text())
+    except ValueError as error:
+        raise UsageError(f"{dataset_id} cannot be read: its metadata.json is damaged ({error})") from None
+    if not isinstance(found, dict):
+        raise UsageError(f"{dataset_id} cannot be read: its metadata.json is damaged (it holds no names)")
+    return found
+
+
+def references_of(metadata: Mapping[str, Any]) -> tuple[float, float] | None:
+    """ref_min_score and ref_max_score; None where one is missing or no number, or both are equal."""
+    try:
+        low, high = float(metadata["ref_min_score"]), float(metadata["ref_max_score"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return (low, high) if math.isfinite(low) and math.isfinite(high) and low != high else None
+
+
+def check_order(dataset_id: str, obs_names: Sequence[str], env_id: str, options: Mapping[str, Any]) -> None:
+    """Raises UsageError where a task has the parts of its observations in another order than a set of it.
+
+    A set has the keys of a dictionary in alphabetical order, as Gymnasium reads its space back; a task may not.
+    """
+    import envs
+
+    if not any("/" in name for name in obs_names) or "gymnasium" not in envs.backends_of(env_id):
+        return
+    env = gymnasium.make(env_id, **options)
+    try:
+        here = tuple(_names(env_id, env.observation_space, ""))
+    finally:
+        env.close()
+    if sorted(here) == sorted(obs_names) and here != tuple(obs_names):
+        raise UsageError(
+            f"{dataset_id} has its observations in the order {_keys(obs_names)}, {env_id} in the order {_keys(here)}: "
+            "declare the keys of its observation space in alphabetical order"
+        )
+
+
+def _keys(names: Sequence[str]) -> str:
+    return ", ".join(dict.fromkeys(name.partition("/")[0] for name in names))
 
 
 def download(dataset_id: str) -> None:
@@ -163,7 +215,8 @@ def load(
 def demonstrations(dataset_id: str, *, say: Callable[[str], None] = lambda text: None) -> Demonstrations:
     """What a local data set did where, and no more: no model of its behavior is fitted. Raises as `load`."""
     metadata, _, _, info, columns = _cached(dataset_id, False, say)
-    return Demonstrations(metadata, columns["obs"], columns["action"], _ranges(info))
+    names = tuple(info["obs_names"])
+    return Demonstrations(metadata, names, columns["obs"], columns["action"], _ranges(info))
 
 
 def _ranges(info: dict[str, Any]) -> tuple[tuple[float, float], ...]:
@@ -174,11 +227,7 @@ def _cached(
     dataset_id: str, trust: bool, say: Callable[[str], None]
 ) -> tuple[dict[str, Any], str, Path, dict[str, Any], dict[str, torch.Tensor]]:
     """A local data set, flattened if it was not. -> (its metadata, hash, folder in the cache, info there, columns)"""
-    folder = folder_of(dataset_id)
-    try:
-        metadata = json.loads((folder / "metadata.json").read_text())
-    except ValueError as error:
-        raise UsageError(f"{dataset_id} cannot be read: its metadata.json is damaged ({error})") from None
+    folder, metadata = folder_of(dataset_id), metadata_of(dataset_id)
     source = _hash(folder)
     place = root() / CACHE / f"{dataset_id.replace('/', '-')}-{source}"
     if not (place / "info.json").exists():
@@ -187,7 +236,7 @@ def _cached(
         if not (recorded_spaces or trust or minari_env.is_safe(metadata)):  # Minari would make the environment
             raise UsageError(
                 f"{dataset_id} recorded no spaces, and its env spec names code that is not registered: "
-                "--trust-env-spec has it imported"
+                f"`ess-rl dataset show {dataset_id} --trust-env-spec` has it imported, once"
             )
         _write(place, *_flatten(dataset_id, folder))
         _forget(place)
@@ -248,7 +297,7 @@ def _fitted(place: Path, columns: dict[str, torch.Tensor], config: behavior.Conf
     settings = json.dumps(dataclasses.asdict(config), sort_keys=True).encode()
     folder = place / f"behavior-{hashlib.blake2b(settings, digest_size=8).hexdigest()}"
     if not (folder / "info.json").exists():
-        say("the set does not say what acted: fitting a behavior model ...")
+        say(f"the set does not say what acted: fitting a model, {config.max_updates:,} updates at most, once ...")
         obs, action = columns["obs"].clone(), columns["action"].clone()
         try:
             model = behavior.fit(obs, action, columns["terminated"] | columns["truncated"], config=config)

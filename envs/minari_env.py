@@ -52,15 +52,33 @@ def task_of(metadata: dict[str, Any], *, trust: bool = False) -> Task | None:
                 "project registers: name a task with --eval-env, or have that code imported with --trust-env-spec"
             )
         return Task(register_trusted(text), {}, text)
-    options = _other(kwargs, known)
-    if spec.get("max_episode_steps") != known.max_episode_steps:
-        options["max_episode_steps"] = spec.get("max_episode_steps")
-    return Task(env_id, options)
+    return Task(env_id, _other(kwargs, known) | _other_limit(spec, known))
+
+
+def is_of(metadata: dict[str, Any], env_id: str, options: dict[str, Any]) -> bool:
+    """Whether a data set was recorded in this task, with these options of it, as far as it says: its references are."""
+    text = spec_text(metadata)
+    own = id_in(text)
+    if own is None:
+        return True
+    known, spec = _registered(own), json.loads(text or "{}")
+    there = {} if known is None else _other(dict(spec.get("kwargs", {})), known) | _other_limit(spec, known)
+    return env_id.rpartition(":")[2] in (own, _trusted_id(own)) and options == there
 
 
 def _other(kwargs: dict[str, Any], known: Any) -> dict[str, Any]:
-    """Those of an env spec that are not what is registered."""
-    return {key: value for key, value in kwargs.items() if key not in known.kwargs or known.kwargs[key] != value}
+    """Those of an env spec that are not what is registered. How it was drawn is nothing that a task consists in."""
+    return {
+        key: value
+        for key, value in kwargs.items()
+        if key != "render_mode" and (key not in known.kwargs or known.kwargs[key] != value)
+    }
+
+
+def _other_limit(spec: dict[str, Any], known: Any) -> dict[str, int]:
+    """The time limit of an env spec, where it is not what is registered; -1 tells Gymnasium that there is none."""
+    limit = spec.get("max_episode_steps")
+    return {} if limit == known.max_episode_steps else {"max_episode_steps": -1 if limit is None else limit}
 
 
 def spec_text(metadata: dict[str, Any]) -> str | None:
@@ -74,9 +92,13 @@ def register_trusted(text: str) -> str:
     from gymnasium.envs.registration import EnvSpec
 
     spec = copy.deepcopy(EnvSpec.from_json(text))
-    spec.id = f"{_TRUSTED}/{re.sub(r'[^A-Za-z0-9_-]', '-', spec.id)}"
+    spec.id = _trusted_id(spec.id)
     registry[spec.id] = spec
     return spec.id
+
+
+def _trusted_id(env_id: str) -> str:
+    return f"{_TRUSTED}/{re.sub(r'[^A-Za-z0-9_-]', '-', env_id)}"
 
 
 def is_safe(metadata: dict[str, Any]) -> bool:

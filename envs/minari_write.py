@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 
 import envs
@@ -51,6 +52,25 @@ def spaces_of(env_id: str, **options: Any) -> tuple[spaces.Box, spaces.Box]:
         return flat, env.action_space
     finally:
         env.close()
+
+
+def spec_of(env_id: str, **options: Any) -> EnvSpec:
+    """How a set says which task it is of, with `options` of Gymnasium's `make`; the task has been made before.
+
+    Raises:
+        UsageError: it was registered with something that no file can hold.
+    """
+    spec = copy.deepcopy(gymnasium.spec(env_id.rpartition(":")[2]))  # the module of a MODULE:ID is imported by now
+    if callable(spec.entry_point):
+        spec.entry_point = f"{spec.entry_point.__module__}:{spec.entry_point.__qualname__}"  # type: ignore[attr-defined]
+    spec.kwargs |= {name: value for name, value in options.items() if name != "max_episode_steps"}
+    spec.max_episode_steps = options.get("max_episode_steps", spec.max_episode_steps)
+    try:
+        spec.to_json()
+    except (TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{env_id} cannot be named in a data set, register it with plain values: {reason}") from None
+    return spec
 
 
 def check_name(dataset_id: str, *, overwrite: bool) -> None:
@@ -138,10 +158,7 @@ def _fill(
         )
 
     folder.mkdir()
-    spec = copy.deepcopy(gymnasium.spec(env_id))
-    spec.kwargs |= {name: value for name, value in options.items() if name != "max_episode_steps"}
-    spec.max_episode_steps = options.get("max_episode_steps", spec.max_episode_steps)
-    storage = MinariStorage.new(folder, obs_space, action_space, spec)
+    storage = MinariStorage.new(folder, obs_space, action_space, spec_of(env_id, **options))
     waiting = []
     for episode in episodes:
         waiting.append(buffer(episode))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Collection
@@ -430,6 +431,7 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     arguments = sys.argv[1:]
     try:
+        _check_packages()
         if not arguments or arguments[0] in ("-h", "--help"):
             print("usage: ess-rl COMMAND ...   ('ess-rl COMMAND --help' tells more)\n")
             for name, function in COMMANDS.items():
@@ -454,6 +456,20 @@ def main() -> None:
     except KeyboardInterrupt:
         goes_on = "'ess-rl resume RUN' goes on with a run, the same command with a benchmark or a study"
         sys.exit(_complain(f"stopped; {goes_on}", 130))
+
+
+def _check_packages() -> None:
+    """Raises UsageError where a package of the user's stands before one of ours: `envs` is a name that others have."""
+    here = Path(__file__).resolve().parents[1]
+    for name in ("ess_rl", "envs", "agents"):
+        spec = importlib.util.find_spec(name)
+        places = [Path(place).resolve() for place in (spec.submodule_search_locations or [])] if spec else []
+        if here / name not in places:
+            found = places[0] if places else spec.origin if spec else "nowhere"
+            raise UsageError(
+                f"the package {name!r} is another one than the suite's, {found}: put only the folder with your task's "
+                "module on PYTHONPATH, and run ess-rl elsewhere than beside that package"
+            )
 
 
 def _run(arguments: list[str]) -> None:

@@ -60,13 +60,15 @@ class Task(NamedTuple):
     backend: str
     dataset: str = ""  # what was learned from in place of the env
     references: tuple[float, ...] = ()  # the data set's own returns of the scores 0 and 1
+    options: tuple[str, ...] = ()  # of the env, where they are not its own: "g=5"
 
     def __str__(self) -> str:
         return f"{self.name} ({self.backend}, {self.steps:,} {self.unit})"
 
     @property
     def name(self) -> str:
-        return f"{self.env} from {self.dataset}" if self.dataset else self.env
+        env = f"{self.env} ({', '.join(self.options)})" if self.options else self.env
+        return f"{env} from {self.dataset}" if self.dataset else env
 
     @property
     def unit(self) -> str:
@@ -163,9 +165,11 @@ def collect(root: Path) -> Collection:
         raise UsageError(f"{root} holds no run folder (one with a config.json): train something first")
     problems = [f"{run.name}: {run.detail}" for run in runs if run.state == "damaged"]
     problems += [f"{run.name}: no result ({run.state}; {run.detail})" for run in runs if run.state in _UNFINISHED]
+    several = recorded_anew([run.config for run in runs if run.state == "finished"])
+    problems += [f"{name}: recorded anew between its runs, which are left out" for name in several]
     found: dict[tuple[Task, Method], list[tuple[Run, int]]] = {}
     for run in runs:
-        if run.state == "finished":
+        if run.state == "finished" and run.config.get("dataset") not in several:
             task = _task(run.config)
             for member in range(len(run.config["seeds"])):
                 found.setdefault((task, method_of(run.config, member)), []).append((run, member))
@@ -173,6 +177,15 @@ def collect(root: Path) -> Collection:
     rows = [_row(task, method, labels[method], members, problems) for (task, method), members in found.items()]
     rows.sort(key=lambda row: (row.task.env, row.task.dataset, row.task.backend, row.task.steps, row.label))
     return Collection(runs, rows, labels, differing, problems)
+
+
+def recorded_anew(configs: Iterable[Record]) -> list[str]:
+    """Names of data sets whose contents are not the same in all of these runs: their scores are not of one task."""
+    contents: dict[str, set[str]] = {}
+    for config in configs:
+        if config.get("dataset"):
+            contents.setdefault(config["dataset"], set()).add(config.get("source", ""))
+    return sorted(name for name, found in contents.items() if len(found) > 1)
 
 
 def run_folders(root: Path) -> list[Path]:
@@ -334,7 +347,8 @@ _UNFINISHED = ("running", "stopped")
 
 def _task(config: Record) -> Task:
     own = tuple(config.get("references") or ())
-    return Task(config["steps"], config["env"], config["backend"], config.get("dataset") or "", own)
+    options = tuple(f"{name}={value}" for name, value in sorted(config.get("env_options", {}).items()))
+    return Task(config["steps"], config["env"], config["backend"], config.get("dataset") or "", own, options)
 
 
 def _option(name: str, value: Any) -> list[str]:

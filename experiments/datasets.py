@@ -77,19 +77,23 @@ def score(dataset_id: Positional[str], runs: Positional[tuple[Path, ...]]) -> st
     """
     from experiments import offline_run, statistics
 
-    minari_data.folder_of(dataset_id)
-    metadata = minari_data.local()[dataset_id]
-    low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
-    if low is None or high is None:
-        raise UsageError(f"{dataset_id} has no ref_min_score and ref_max_score, so there is no normalized score")
+    metadata = minari_data.metadata_of(dataset_id)
+    ends = minari_data.references_of(metadata)
+    if ends is None:
+        raise UsageError(f"{dataset_id} has no two different ref_min_score and ref_max_score: no score is normalized")
+    low, high = ends
     env_id = minari_env.id_in(minari_env.spec_text(metadata))
     if not runs:
         raise UsageError("name at least one run folder")
     rows = [["run", "learned from", "seeds", "return", "normalized score", "min", "max"]]
     for folder in runs:
         result = records.read_json(folder / "result.json")
-        if result["env"] != env_id and result.get("dataset") != dataset_id:
-            raise UsageError(f"{folder} was evaluated in {result['env']}, {dataset_id} is of {env_id}")
+        task, options = result["env"], result.get("env_options", {})
+        if not minari_env.is_of(metadata, task, options):
+            where = f"{task} with {options}" if options else task
+            raise UsageError(
+                f"{folder} was evaluated in {where}, {dataset_id} is of {env_id}, or of other options of it"
+            )
         for label, group in records.groups(result).items():
             returns = np.array([result["final_return"][member] for member in group])
             scores: Any = offline_run.normalized((low, high), returns.tolist())
@@ -117,6 +121,7 @@ def import_d4rl(
     """
     from envs import d4rl
 
+    recording.check_references(ref_min, ref_max)
     references = {"ref_min_score": ref_min, "ref_max_score": ref_max}
     return d4rl.import_file(file, id, env, {k: v for k, v in references.items() if v is not None}, overwrite=overwrite)
 

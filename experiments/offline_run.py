@@ -107,10 +107,11 @@ def task_of(dataset_id: str, *, eval_env: str | None, trust: bool, download: boo
     """
     if download:
         minari_data.download(dataset_id)
-    data = minari_data.load(dataset_id, trust=trust, say=_say)
-    task = minari_env.Task(eval_env, {}) if eval_env else minari_env.task_of(data.metadata, trust=trust)
+    metadata = minari_data.metadata_of(dataset_id)
+    task = minari_env.Task(eval_env, {}) if eval_env else minari_env.task_of(metadata, trust=trust)
     if task is None:
         raise UsageError(f"{dataset_id} does not say in which task it was recorded: name one with --eval-env")
+    data = minari_data.load(dataset_id, trust=trust, say=_say)  # after what is quickly said: it may fit a model
     backend = "gymnasium" if backend == "auto" and task.options else backend  # the others know other options
     probe = envs.make(task.env_id, 1, backend=backend, **task.options)
     resolved, episode, dimensions = probe.backend, probe.max_episode_steps, (probe.obs_dim, probe.act_dim)
@@ -129,14 +130,13 @@ def task_of(dataset_id: str, *, eval_env: str | None, trust: bool, download: boo
             f"{dataset_id} has actions in {_pairs(data.action_range)}, {task.env_id} in {_pairs(here)}: evaluate in "
             "another task with --eval-env"
         )
-    # Its references are returns in its own task; some sets do not say which that is.
-    own = eval_env is None or minari_env.id_in(minari_env.spec_text(data.metadata)) in (None, eval_env)
+    minari_data.check_order(dataset_id, data.obs_names, task.env_id, task.options)
     return {
         "dataset": dataset_id,
         "source": data.source,
         "transitions": len(data.transitions.reward),
         "behavior": "recorded" if data.recorded_behavior else dataclasses.asdict(behavior.Config()),
-        "references": data.references if own else None,
+        "references": data.references if minari_env.is_of(metadata, task.env_id, task.options) else None,
         "env": task.env_id,
         "env_options": task.options,
         "env_spec": task.spec,
@@ -181,6 +181,7 @@ def data_of(config: Record, *, trust: bool) -> DataSet:
 
 def _carry_on(folder: Path, config: Record, data: DataSet) -> Record:
     population, _ = training.restore_population(config)
+    run.check_fields(folder, config, population.agent.config)
     block = run.load_newest(folder, config, population)
     rows = records.cut_metrics(folder, block)
     trained = rows[-1]["seconds"] if rows else 0.0

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -68,7 +67,7 @@ def check(source: str, env: VectorEnv, config: Any) -> int:
     where = f"--replay-from {source}"
     if is_data_set(source):
         data = minari_data.load(source, say=print)
-        check_task(where, data.metadata, data.transitions.obs, data.action_range, env)
+        check_task(where, data, data.transitions.obs, env)
         _check_length(source, len(data.transitions.reward), config)
         return _wanted(config) * memory.of_one_step(env.obs_dim, env.act_dim)
     path = Path(source) / SAVED
@@ -92,18 +91,18 @@ def is_data_set(source: str) -> bool:
     return not (Path(source) / SAVED).exists() and source in minari_data.local()
 
 
-def check_task(
-    where: str, metadata: Record, obs: Tensor, action_range: Sequence[tuple[float, float]], env: VectorEnv
-) -> None:
+def check_task(where: str, data: minari_data.DataSet | minari_data.Demonstrations, obs: Tensor, env: VectorEnv) -> None:
     """Raises UsageError, beginning with `where`, unless a data set is of this env's task, scale and shape."""
-    spec = minari_env.spec_text(metadata)
+    spec = minari_env.spec_text(data.metadata)
     said = {
-        "env": minari_env.id_in(spec) or env.env_id,  # some sets do not say
+        "env": minari_env.id_in(spec) or env.env_id.rpartition(":")[2],  # some sets do not say
         "choice of options": minari_env.options_in(spec),
         "observation size": obs.shape[1],
-        "action scale": [list(pair) for pair in action_range],
+        "action scale": [list(pair) for pair in data.action_range],
     }
-    _check_same(where, said, _task(env) | {"choice of options": {}})
+    here = _task(env) | {"env": env.env_id.rpartition(":")[2], "choice of options": {}}  # without the module of an id
+    _check_same(where, said, here)
+    minari_data.check_order(where, data.obs_names, env.env_id, {})
 
 
 def _task(env: VectorEnv) -> Record:

@@ -76,8 +76,9 @@ def record(
     plan.check_seeds([seed])
     if not 0.0 < temperature < math.inf:
         raise UsageError(f"--temperature {temperature:g}: must be a finite number above 0")
-    if not all(math.isfinite(x) for x in (ref_min, ref_max) if x is not None):
-        raise UsageError(f"--ref-min {ref_min} --ref-max {ref_max}: must be finite numbers")
+    if random_env is not None and (checkpoint or member):
+        raise UsageError("--random ENV: it has no --member and no --checkpoint; those are of a run")
+    check_references(ref_min, ref_max)
     minari_write.check_name(dataset_id, overwrite=overwrite)
     config: records.Record
     if source is not None:
@@ -92,13 +93,13 @@ def record(
     env = envs.make(env_id, num_envs, backend=config["backend"], **options)
     if env.max_episode_steps is None:
         raise UsageError(f"{env_id} has no time limit, so an episode may never end")
+    minari_write.spec_of(env_id, **options)  # refuses now what could not be written at the end
     known = None if options else references.REFERENCES.get(env_id)  # with other options it is another task
     if ref_min is None:
         ref_min = known.random if known else float(np.mean(references.random_returns(env_id, **options)[0]))
     if ref_max is None and known is not None:
         ref_max = known.reference
-    if ref_min == ref_max:
-        raise UsageError(f"--ref-min {ref_min:g} --ref-max {ref_max:g}: scores between two equal numbers are none")
+    check_references(ref_min, ref_max)
     try:
         with Line() as line:
             episodes: list[Episode] = []
@@ -132,6 +133,14 @@ def record(
         f"{dataset_id}: {total:,} steps in {len(episodes):,} episodes, mean return {np.mean(returns):.1f} "
         f"(std {np.std(returns):.1f}; {scale})\n{what}"
     )
+
+
+def check_references(low: float | None, high: float | None) -> None:
+    """Raises UsageError where returns cannot be normalized with these two."""
+    if not all(math.isfinite(x) for x in (low, high) if x is not None):
+        raise UsageError(f"--ref-min {low} --ref-max {high}: must be finite numbers")
+    if low is not None and low == high:
+        raise UsageError(f"--ref-min {low:g} --ref-max {high:g}: scores between two equal numbers are none")
 
 
 def roll_out(

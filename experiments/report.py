@@ -77,8 +77,11 @@ def comparison(runs: Sequence[Path], against: str | None = None) -> str:
         "steps/s",
     ]
     found: dict[Series, list[tuple[Record, list[int]]]] = {}
-    for run in runs:
-        config, result = records.read_config(run), records.read_json(run / "result.json")
+    configs = [records.read_config(run) for run in runs]
+    for name in collection.recorded_anew(configs):
+        raise UsageError(f"{name} was recorded anew between these runs: compare those of one recording at a time")
+    for run, config in zip(runs, configs, strict=True):
+        result = records.read_json(run / "result.json")
         for series, group in collection.series(config).items():
             found.setdefault(series, []).append((result, group))
     units = {series.task.unit for series in found}

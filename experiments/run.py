@@ -77,14 +77,19 @@ def carry_on(run: Path) -> Record:
         return _carry_on(run, config)
 
 
-def _carry_on(run: Path, config: Record) -> Record:
-    population, env, replay = parts(config)
-    for name in dataclasses.asdict(population.agent.config):
-        if name not in config["config"]:  # its default may not be what the run began with
+def check_fields(run: Path, config: Record, agent_config: Any) -> None:
+    """Raises UsageError where a run to go on with lacks a field: its default may not be what the run began with."""
+    for name in dataclasses.asdict(agent_config):
+        if name not in config["config"]:
             raise UsageError(
                 f"{run / 'config.json'} has no {name!r}, which {config['agent']} has by now: go on with the version "
                 f"that began it (git commit {config.get('git_commit')})"
             )
+
+
+def _carry_on(run: Path, config: Record) -> Record:
+    population, env, replay = parts(config)
+    check_fields(run, config, population.agent.config)
     iteration = load_newest(run, config, population)
     begins_from, raised = past.read(run, config, replay, population, iteration)
     shown = demonstrations.read(run, config, env)

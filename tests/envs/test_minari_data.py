@@ -1,6 +1,7 @@
 """Data sets in and out: what goes in comes back, and what is wrong is said in one line. All are made here, in small."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -318,6 +319,58 @@ def test_a_killed_writer_leaves_no_half_set(home: Path):
     assert list(home.glob(".recording-*")) == [] and minari_data.local() == {}  # both are gone
 
 
+def test_d4rl_files_without_timeouts_are_cut_at_the_time_limit(tmp_path: Path):
+    """401 steps of 200 at most, of which the 100th terminated: 100, 200, 101, and the last two lose their last one."""
+    gymnasium.register("Endless-v0", "gymnasium.envs.classic_control.pendulum:PendulumEnv")
+    path, terminal = tmp_path / "a.hdf5", np.arange(401) == 99
+    with h5py.File(path, "w") as file:
+        for name, column in {"observations": np.zeros((401, 3)), "actions": np.zeros((401, 1))}.items():
+            file[name] = column.astype(np.float32)
+        file["rewards"], file["terminals"] = np.zeros(401, np.float32), terminal
+    said = d4rl.import_file(path, "d4rl/cut-v0", "Pendulum-v1", {}, overwrite=False)
+    assert said == "d4rl/cut-v0: 399 steps in 3 episodes (2 steps with an unknown outcome left out)"
+    assert minari_data.load("d4rl/cut-v0", fit=QUICK).starts.tolist() == [0, 100, 299]
+    with pytest.raises(UsageError, match="Endless-v0 no time limit: nothing tells where its episodes end"):
+        d4rl.import_file(path, "d4rl/cut-v1", "Endless-v0", {}, overwrite=False)
+    del gymnasium.registry["Endless-v0"]
+
+
+class Parts(gymnasium.Env):
+    """Its observations are a dictionary whose keys are in no order."""
+
+    observation_space = spaces.Dict([("position", spaces.Box(-1.0, 1.0, (2,))), ("angle", spaces.Box(-9.0, 9.0, (1,)))])
+    action_space = spaces.Box(-1.0, 1.0, (1,))
+
+
+def test_another_order_of_observations_is_refused():
+    gymnasium.register("Parts-v0", Parts, max_episode_steps=10)
+    there = ("angle/0", "position/0", "position/1")
+    order = "a-v0 has its observations in the order angle, position, Parts-v0 in the order position, angle"
+    with pytest.raises(UsageError, match=order):
+        minari_data.check_order("a-v0", there, "Parts-v0", {})
+    minari_data.check_order("a-v0", (*there[1:], there[0]), "Parts-v0", {})
+    del gymnasium.registry["Parts-v0"]
+
+
+def test_which_task_a_set_is_of():
+    """How it was drawn is no matter, its gravity and its time limit are."""
+    spec = json.loads(gymnasium.spec("Pendulum-v1").to_json())
+
+    def metadata(**changes: Any) -> dict[str, Any]:
+        return {"env_spec": json.dumps(spec | changes)}
+
+    drawn, heavy = metadata(kwargs={"render_mode": "human"}), metadata(kwargs={"g": 5.0})
+    assert minari_env.task_of(drawn) == ("Pendulum-v1", {}, None) and minari_env.is_of(drawn, "Pendulum-v1", {})
+    assert minari_env.is_of(heavy, "Pendulum-v1", {"g": 5.0}) and not minari_env.is_of(heavy, "Pendulum-v1", {})
+    assert not minari_env.is_of(drawn, "Hopper-v5", {}) and minari_env.is_of({}, "Hopper-v5", {})
+    assert minari_env.task_of(metadata(max_episode_steps=None)) == ("Pendulum-v1", {"max_episode_steps": -1}, None)
+
+
+@pytest.mark.parametrize("ends", [(1.0, 1.0), (math.nan, 1.0), (None, 1.0), ("low", 1.0), (-math.inf, 0.0)])
+def test_references_that_are_none(ends: tuple[Any, Any]):
+    assert minari_data.references_of({"ref_min_score": ends[0], "ref_max_score": ends[1]}) is None
+
+
 def test_d4rl_files_become_episodes(tmp_path: Path):
     """Six steps: 0 and 1 end in a timeout, 2 and 3 terminate, 4 and 5 just stop."""
     path = tmp_path / "hopper.hdf5"
@@ -342,6 +395,13 @@ def test_d4rl_files_become_episodes(tmp_path: Path):
     assert "6 steps in 3 episodes (0 steps" in said
     d = minari_data.load("d4rl/pendulum-v1", fit=QUICK).transitions
     assert d.next_obs[:, 0].tolist() == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    with h5py.File(path, "a") as file:
+        del file["timeouts"]
+        file["next_observations"][1] = 9.0  # where the third row does not begin
+    said = d4rl.import_file(path, "d4rl/pendulum-v2", "Pendulum-v1", {}, overwrite=False)
+    d = minari_data.load("d4rl/pendulum-v2", fit=QUICK).transitions
+    assert said.startswith("d4rl/pendulum-v2: 6 steps in 3 episodes (0 ")
+    assert d.truncated.tolist() == [False, True, False, False, False, True] and d.terminated.nonzero().tolist() == [[3]]
     (tmp_path / "text").write_text("no")
     with pytest.raises(UsageError, match="not an HDF5 file"):
         d4rl.import_file(tmp_path / "text", "d4rl/b-v0", "Pendulum-v1", {}, overwrite=False)

@@ -313,3 +313,13 @@ def _size(path: Path) -> int:
 def _rows(run: Path) -> list[dict]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in row.items() if name not in ("seconds", "phases")} for row in rows]
+
+
+def test_a_package_that_stands_before_ours_is_named(tmp_path: Path) -> None:
+    (tmp_path / "envs").mkdir()
+    (tmp_path / "envs" / "__init__.py").touch()
+    command = [sys.executable, "-c", "from experiments.__main__ import main; main()", "agents"]
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert f"the package 'envs' is another one than the suite's, {tmp_path / 'envs'}" in done.stderr

@@ -24,6 +24,7 @@ from ess_rl.replay import Replay
 from experiments import (
     __main__,
     collection,
+    dataset_audit,
     datasets,
     demonstrations,
     offline_run,
@@ -368,6 +369,58 @@ def test_what_does_not_fit_is_refused_in_one_line(place: Path):
     assert set(datasets.COMMANDS) == {"list", "show", "audit", "record", "score", "import-d4rl"}
 
 
+def test_a_task_of_ones_own_is_recorded_and_replayed(place: Path):
+    """MODULE:ID, as Gymnasium names what a module registers."""
+    (place / "ones_own.py").write_text(
+        "from gymnasium import register\nfrom gymnasium.envs.classic_control.pendulum import PendulumEnv\n"
+        "register('own/Swing-v0', PendulumEnv, max_episode_steps=50)\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(place)
+        task, record = "ones_own:own/Swing-v0", ["dataset", "record", "--steps", "200", "--num-envs", "2"]
+        assert "200 steps in 4 episodes" in works(*record, "--random", task, "--id", "own/swing-v0")
+        assert minari_env.id_in(minari_env.spec_text(minari_data.metadata_of("own/swing-v0"))) == "own/Swing-v0"
+        small = ["--num-envs", "2", "--rollout", "64", "--epochs", "1", "--minibatch", "64", "--hidden", "8"]
+        online = ["--env", task, "--dataset", "own/swing-v0", "--replay", "1", "--compile", "off", "--steps", "256"]
+        works("train", "p3o", *online, *small, "--episodes", "1", "--out", "swing")
+        said = works("train", "bc", "--dataset", "own/swing-v0", "--eval-env", task, *QUICK, "--out", "swing-bc")
+        assert "mean normalized score" not in said  # without --ref-max there is none
+        assert refused(*record, "--random", task, "--id", "own/b-v0", "--member", "1").startswith(
+            "ess-rl: --random ENV: it has no --member"
+        )
+
+
+def test_references_of_an_imported_file_must_be_two(place: Path):
+    words = ["dataset", "import-d4rl", "no.hdf5", "--id", "a/b-v0", "--env", "Pendulum-v1", "--ref-min", "3"]
+    assert "scores between two equal numbers are none" in refused(*words, "--ref-max", "3")
+    assert "must be finite numbers" in refused(*words, "--ref-max", "nan")
+
+
+def test_a_run_that_lacks_a_field_is_not_taken_up_with_todays_default(place: Path):
+    folder = offline_run.start(
+        "td3_bc", SET, out=place / "lacks", settings={"hidden": (8,)}, sweep={}, seeds=[0], steps=10, compiled="off"
+    )
+    config = records.read_config(folder)
+    del config["config"]["alpha"]
+    records.write_json(folder / "config.json", config)
+    assert "has no 'alpha', which td3_bc has by now" in refused("resume", folder)
+
+
+def test_an_audit_is_of_all_policies_of_a_set(monkeypatch: pytest.MonkeyPatch):
+    """20 episodes of 100 steps: half of the steps are every second episode."""
+    monkeypatch.setattr(dataset_audit, "_SAMPLES", 1000)
+    chosen = dataset_audit._some_episodes(torch.arange(0, 2000, 100), 2000)
+    assert chosen.tolist() == [step for step in range(2000) if step // 100 % 2 == 1]
+
+
+def test_an_audit_sees_an_observation_that_never_changes(place: Path):
+    data = minari_data.load(SET)
+    still = data.transitions.obs.clone()
+    still[:, 2] = 0.1  # whose standard deviation, as float32 sums it, is not zero
+    data = replace(data, transitions=replace(data.transitions, obs=still))
+    assert "observations that never change: 1" in dataset_audit.audit(data, 1)
+
+
 def test_a_set_of_a_task_with_options_keeps_them(place: Path):
     """g: gravity, on another planet than the one that is registered; 100 steps an episode, not 200."""
     other = {"g": 1.0, "max_episode_steps": 100}
@@ -387,8 +440,16 @@ def test_a_set_of_a_task_with_options_keeps_them(place: Path):
     online = ["train", "p3o", "--env", "Pendulum-v1", *small, "--dataset", "ess/moon-v0", "--out", "no"]
     assert "its choice of options is {'g': 1.0}, that of this run is {}" in refused(*online)
     config = {"hidden": (8,), "minibatch": 16}
-    there = offline_run.make("bc", "ess/moon-v0", settings=config, sweep={}, seeds=[0], steps=10, episodes=1)
+    how: Any = {"settings": config, "sweep": {}, "seeds": [0], "steps": 10, "episodes": 1}
+    there = offline_run.make("bc", "ess/moon-v0", **how)
     assert there["env_options"] == other and there["references"] == (0.0, 1.0)
+    (series,) = collection.series(there)
+    assert series.task.name == "Pendulum-v1 (g=1.0, max_episode_steps=100) from ess/moon-v0"
+    here = offline_run.make("bc", "ess/moon-v0", **how, eval_env="Pendulum-v1")
+    assert here["env_options"] == {} and here["references"] is None  # returns of there are no measure of here
+    assert "was evaluated in Pendulum-v1, ess/moon-v0 is of Pendulum-v1, or of other options of it" in refused(
+        "dataset", "score", "ess/moon-v0", "source"
+    )
 
     # What was learned there and is recorded again, is of there.
     works("train", "bc", "--dataset", "ess/moon-v0", *QUICK, "--out", "moon")

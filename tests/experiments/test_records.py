@@ -8,7 +8,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from ess_rl.errors import UsageError
-from experiments import figures, options, records, report
+from experiments import collection, figures, options, records, report
 from experiments.run import training_return
 
 
@@ -71,6 +71,16 @@ def test_differences_over_all_tasks_by_hand(tmp_path: Path) -> None:
     records.write_json(fewer / "config.json", {**records.read_json(fewer / "config.json"), "references": [0.0, 10.0]})
     assert last(wide, fewer)[0] == "Pendulum-v1 from x/b-v0"  # another number of seeds: nothing over all
     assert last(wide)[0] == "Pendulum-v1 from x/a-v0"
+
+
+def test_runs_on_two_recordings_of_one_name_are_not_put_together(tmp_path: Path) -> None:
+    for name, seeds in (("1111", [0, 1]), ("2222", [2, 3])):
+        folder = write_run(tmp_path / name, seeds, [1.0, 2.0, 3.0, 4.0], dataset="x/a-v0")
+        records.write_json(folder / "config.json", {**records.read_json(folder / "config.json"), "source": name})
+    with pytest.raises(UsageError, match="x/a-v0 was recorded anew between these runs"):
+        report.comparison([tmp_path / "1111", tmp_path / "2222"])
+    found = collection.collect(tmp_path)
+    assert found.rows == [] and found.problems[-1].startswith("x/a-v0: recorded anew between its runs")
 
 
 def test_commands_are_recorded_as_given_in_this_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
