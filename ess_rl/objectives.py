@@ -60,7 +60,8 @@ def p3o(
     (`ess_rl.gaussian.kl(pi, b)`), which is exact and whose pull grows with the distance.
 
     Args:
-        advantage: no gradient is taken through it.
+        advantage: of a standard deviation of about 1 over the minibatch (`ess_rl.normalizer.standardize_batch`): its
+            scale sets how much the first term weighs against the KL. No gradient is taken through it.
         behavior_kl: KL(pi || b) in each sample's state, with gradient.
         cap: "ess"; or a fixed number; or "ess_per_dim", e^(1/act_dim), which undoes the exponential decay of e in
             the dimension of the action. It replaces e in the cap alone: the weight of the KL stays 1 - e.

@@ -90,7 +90,8 @@ def vtrace(
 
     Source: Espeholt et al. 2018 (arXiv 1802.01561), Eq. 1 and Remark 2 for lambda. Two deviations, so that at
     log_ratio = 0 both outputs are GAE's: the advantage looks ahead with discount * lambda, not with discount alone, and
-    it is not multiplied by rho_t, because the objective applies the policy ratio, once.
+    it is not multiplied by rho_t, because the objective applies the policy ratio, once. With rho_bar = c_bar = 1 the
+    advantage is that of `retrace`, and the two differ in the value's target alone.
     """
     ratio = torch.exp(log_ratio)
     delta = _td_error(reward, value, next_value, terminated, discount)
@@ -110,16 +111,19 @@ def retrace(
     discount: float | Tensor,
     lambda_: float | Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Traces cut as in Retrace(lambda), around a state value. -> (advantage [T, B], value_target [T, B])
+    """Traces cut as Retrace(lambda) cuts them, around a state value. -> (advantage [T, B], value_target [T, B])
 
         A_t = delta_t + discount lambda (1 - last_t) min(1, rho_{t+1}) A_{t+1},      value_target_t = A_t + V(obs_t)
 
     with delta_t as in `gae`. The action at t is taken as given, the following ones are corrected; rho_t enters neither
     output, because the objective applies it, once.
 
-    Source: Munos et al. 2016 (arXiv 1606.02647), Eq. 4 with c_s = lambda min(1, rho_s). Deviation: theirs corrects a
-    Q-function, whose delta takes the expectation over the target policy's next action; V in its place makes
-    A_t an estimate of Q(s_t, a_t) - V(s_t), and its value target that of Q.
+    Source of the traces: Munos et al. 2016 (arXiv 1606.02647), Eq. 4 with c_s = lambda min(1, rho_s). Deviation: theirs
+    corrects a Q-function, whose delta takes the expectation over the target policy's next action, so it errs by nothing
+    where Q is exact. With V in its place, every delta from t + 1 on is weighted with its own cut ratio too: A_t is
+    V-trace's (`vtrace` with bars of 1), an estimate of Q - V that is biased wherever a ratio is cut, even with an exact
+    V. The value's target leaves the first action as it was taken, a target of Q(s_t, a_t): averaged over what b does,
+    it draws V toward b's value by that one action, which `vtrace` corrects.
     """
     delta = _td_error(reward, value, next_value, terminated, discount)
     following = _shifted(torch.exp(log_ratio).clamp(max=1.0), 1)
@@ -145,7 +149,7 @@ def corrected(
 
     "none"      `gae` under the current value: lambda-returns of what the behavior did (P3O 2019 has it so)
     "vtrace"    `vtrace`: traces and deltas cut at c_bar and rho_bar
-    "retrace"   `retrace`: traces cut at 1, deltas left alone
+    "retrace"   `retrace`: V-trace's advantage at bars of 1, and in the value's target the first action left alone
     "ess"       `gae` with lambda times the effective sample size of the segments at hand: the less their actions
                 agree with the current policy, the shorter the look ahead. Ours; no source.
     """

@@ -343,7 +343,7 @@ class Parts(gymnasium.Env):
 
 
 def test_another_order_of_observations_is_refused():
-    gymnasium.register("Parts-v0", Parts, max_episode_steps=10)
+    gymnasium.register("Parts-v0", f"{__name__}:Parts", max_episode_steps=10)
     there = ("angle/0", "position/0", "position/1")
     order = "a-v0 has its observations in the order angle, position, Parts-v0 in the order position, angle"
     with pytest.raises(UsageError, match=order):
@@ -396,8 +396,10 @@ def test_d4rl_files_become_episodes(tmp_path: Path):
     d = minari_data.load("d4rl/pendulum-v1", fit=QUICK).transitions
     assert d.next_obs[:, 0].tolist() == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
     with h5py.File(path, "a") as file:
-        del file["timeouts"]
-        file["next_observations"][1] = 9.0  # where the third row does not begin
+        del file["timeouts"], file["next_observations"]
+        file["next_observations"] = np.where(
+            np.arange(6)[:, None] == 1, 9.0, obs + 1.0
+        )  # the third row begins elsewhere
     said = d4rl.import_file(path, "d4rl/pendulum-v2", "Pendulum-v1", {}, overwrite=False)
     d = minari_data.load("d4rl/pendulum-v2", fit=QUICK).transitions
     assert said.startswith("d4rl/pendulum-v2: 6 steps in 3 episodes (0 ")

@@ -266,6 +266,17 @@ def test_retrace_by_hand():
     assert advantage.flatten().tolist() == target.flatten().tolist() == [2.0, 4.0, 4.0]
 
 
+def test_vtrace_and_retrace_differ_in_the_value_target_alone():
+    """With bars of 1: A_t = delta_t + discount lambda min(1, rho_{t+1}) A_{t+1} is what both say."""
+    data = segments(9)
+    log_ratio = torch.randn_like(data["reward"])
+    numbers = {"discount": 0.97, "lambda_": 0.9}
+    one, of_v = vtrace(log_ratio, **data, **numbers)
+    other, of_q = retrace(log_ratio, **data, **numbers)
+    torch.testing.assert_close(one, other)
+    torch.testing.assert_close(of_v - data["value"], log_ratio.exp().clamp(max=1.0) * (of_q - data["value"]))
+
+
 def test_windows_hold_the_steps_that_follow():
     x = torch.tensor([[1.0, 10.0], [2.0, 20.0], [3.0, 30.0]])  # two environments
     first, second = [[1, 2], [2, 3], [3, 3]], [[10, 20], [20, 30], [30, 30]]
