@@ -28,7 +28,7 @@ from ess_rl.ess import effective_sample_size
 from ess_rl.gaussian import Gaussian, kl
 from ess_rl.networks import policy, policy_init, value, value_init
 from ess_rl.objectives import advantage_weights
-from ess_rl.offline import in_parts, no_stats, reward_scale
+from ess_rl.offline import no_stats, reward_scale, values_along
 from ess_rl.optim import adam_init, adam_steps
 from ess_rl.random import fold_in
 from ess_rl.returns import gae
@@ -86,8 +86,7 @@ class AWR:
 
         advantage, value_target = gae(
             scale * data.reward,
-            in_parts(values, data.obs),
-            in_parts(values, data.next_obs),
+            *values_along(values, data),
             data.terminated,
             data.last,
             discount=hyper["discount"],

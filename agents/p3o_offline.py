@@ -29,7 +29,7 @@ from ess_rl.contract import Metrics, State, Tree
 from ess_rl.gaussian import Gaussian, kl
 from ess_rl.networks import gaussian, gaussian_init, value, value_init
 from ess_rl.objectives import p3o
-from ess_rl.offline import in_parts, no_stats, reward_scale
+from ess_rl.offline import in_parts, no_stats, reward_scale, values_along
 from ess_rl.optim import adam_init, adam_steps, clip_by_global_norm
 from ess_rl.random import fold_in
 from ess_rl.returns import Correction, corrected
@@ -93,8 +93,7 @@ class P3OOffline:
             self.config.correction,
             pi.log_prob(data.action) - b.log_prob(data.action),
             scale * data.reward,
-            in_parts(values, data.obs),
-            in_parts(values, data.next_obs),
+            *values_along(values, data),
             data.terminated,
             data.last,
             discount=hyper["discount"],

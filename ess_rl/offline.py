@@ -152,6 +152,15 @@ def in_parts(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return torch.cat([function(part) for part in x.split(_AT_ONCE)])
 
 
+def values_along(function: Callable[[Tensor], Tensor], data: Transitions) -> tuple[Tensor, Tensor]:
+    """`function` (of [N, obs_dim], to [N]) of the obs and of the next_obs of a whole data set. -> two of [N]
+
+    Within an episode one step's next_obs is the next one's obs, so it is asked anew where an episode ends alone.
+    """
+    now, ends = in_parts(function, data.obs), data.last.nonzero().squeeze(-1)
+    return now, now.roll(-1).index_copy(0, ends, in_parts(function, data.next_obs[ends]))
+
+
 def samples(data: Transitions, device: torch.device | str) -> dict[str, Tensor]:
     """The columns of transitions [N, ...] that updates read, on the learners' device."""
     names = ("obs", "action", "reward", "terminated", "next_obs", "behavior_mean", "behavior_log_std")

@@ -34,6 +34,20 @@ def bandit(count: int = COUNT) -> Transitions:
     )  # fmt: skip
 
 
+def test_values_along_episodes_are_those_of_every_step():
+    """Three episodes of 4, 1 and 7 steps; next_obs is the next step's obs but at their ends."""
+    data = bandit(12)
+    last = torch.zeros(12, dtype=torch.bool)
+    last[[3, 4, 11]] = True
+    next_obs = torch.where(last[:, None], data.next_obs, data.obs.roll(-1, 0))
+    data = replace(data, terminated=last & False, truncated=last, next_obs=next_obs)
+
+    def function(obs: torch.Tensor) -> torch.Tensor:
+        return (obs * torch.tensor([1.0, 10.0, 100.0])).sum(-1)
+
+    assert_equal(offline.values_along(function, data), (function(data.obs), function(data.next_obs)))
+
+
 def build(name: str, **changes: Any) -> OfflineAgent:
     agent, config, _ = OFFLINE_AGENTS[name]
     return agent(config(**{"hidden": (8,), "minibatch": 16, **changes}), OBS, ACT)
