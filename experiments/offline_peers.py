@@ -10,7 +10,7 @@ tau. A policy is scored as ours are, by its mean action in episodes that begin a
 What no option undoes, read in d3rlpy 2.8.1 (ours; theirs):
     all      weights begin orthogonal, policies near 0; torch's uniform ones. All gradients of an update are taken at
              the same parameters; the critics step first, and the policy sees what they are then. The likelihood is that
-             of the action as it was sampled; as it was clipped
+             of the action as it was sampled (but `iql`'s); as it was clipped
     bc       a Gaussian's likelihood, its width a function of the state; squared distance to a deterministic tanh policy
     awac     weights exp(A / temperature) up to 100, or a softmax over the minibatch (`awac --weights softmax`); the
              softmax. Q is the policy's value; its value with its entropy as a bonus, at the temperature of 1 that stays

@@ -14,8 +14,14 @@ from experiments.studies.few_updates import by_task
 from experiments.studies.study import Outcome, Study, Verdict, difference, draw_levels, interval
 from experiments.suites import RANDOM, SMALL_SETS, Job
 
-# What of an agent's numbers is not its default: d3rlpy's AWAC knows softmax weights alone.
-AGENTS: dict[str, dict[str, Any]] = {"bc": {}, "awac": {"weights": "softmax"}, "iql": {}, "td3_bc": {}}
+# What of an agent's numbers is not its default: d3rlpy's AWAC knows softmax weights alone, and our IQL imitated actions
+# as they were sampled when the study was carried out.
+AGENTS: dict[str, dict[str, Any]] = {
+    "bc": {},
+    "awac": {"weights": "softmax"},
+    "iql": {"imitates": "sampled"},
+    "td3_bc": {},
+}
 PEER = "d3rlpy-"
 WITHIN = 6  # of the eight pairs
 

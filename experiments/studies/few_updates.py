@@ -19,12 +19,16 @@ P3O, AWR = "p3o_offline", "awr"  # whose advantages are the data's returns
 
 def jobs(quick: bool) -> tuple[Job, ...]:
     sets = {RANDOM: ("Pendulum-v1", "")} if quick else SMALL_SETS
-    how: Any = {"steps": 10_000, "settings": {"hidden": (64, 64)}}
+    how: Any = {"steps": 10_000}
+    numbers: dict[str, Any] = {"hidden": (64, 64)}
     if quick:
-        small = {"hidden": (8, 8), "minibatch": 32}
-        how = {**SMOKE, "seeds": range(2), "steps": 40, "settings": small}
+        numbers = {"hidden": (8, 8), "minibatch": 32}
+        how = {**SMOKE, "seeds": range(2), "steps": 40}
+    of: dict[str, dict[str, Any]] = {"iql": {"imitates": "sampled"}}  # as it did when the study was carried out
     return tuple(
-        Job(agent, env, dataset=dataset, label=agent, **how) for dataset, (env, _) in sets.items() for agent in AGENTS
+        Job(agent, env, dataset=dataset, label=agent, **{**how, "settings": {**numbers, **of.get(agent, {})}})
+        for dataset, (env, _) in sets.items()
+        for agent in AGENTS
     )
 
 

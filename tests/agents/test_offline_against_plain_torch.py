@@ -165,7 +165,7 @@ def test_iql_is_that_of_plain_torch():
         error = plain.least(plain.target_q, batch["obs"], batch["clipped"]).detach() - value(batch["obs"])[:, 0]
         value_loss = torch.where(error < 0, 0.2, 0.8) * error.square()
         weight = (2.0 * error.detach()).exp().clamp(max=100.0)
-        likelihood = Normal(plain.policy(batch["obs"]).tanh(), log_std.exp()).log_prob(batch["action"]).sum(1)
+        likelihood = Normal(plain.policy(batch["obs"]).tanh(), log_std.exp()).log_prob(batch["clipped"]).sum(1)
         loss = plain.critic_loss(batch, value(batch["next_obs"])[:, 0], scale)
         plain.step(loss + value_loss.mean() - (weight * likelihood).mean())
         falling.step()
