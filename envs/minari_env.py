@@ -61,9 +61,11 @@ def is_of(metadata: dict[str, Any], env_id: str, options: dict[str, Any]) -> boo
     own = id_in(text)
     if own is None:
         return True
+    if env_id == _trusted_id(own):
+        return True
     known, spec = _registered(own), json.loads(text or "{}")
     there = {} if known is None else _other(dict(spec.get("kwargs", {})), known) | _other_limit(spec, known)
-    return env_id.rpartition(":")[2] in (own, _trusted_id(own)) and options == there
+    return env_id.rpartition(":")[2] == own and options == there
 
 
 def _other(kwargs: dict[str, Any], known: Any) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def spec_of(env_id: str, **options: Any) -> EnvSpec:
         UsageError: it was registered with something that no file can hold.
     """
     spec = copy.deepcopy(gymnasium.spec(env_id.rpartition(":")[2]))  # the module of a MODULE:ID is imported by now
-    if callable(spec.entry_point):
+    if hasattr(spec.entry_point, "__qualname__"):  # a class or a function
         spec.entry_point = f"{spec.entry_point.__module__}:{spec.entry_point.__qualname__}"  # type: ignore[attr-defined]
     spec.kwargs |= {name: value for name, value in options.items() if name != "max_episode_steps"}
     spec.max_episode_steps = options.get("max_episode_steps", spec.max_episode_steps)

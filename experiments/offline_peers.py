@@ -236,7 +236,7 @@ def start(
         "episodes": episodes, "device": "cpu", "compiled": False,
         "config": {**dataclasses.asdict(config), "hidden": list(config.hidden)}, **records.origin(),
     }  # fmt: skip
-    same = ("agent", "dataset", "source", "env", "backend", "steps", "episodes", "config")
+    same = ("agent", "dataset", "source", "env", "env_options", "eval_env", "backend", "steps", "episodes", "config")
     return peers.begin(record, out, same, overwrite=overwrite)
 
 
