@@ -270,7 +270,7 @@ def test_vtrace_and_retrace_differ_in_the_value_target_alone():
     """With bars of 1: A_t = delta_t + discount lambda min(1, rho_{t+1}) A_{t+1} is what both say."""
     data = segments(9)
     log_ratio = torch.randn_like(data["reward"])
-    numbers = {"discount": 0.97, "lambda_": 0.9}
+    numbers: Any = {"discount": 0.97, "lambda_": 0.9}
     one, of_v = vtrace(log_ratio, **data, **numbers)
     other, of_q = retrace(log_ratio, **data, **numbers)
     torch.testing.assert_close(one, other)
