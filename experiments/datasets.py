@@ -80,7 +80,9 @@ def score(dataset_id: Positional[str], runs: Positional[tuple[Path, ...]]) -> st
     metadata = minari_data.metadata_of(dataset_id)
     ends = minari_data.references_of(metadata)
     if ends is None:
-        raise UsageError(f"{dataset_id} has no two different ref_min_score and ref_max_score: no score is normalized")
+        raise UsageError(
+            f"{dataset_id} has no ref_min_score and another ref_max_score, so there is no normalized score"
+        )
     low, high = ends
     env_id = minari_env.id_in(minari_env.spec_text(metadata))
     if not runs:
