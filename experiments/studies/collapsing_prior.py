@@ -106,13 +106,18 @@ def _split(outcome: Outcome) -> tuple[dict[str, Finals], dict[str, dict[float, F
     return norms, arms, free
 
 
+def _signed(x: float) -> str:
+    """Two digits with a sign; a zero has a plus, from whichever side it was rounded."""
+    return f"{round(x, 2) + 0.0:+.2f}"
+
+
 def judge(outcome: Outcome) -> Verdict:
     norms, arms, free = _split(outcome)
     sentences, wrong, open_ = [], [], []
     for label, predicted in SLOPES.items():
         value, low, high = interval(slopes(norms[label]))
         sentences.append(
-            f"gradient of {label}: slope {value:+.2f} [{low:+.2f}, {high:+.2f}], predicted {predicted:+.0f}"
+            f"gradient of {label}: slope {_signed(value)} [{_signed(low)}, {_signed(high)}], predicted {predicted:+.0f}"
         )
         if high < predicted - 0.3 or low > predicted + 0.3:
             wrong.append(f"the slope of {label}")
