@@ -75,10 +75,11 @@ def _behavior(data: DataSet, model_updates: int) -> list[str]:
     obs, action = d.obs[part].clone(), d.action[part].clone()
     recorded = Gaussian(d.behavior_mean[part].clone(), d.behavior_log_std[part].clone())
     lines = [f"of {len(part):,} steps, in episodes evenly spread over the set:"] if len(part) < len(d.reward) else []
-    lines.append("behavior: not recorded")
-    if data.recorded_behavior:
+    if not data.recorded_behavior:
+        lines.append("behavior: not recorded")
+    else:
         z = (action - recorded.mean) * torch.exp(-recorded.log_std)
-        lines[-1:] = [
+        lines += [
             f"behavior: recorded; log_std {recorded.log_std.min():.2f} to {recorded.log_std.max():.2f}, "
             f"nll {-recorded.log_prob(action).mean():.3f} nats",
             f"  actions in its standard deviations: mean {z.mean():.3f}, std {z.std():.3f} (0, 1 for what acted)",

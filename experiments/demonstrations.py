@@ -42,7 +42,7 @@ def check(agent: str, source: str, env: VectorEnv, config: Any) -> int:
             "('ess-rl dataset list' shows those that are here)"
         )
     found = minari_data.demonstrations(source, say=print)
-    old_data.check_task(f"--dataset {source}", found, found.obs, env)
+    old_data.check_task(f"--dataset {source}", found, env)
     if isinstance(config, p3o_prior.Config):
         records.check_positive({"gp-points": config.gp_points})
         least = config.gp_points if config.prior == "gp" else 2

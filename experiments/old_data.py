@@ -67,7 +67,7 @@ def check(source: str, env: VectorEnv, config: Any) -> int:
     where = f"--replay-from {source}"
     if is_data_set(source):
         data = minari_data.load(source, say=print)
-        check_task(where, data, data.transitions.obs, env)
+        check_task(where, data, env)
         _check_length(source, len(data.transitions.reward), config)
         return _wanted(config) * memory.of_one_step(env.obs_dim, env.act_dim)
     path = Path(source) / SAVED
@@ -91,13 +91,13 @@ def is_data_set(source: str) -> bool:
     return not (Path(source) / SAVED).exists() and source in minari_data.local()
 
 
-def check_task(where: str, data: minari_data.DataSet | minari_data.Demonstrations, obs: Tensor, env: VectorEnv) -> None:
+def check_task(where: str, data: minari_data.DataSet | minari_data.Demonstrations, env: VectorEnv) -> None:
     """Raises UsageError, beginning with `where`, unless a data set is of this env's task, scale and shape."""
     spec = minari_env.spec_text(data.metadata)
     said = {
         "env": minari_env.id_in(spec) or env.env_id.rpartition(":")[2],  # some sets do not say
         "choice of options": minari_env.options_in(spec),
-        "observation size": obs.shape[1],
+        "observation size": len(data.obs_names),
         "action scale": [list(pair) for pair in data.action_range],
     }
     here = _task(env) | {"env": env.env_id.rpartition(":")[2], "choice of options": {}}  # without the module of an id
