@@ -92,7 +92,7 @@ def test_the_numbers_are_those_of_our_agent(name: str):
     assert theirs == {field: getattr(ours, field) for field in theirs}
     # What is missing has no counterpart in d3rlpy.
     missing = {field.name for field in dataclasses.fields(ours)} - theirs.keys()
-    assert missing <= {"log_std", "log_std_floor", "weights"}
+    assert missing <= {"log_std", "log_std_floor", "weights", "imitates"}  # it imitates what is clipped, and that alone
 
 
 def test_what_cannot_work_is_refused_before_anything_is_written(place: Path, monkeypatch: pytest.MonkeyPatch):
