@@ -122,7 +122,8 @@ def p4o(
         w_b = (1 - e_b) / ((1 - e_b) + (1 - e_p)),   w_p = 1 - w_b
         loss = -mean( sg(min(rho, e)) A log pi(a|s) ) + (1 - e) mean( KL(pi || w_b b + w_p p) )
 
-    With p = b, and with p = pi, it is `p3o`. Where both ESS are 1 nothing pulls.
+    With p = b, and with p = pi, it is `p3o`. Where both ESS are 1, to 1e-6 together, nothing pulls: what they lack is
+    rounding then, and w_b is a half, not a quotient of roundings.
 
     Source: Fakoor et al. 2026 (arXiv 2605.12380), Section 3.1 and Eq. 13. Deviation: the KL to a mixture of two
     Gaussians has no closed form, and the sampled k3 of the released code is no KL and breaks down where pi is narrower
@@ -153,7 +154,7 @@ def p4o(
     e_b = effective_sample_size(log_prob - behavior_log_prob)
     e_p = effective_sample_size(log_prob - proximal_log_prob)
     drift = (1.0 - e_b) + (1.0 - e_p)
-    w_b = torch.where(drift > 0.0, (1.0 - e_b) / drift.clamp(min=torch.finfo(drift.dtype).tiny), 0.5)
+    w_b = torch.where(drift > 1e-6, (1.0 - e_b) / drift.clamp(min=1e-6), 0.5)
     w_p = 1.0 - w_b
     if mixture_kl == "variational":
         to_mixture = -torch.logaddexp(torch.log(w_b) - behavior_kl, torch.log(w_p) - proximal_kl)
