@@ -228,8 +228,9 @@ def test_members_can_differ_in_every_float_of_the_config(name: str, field: str):
     assert state["hyper"][field].tolist() == pytest.approx([value, other, value])
     differs = [not torch.equal(x[0], x[1]) for x in pytree.tree_leaves(state["params"])]
     assert any(differs), f"{field} changes nothing"
-    # Equal but for rounding: some CPUs add the numbers of a vector's end in another order than those of its middle.
-    assert_close(member(state["params"], 0), member(state["params"], 2), rtol=1e-6, atol=1e-9)
+    # Of softplus and sigmoid some CPUs compute a vector's last numbers by another routine than those before them.
+    tolerance = {"rtol": 1e-6, "atol": 1e-9} if name == "bpo" else {"rtol": 0.0, "atol": 0.0}
+    assert_close(member(state["params"], 0), member(state["params"], 2), **tolerance)
 
 
 @every_agent
