@@ -8,9 +8,10 @@ those of the agents in `agents`: networks, Adam (its epsilon of 1e-5 too), minib
 tau. A policy is scored as ours are, by its mean action in episodes that begin as those of our run with that seed.
 
 What no option undoes, read in d3rlpy 2.8.1 (ours; theirs):
-    all      weights begin orthogonal, policies near 0; torch's uniform ones. All gradients of an update are taken at
-             the same parameters; the critics step first, and the policy sees what they are then. The likelihood is that
-             of the action as it was sampled (but `iql`'s); as it was clipped
+    all      weights begin orthogonal, policies near 0; torch's uniform ones (`--first-weights ours`, not for `bc`:
+             those of our agent with that seed, and its log_std). All gradients of an update are taken at the same
+             parameters; the critics step first, and the policy sees what they are then. The likelihood is that of the
+             action as it was sampled (but `iql`'s); as it was clipped
     bc       a Gaussian's likelihood, its width a function of the state; squared distance to a deterministic tanh policy
     awac     weights exp(A / temperature) up to 100, or a softmax over the minibatch (`awac --weights softmax`); the
              softmax. Q is the policy's value; its value with its entropy as a bonus, at the temperature of 1 that stays
@@ -38,12 +39,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
+from agents import OFFLINE_AGENTS
 from ess_rl import normalizer, offline
 from ess_rl.child import peak_memory_mib
 from ess_rl.contract import Tree
@@ -78,6 +81,7 @@ class AWACConfig:
     learning_rate: float = 3e-4  # of Adam, for the policy and the critics
     discount: float = 0.99  # per control step
     tau: float = 0.005  # share of the critics that enters their targets at each update
+    first_weights: Literal["theirs", "ours"] = "theirs"  # theirs are torch's, ours those of our agent with that seed
     hidden: tuple[int, ...] = (256, 256)  # relu units of policy and critics
     minibatch: int = 256  # samples of one update
 
@@ -92,6 +96,7 @@ class IQLConfig:
     learning_rate: float = 3e-4  # of Adam; the policy's falls to 0 as a cosine
     discount: float = 0.99  # per control step
     tau: float = 0.005  # share of the critics that enters their targets at each update
+    first_weights: Literal["theirs", "ours"] = "theirs"  # theirs are torch's, ours those of our agent with that seed
     hidden: tuple[int, ...] = (256, 256)  # relu units of policy, value and critics
     minibatch: int = 256  # samples of one update
 
@@ -107,6 +112,7 @@ class TD3BCConfig:
     learning_rate: float = 3e-4  # of Adam, for the policy and the critics
     discount: float = 0.99  # per control step
     tau: float = 0.005  # share of policy and critics that enters their targets when these move
+    first_weights: Literal["theirs", "ours"] = "theirs"  # theirs are torch's, ours those of our agent with that seed
     hidden: tuple[int, ...] = (256, 256)  # relu units of policy and critics
     minibatch: int = 256  # samples of one update
 
@@ -300,6 +306,8 @@ class Learner:
             factor = config.entropy_temperature
             log_factor = math.log(factor) if factor > 0.0 else -math.inf
             self.algorithm.impl.modules.log_temp._parameter.data.fill_(log_factor)  # which none of its updates moves
+        if getattr(config, "first_weights", "theirs") == "ours":
+            begin_as_ours(self.algorithm.impl.modules, peer, config, data, seed)
         assert self.buffer.transition_count == len(data.reward)
 
     def update(self) -> dict[str, float]:
@@ -310,6 +318,30 @@ class Learner:
         """The mean action at raw observations [1, N, obs_dim]; its log_std is not asked for, and 0."""
         mean = torch.from_numpy(self.algorithm.predict(normalizer.standardize(self.stats["obs"], obs[0]).numpy()))
         return Gaussian(mean[None], torch.zeros_like(mean[None]))
+
+
+def begin_as_ours(modules: Any, peer: Peer, config: Any, data: Transitions, seed: int) -> None:
+    """Give d3rlpy's networks, and their targets, the first weights of our agent with that seed; log_std too."""
+    ours = OFFLINE_AGENTS[peer.ours]
+    known = {field.name for field in dataclasses.fields(ours.config)}
+    numbers = {name: value for name, value in dataclasses.asdict(config).items() if name in known}
+    agent = ours.agent(ours.config(**numbers), data.obs.shape[1], data.action.shape[1])
+    params = tree_map(lambda x: x[0], offline.OfflinePopulation(agent, [seed]).state["params"])
+    policy = params["policy"].get("mean", params["policy"])
+    pairs = [(modules.policy, policy)]
+    pairs += [(modules.targ_policy, policy)] if hasattr(modules, "targ_policy") else []
+    for nets in (modules.q_funcs, modules.targ_q_funcs):
+        pairs += zip(nets, params["q"].values(), strict=True)
+    pairs += [(modules.value_func, params["value"])] if "value" in params else []
+    for module, layers in pairs:
+        linears = [part for part in module.modules() if isinstance(part, torch.nn.Linear)]
+        for linear, layer in zip(linears, layers.values(), strict=True):
+            linear.weight.data.copy_(layer["weight"].T)  # which is stored [out, in] there
+            linear.bias.data.copy_(layer["bias"])
+    if "log_std" in params["policy"]:  # theirs is low + (high - low) sigmoid(parameter)
+        low, high = modules.policy._min_logstd, modules.policy._max_logstd
+        share = (params["policy"]["log_std"] - low) / (high - low)
+        modules.policy._logstd.data.copy_(torch.logit(share).reshape(modules.policy._logstd.shape))
 
 
 def episodes(data: Transitions, stats: Tree, return_range: float = 0.0) -> Iterator[dict[str, Any]]:

@@ -89,6 +89,7 @@ def test_the_numbers_are_those_of_our_agent(name: str):
     assert name == f"d3rlpy-{peer.ours}" and name not in peers.PEERS
     theirs = dataclasses.asdict(peer.config())
     assert theirs.pop("entropy_temperature", 1.0) == 1.0  # which ours has not, and which is theirs if nothing is said
+    assert theirs.pop("first_weights", "theirs") == "theirs"
     assert theirs == {field: getattr(ours, field) for field in theirs}
     # What is missing has no counterpart in d3rlpy.
     missing = {field.name for field in dataclasses.fields(ours)} - theirs.keys()
@@ -249,7 +250,7 @@ def test_d3rlpy_trains_and_is_a_function_of_its_seed(place: Path):
 def beside(
     name: str, monkeypatch: pytest.MonkeyPatch, theirs: dict[str, Any] | None = None, **settings: Any
 ) -> tuple[OfflinePopulation, Any, Any]:
-    """-> (a population of one, d3rlpy's algorithm with its parameters, a minibatch for it); no noise anywhere"""
+    """-> (a population of one, d3rlpy's algorithm with its first weights, a minibatch for it); no noise anywhere"""
     d3rlpy = offline_peers.library()
     peer = PEERS[f"d3rlpy-{name}"]
     numbers = {"hidden": (8, 7), "minibatch": 32, "learning_rate": 3e-3, **settings}
@@ -257,20 +258,7 @@ def beside(
     whole = data()
     population = OfflinePopulation(OFFLINE_AGENTS[name].agent(config, OBS, ACT), [4])
     population.describe(whole)
-    learner = offline_peers.Learner(peer, peer.config(**numbers, **theirs or {}), whole, 4, 10)
-    params, modules = population.state["params"], learner.algorithm.impl.modules
-    net = getattr(modules, "policy", None) or modules.imitator
-    load(net, params["policy"].get("mean", params["policy"]))
-    for nets in ("q_funcs", "targ_q_funcs"):
-        for q, which in zip(getattr(modules, nets, ()), "12", strict=False):
-            load(q, params["q"][which])
-    if name == "iql":
-        load(modules.value_func, params["value"])
-    if name == "td3_bc":
-        load(modules.targ_policy, params["policy"])
-    if name in ("awac", "iql"):
-        low, high = {"awac": (-6.0, 0.0), "iql": (-5.0, 2.0)}[name]
-        net._logstd.data.fill_(math.log((-1.0 - low) / (high + 1.0)))  # its sigmoid puts log_std at -1
+    learner = offline_peers.Learner(peer, peer.config(first_weights="ours", **numbers, **theirs or {}), whole, 4, 10)
     zeros = lambda shape, dtype, device: torch.zeros(shape, dtype=dtype, device=device)  # noqa: E731
     monkeypatch.setattr("torch.distributions.normal._standard_normal", zeros)
     monkeypatch.setattr(offline, "update_noise", lambda seed, numbers, n, act: torch.zeros(len(numbers), 1, n, 2, act))
@@ -290,12 +278,6 @@ def beside(
 
 def linears(module: Any) -> list[Any]:
     return [part for part in module.modules() if isinstance(part, torch.nn.Linear)]
-
-
-def load(module: Any, layers: dict[str, Any]) -> None:
-    for linear, layer in zip(linears(module), layers.values(), strict=True):
-        linear.weight.data.copy_(layer["weight"][0].T)
-        linear.bias.data.copy_(layer["bias"][0])
 
 
 def assert_gradients(module: Any, moments: dict[str, Any], times: float = 1.0) -> None:
