@@ -92,7 +92,6 @@ def test_without_any_it_is_a2c():
     assert all("replayed_ess" not in row for row in rows)
     for row in rows[1:]:
         torch.testing.assert_close(row["ess"], torch.ones(2))  # of the one update on fresh data
-        torch.testing.assert_close(row["capped_fraction"] * 0.0, torch.zeros(2))
 
 
 def test_older_segments_have_an_ess_below_one_and_the_entropy_bonus_is_that_of_fresh_data():
