@@ -42,7 +42,7 @@ from ess_rl.transitions import Transitions, flat_samples
 class Config:
     cap: Literal["ess", "ess_per_dim"] | float = "ess"  # of the ratio; a number or e^(1/act_dim) are ablations
     ess: Literal["minibatch", "batch"] = "minibatch"  # what e is of; batch: all samples of the epoch, as it begins
-    pull: Literal["ess"] | float = "ess"  # weight of the KL: 1 - e; a number is an ablation, 0 leaves the cap alone
+    pull: Literal["ess"] | float = "ess"  # weight of the KL: 1 - e; a number is an ablation; 0: none (see keep_ess)
     behavior_kl: Literal["closed_form", "reverse", "k3"] = "closed_form"  # KL(pi || b), KL(b || pi), the paper's code
     keep_ess: float = 0.75  # what the updates should leave of the ESS; below it the learning rate shrinks. 0: never
     learning_rate: float = 1.5e-4  # of Adam, for the policy, at the start

@@ -53,8 +53,8 @@ def affinity_weight(
     """Weights [n] of samples: Affinity^power of those that are hinted, 1 of the others. No gradient.
 
     Affinity is that of the hinted samples among the n, as theirs is of a hinted group, in the band of
-    `ess_rl.diagnostics.diagnose`, 0.2 sqrt(act_dim). It is 1 before the first update and falls as the policy leaves the
-    one that acted, be it by ratios beyond the band or by their spread within. Multiply the advantages by them: that
+    `ess_rl.diagnostics.diagnose`, 0.2 sqrt(act_dim). It is 1 while the policy is the one that acted and falls as it
+    leaves that, be it by ratios beyond the band or by their spread within. Multiply the advantages by them: that
     multiplies a sample's term in every objective of P3O's and PPO's families, but no penalty, KL or value loss.
     """
     epsilon = AFFINITY_EPSILON * math.sqrt(act_dim)

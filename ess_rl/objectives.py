@@ -372,7 +372,8 @@ def subtrajectory_balance(
     whoever acted, no ratio corrects for it. That holds where the next state follows from state and action; from random
     ones it takes the mean over next states for granted, as every squared residual of a single sample does.
 
-    What is differentiated is a sum of two terms with the gradient of that square, of the policy's part over beta:
+    What is differentiated is a sum of two terms with the gradient of that square, of the policy's part over beta +
+    entropy_coef:
 
         loss = mean( sum_j w_j sg(delta_j) sum_{i < j} discount^i log pi(a_i|s_i) )
                + value_coef mean( sum_j w_j sg_pi(delta_j)^2 ) / 2
@@ -555,7 +556,7 @@ def imitation(
         phi  = 1, or u (1 - u) with u of `expert_mass`: least for the alien and for what is done already
 
     With width 1 the sum is log pi(a|s). The weight u (1 - u) prefers actions near the mean, and so narrows pi: from
-    actions of a standard normal, sigma would go to 0.58 in one dimension. With width = `width_correction(act_dim)` it
+    actions of a standard normal, sigma would go to 0.55 in one dimension. With width = `width_correction(act_dim)` it
     stays where it is; with "fixed" sigma gets no gradient.
 
     Source: Zhang et al. 2025 (CHORD, arXiv 2508.11408), where phi is p (1 - p) of a token's probability p; u in its

@@ -200,10 +200,12 @@ _RANGES: dict[str, _Range] = {
     **dict.fromkeys(
         ("behavior_temperature", "prior_std", "target_kl", "temperature", "inverse_temperature"), _POSITIVE
     ),
-    **dict.fromkeys(("policy_noise", "max_weight", "max_grad_norm", "clip", "cap", "beta", "policy_delay"), _POSITIVE),
+    **dict.fromkeys(("policy_noise", "max_weight", "max_grad_norm", "clip", "cap", "policy_delay"), _POSITIVE),
     **dict.fromkeys(("learning_rate", "value_learning_rate", "policy_learning_rate"), _NOT_NEGATIVE),
     **dict.fromkeys(("value_coef", "median_coef", "entropy_coef", "prior_coef", "divergence_coef"), _NOT_NEGATIVE),
-    **dict.fromkeys(("final_learning_rate", "hint_lambda", "return_range", "c_bar", "pull", "alpha"), _NOT_NEGATIVE),
+    **dict.fromkeys(
+        ("final_learning_rate", "hint_lambda", "return_range", "c_bar", "pull", "alpha", "beta"), _NOT_NEGATIVE
+    ),
     **dict.fromkeys(("noise_clip", "entropy_temperature"), _NOT_NEGATIVE),
     **dict.fromkeys(("discount", "lambda_", "mu_peak", "mu_valley", "mu_warm_up", "mu_decay"), _SHARE),
     **dict.fromkeys(("keep_ess", "cloning"), _SHARE_BELOW_1),

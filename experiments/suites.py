@@ -101,6 +101,15 @@ def how_to_record(dataset: str) -> str:
     return f"{command} {options}, RUN a finished run on {env}"
 
 
+# DAPO's file with P3O's objective wants P3O's numbers. (Nothing holds its rate back.)
+P3O_DA: dict[str, Any] = {
+    "objective": "p3o",
+    "learning_rate": 1.5e-4,
+    "final_learning_rate": 0.3,
+    "value_learning_rate": 4e-4,
+    "rollout": 256,
+    "minibatch": 128,
+}
 SMALL = {"num_envs": 4, "rollout": 64, "epochs": 2, "minibatch": 64, "hidden": (8, 8)}
 SMOKE: Any = {  # of jobs that take seconds: they show that something works
     "steps": 4_096,

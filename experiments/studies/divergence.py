@@ -12,16 +12,15 @@ from typing import Any
 import numpy as np
 
 from experiments.studies.study import Finals, Outcome, Study, Verdict, difference, dots, level, normalized, picture
-from experiments.suites import SMALL, SMOKE, Job
+from experiments.suites import P3O_DA, SMALL, SMOKE, Job
 
 TASKS = ("HalfCheetah-v5", "Hopper-v5")
 REPLAYS = (0, 3)
-DA = {"objective": "p3o", "learning_rate": 1.5e-4, "rollout": 256, "minibatch": 128}  # P3O's numbers
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "PPO": ("ppo", {"correction": "vtrace"}),
     "one step": ("dapo", {"c_bar": 0.0}),
     "multi-step": ("dapo", {}),
-    "P3O-DA": ("dapo", DA),
+    "P3O-DA": ("dapo", P3O_DA),
 }
 PAIRS = (("multi-step", "one step"), ("one step", "PPO"), ("multi-step", "PPO"), ("P3O-DA", "PPO"))
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments import statistics
 from experiments.studies.study import Finals, Outcome, Study, Verdict, difference, interval, normalized, picture
-from experiments.suites import SMALL, SMOKE, Job
+from experiments.suites import P3O_DA, SMALL, SMOKE, Job
 
 TASKS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5")
 LAGS = (0, 4, 16)
@@ -21,7 +21,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "P3O": ("p3o", {}),
     "P3O-2019": ("p3o_2019", {}),
     "P4O": ("p4o", {}),
-    "P3O-DA": ("dapo", {"objective": "p3o", "learning_rate": 1.5e-4, "rollout": 256, "minibatch": 128}),
+    "P3O-DA": ("dapo", P3O_DA),
     "DAPO": ("dapo", {}),
     "PPO": ("ppo", {}),
     "decoupled": ("ppo", {"objective": "decoupled"}),
@@ -31,7 +31,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "variance": ("ppo", {"objective": "variance"}),
     "BPO": ("bpo", {}),
     "TBA": ("tba", {}),
-    "V-trace": ("p3o", {"cap": 1.0, "pull": 0.0, "correction": "vtrace"}),
+    "V-trace": ("p3o", {"cap": 1.0, "pull": 0.0, "keep_ess": 0.0, "correction": "vtrace"}),  # nothing holds it back
 }
 
 

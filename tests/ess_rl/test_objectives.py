@@ -531,6 +531,18 @@ def test_width_correction_in_a_few_dimensions():
     assert found == pytest.approx([0.705, 0.833, 0.885, 0.940, 0.979], abs=6e-4)
 
 
+def test_the_weight_of_imitation_narrows_to_055_if_nothing_is_corrected():
+    """Actions are quantiles of a standard normal. Below its resting point sigma would grow, above it fall."""
+    count = 20_000
+    action = torch.special.ndtri((torch.arange(count, dtype=torch.float64) + 0.5) / count)[:, None]
+    slopes = []
+    for sigma in (0.545, 0.56):
+        log_std = torch.full((1,), math.log(sigma), dtype=torch.float64, requires_grad=True)
+        loss, _ = imitation(Gaussian(torch.zeros_like(action), log_std.expand(count, 1)), action, phi="mass")
+        slopes.append(torch.autograd.grad(loss, log_std)[0].item())
+    assert slopes[0] < 0.0 < slopes[1]
+
+
 def test_imitation_without_weights_is_maximum_likelihood():
     action = torch.tensor([[0.5, -0.2], [3.0, 0.1]])
     grads = []

@@ -1,12 +1,14 @@
 """Studies: what they run, that their judgments follow from the numbers, and that a quick one goes through."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from agents import AGENTS, OFFLINE_AGENTS
 from ess_rl.errors import UsageError
-from experiments import __main__, records, references, statistics, suites
+from experiments import __main__, offline_peers, peers, plan, records, references, statistics, suites
 from experiments.studies import (
     STUDIES,
     ablations,
@@ -559,6 +561,14 @@ def test_jobs_have_folders_of_their_own(name: str, quick: bool):
     assert len({job.steps for job in jobs}) == 1 or name == "sample-efficiency"  # whose question unequal ones are
     of_task = [sorted(job.label for job in jobs if job.env == env) for env in {job.env for job in jobs}]
     assert all(labels == of_task[0] for labels in of_task)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("quick", [True, False])
+def test_the_numbers_of_every_job_are_such_as_a_run_takes(name: str, quick: bool):
+    known: dict[str, Any] = {**AGENTS, **OFFLINE_AGENTS, **peers.PEERS, **offline_peers.PEERS}
+    for job in STUDIES[name].jobs(quick):
+        plan.check_numbers(known[job.agent].config(**job.settings), job.sweep)
 
 
 def test_a_quick_study_goes_through(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
