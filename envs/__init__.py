@@ -245,7 +245,7 @@ def _in_gymnasium(env_id: str) -> bool:
     if module:
         try:
             importlib.import_module(module)
-        except ImportError as error:
+        except (ImportError, TypeError, ValueError) as error:  # the last two: it is no name of a module
             raise UsageError(f"{env_id}: the module {module} cannot be imported: {error}") from error
     try:
         gymnasium.spec(name)
@@ -265,5 +265,7 @@ def _nearest(env_id: str) -> str:
         if key not in newest or (spec.version or 0) > (newest[key].version or 0):
             newest[key] = spec
     names = {name.lower(): name for name in (*(spec.id for spec in newest.values()), *ENVS)}
-    close = difflib.get_close_matches(env_id.lower(), names, n=3, cutoff=0.5)
-    return f"; did you mean {', '.join(names[name] for name in close)}?" if close else "; 'ess-rl envs' lists some"
+    module, colon, name = env_id.rpartition(":")
+    close = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
+    meant = ", ".join(module + colon + names[name] for name in close)
+    return f"; did you mean {meant}?" if close else "; 'ess-rl envs' lists some"

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from envs.clocks import first_clocks
-from envs.spaces import BoxAction, seeds_31_bits
+from envs.spaces import BoxAction, check_shape, seeds_31_bits
 from ess_rl.contract import Step
 from ess_rl.errors import UsageError
 
@@ -161,6 +161,7 @@ class EnvPoolVectorEnv:
 
     def step(self, action: Tensor) -> Step:
         """One control step of both parts at once."""
+        check_shape("actions", action, (self.num_envs, self.act_dim))
         for part, pool in enumerate(self.turns):
             pool.send(action[part :: self._count])
         steps = [pool.receive() for pool in self.turns]

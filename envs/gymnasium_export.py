@@ -28,6 +28,10 @@ def _spaces(obs_dim: int, act_dim: int) -> tuple[Box, Box]:
     return Box(-np.inf, np.inf, (obs_dim,), np.float32), Box(-1.0, 1.0, (act_dim,), np.float32)
 
 
+class NoPictureError(UsageError, TypeError):
+    """A render mode was asked for. Stable-Baselines3 asks first, and takes a TypeError for: there is none."""
+
+
 class TorchTask(gymnasium.Env):
     """One copy. Gymnasium's TimeLimit keeps its clock; nothing is drawn."""
 
@@ -36,7 +40,7 @@ class TorchTask(gymnasium.Env):
     def __init__(self, env_id: str, render_mode: str | None = None, **options: Any) -> None:
         """`options`: the constants of the equations, as `envs.make` takes them."""
         if render_mode is not None:
-            raise UsageError("its equations have no picture")
+            raise NoPictureError("its equations have no picture")
         self._dynamics = envs.make_torch(env_id, 1, **options).dynamics
         self.observation_space, self.action_space = _spaces(self._dynamics.obs_dim, self._dynamics.act_dim)
         self._seed: int | None = None

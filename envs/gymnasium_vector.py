@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import FlattenObservation
 from torch import Tensor
 
-from envs.spaces import BoxAction, seeds_31_bits
+from envs.spaces import BoxAction, check_shape, seeds_31_bits
 from ess_rl.contract import Step
 from ess_rl.errors import UsageError
 
@@ -69,6 +69,7 @@ class GymnasiumVectorEnv:
 
     def step(self, action: Tensor) -> Step:
         """One control step. Where no episode ended, `obs` and `next_obs` are one tensor."""
+        check_shape("actions", action, (self.num_envs, self.act_dim))
         after, reward, terminated, truncated, info = self._envs.step(self._to_simulator(action))
         obs = next_obs = torch.from_numpy(after.astype(np.float32))
         if "final_obs" in info:  # Gymnasium's name for what the dynamics reached, an object array [B]

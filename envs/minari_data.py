@@ -115,8 +115,9 @@ def metadata_of(dataset_id: str) -> dict[str, Any]:
     Raises:
         UsageError: no such set is here, or that file of it is damaged.
     """
+    place = folder_of(dataset_id) / "metadata.json"
     try:
-        found = json.loads((folder_of(dataset_id) / "metadata.json").read_text())
+        found = json.loads(place.read_text())
     except ValueError as error:
         raise UsageError(f"{dataset_id} cannot be read: its metadata.json is damaged ({error})") from None
     if not isinstance(found, dict):
@@ -243,6 +244,11 @@ def _cached(
     info = json.loads((place / "info.json").read_text())
     columns = {name: _map(place / f"{name}.npy") for name in info["columns"]}
     return metadata, source, place, info, columns
+
+
+def source_of(dataset_id: str) -> str:
+    """The hash of what a local data set holds. Raises UsageError where it is not here."""
+    return _hash(folder_of(dataset_id))
 
 
 def _hash(folder: Path) -> str:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from envs.clocks import first_clocks
 from envs.mujoco_tasks import TASKS, Physics
+from envs.spaces import check_shape
 from ess_rl import random
 from ess_rl.contract import Step
 from ess_rl.errors import UsageError
@@ -188,10 +189,7 @@ class MujocoWarpVectorEnv:
         Raises:
             UsageError: in the steps since the last reset contacts or constraints found no room.
         """
-        if seeds.shape != (self.num_envs,):
-            raise ValueError(
-                f"seeds have the shape {tuple(seeds.shape)}, {self.num_envs} environments need ({self.num_envs},)"
-            )
+        check_shape("seeds", seeds, (self.num_envs,))
         if self._data is None:
             self._build()
             self._overflow.zero_()
@@ -206,6 +204,7 @@ class MujocoWarpVectorEnv:
     @torch.no_grad()
     def step(self, action: Tensor) -> Step:
         """One control step; `action` [B, act_dim] is clipped to [-1, 1], then scaled to the range of the actuators."""
+        check_shape("actions", action, (self.num_envs, self.act_dim))
         task, now = self.task, self._now
         self._control.copy_(self._center + self._half_range * action.clamp(-1.0, 1.0))
         self._launch(self._control_step)

@@ -1,4 +1,4 @@
-"""What the two CPU adapters share: policy units to a simulator's actions, and 64-bit seeds to 31 bits."""
+"""What adapters share: policy units to a simulator's actions, 64-bit seeds to 31 bits, and what shapes must be."""
 
 from typing import Any
 
@@ -40,8 +40,13 @@ class BoxAction:
         return clipped.astype(self._dtype, copy=False)
 
 
+def check_shape(what: str, x: Tensor, shape: tuple[int, ...]) -> None:
+    """Raises ValueError where one row an environment is not there: it would be broadcast, or end the process."""
+    if x.shape != shape:
+        raise ValueError(f"{what} have the shape {tuple(x.shape)}, {shape[0]} environments need {shape}")
+
+
 def seeds_31_bits(seeds: Tensor, num_envs: int) -> list[int]:
     """int64 seeds [B] as numbers in [0, 2^31), the range both simulators take: the low 31 bits."""
-    if seeds.shape != (num_envs,):
-        raise ValueError(f"seeds have the shape {tuple(seeds.shape)}, {num_envs} environments need ({num_envs},)")
+    check_shape("seeds", seeds, (num_envs,))
     return [seed & 0x7FFFFFFF for seed in seeds.tolist()]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from envs.clocks import first_clocks
+from envs.spaces import check_shape
 from ess_rl import random
 from ess_rl.contract import Step
 
@@ -98,6 +99,7 @@ class TorchVectorEnv:
     @torch.no_grad()
     def reset(self, seeds: Tensor) -> Tensor:
         """Begin anew from `seeds` [B] int64. -> obs [B, obs_dim]"""
+        check_shape("seeds", seeds, (self.num_envs,))
         self._seed.copy_(seeds)
         self._episode.zero_()
         self._elapsed.zero_()
@@ -109,6 +111,7 @@ class TorchVectorEnv:
     @torch.no_grad()
     def step(self, action: Tensor) -> Step:
         """One control step; `action` [B, act_dim] is clipped to [-1, 1]."""
+        check_shape("actions", action, (self.num_envs, self.act_dim))
         state, reward, terminated = self.dynamics.step(self.state, action.to(self.dtype).clamp(-1.0, 1.0))
         self._elapsed += 1
         truncated = (self._elapsed >= self.max_episode_steps) & ~terminated

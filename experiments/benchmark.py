@@ -68,15 +68,17 @@ def run_jobs(name: str, suite: Sequence[Job], out: Path, on: Callable[[Path], Ex
     _check_data_sets(name, [job for job in suite if not (out / job.name / "result.json").exists()])
     if (out / "config.json").exists():
         raise UsageError(f"{out} is a run folder, and no place for those of {name}: choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
     failed: dict[str, str] = {}
-    waiting = [job for job in suite if not _is_done(job, out, failed)]
-    print(f"{name}: {len(suite)} jobs, {len(waiting)} to run, in {out}", flush=True)
-    if waiting:
-        executor = on(out)
-        try:
-            _run_all(suite, waiting, executor, failed)
-        finally:
-            executor.close()
+    with records.alone(out, "carries out jobs in this folder"):
+        waiting = [job for job in suite if not _is_done(job, out, failed)]
+        print(f"{name}: {len(suite)} jobs, {len(waiting)} to run, in {out}", flush=True)
+        if waiting:
+            executor = on(out)
+            try:
+                _run_all(suite, waiting, executor, failed)
+            finally:
+                executor.close()
     finished = [out / job.name for job in suite if (out / job.name / "result.json").exists()]
     if finished:
         print(report.comparison(finished))
@@ -134,7 +136,8 @@ def _prepare(job: Job, folder: Path) -> None:
         start(job.agent, source, sweep=job.sweep, out=folder, **common)
         return
     before, now = records.read_config(folder), kind.make(job.agent, source, sweep=job.sweep, **common)
-    names = ("agent", "env", "dataset", "source", "backend", "seeds", "sweep", "steps", "episodes", "config")
+    names = ["agent", "env", "dataset", "backend", "seeds", "sweep", "steps", "reset_every", "episodes", "config"]
+    names += ["source"] * ("source" in before)  # which acting runs of earlier versions lack
     if words := collection.differing(before, now, names):
         raise UsageError(f"{folder} holds another run, of {words}: choose another --out")
 
@@ -253,8 +256,8 @@ def log_of(folder: Path) -> Path:
 
 
 def why_failed(folder: Path, status: int) -> str | None:
-    """A line about a run that ended with an exit status; None for 0."""
-    if status == 0:
+    """A line about a run that ended with an exit status; None for 0, or where its result is there all the same."""
+    if status == 0 or (folder / "result.json").exists():
         return None
     lines = log_of(folder).read_text().strip().splitlines()
     return f"{lines[-1] if lines else 'no word'} (exit status {status}; see {log_of(folder).name})"

@@ -167,10 +167,10 @@ def collect(root: Path) -> Collection:
     problems = [f"{run.name}: {run.detail}" for run in runs if run.state == "damaged"]
     problems += [f"{run.name}: no result ({run.state}; {run.detail})" for run in runs if run.state in _UNFINISHED]
     several = recorded_anew([run.config for run in runs if run.state == "finished"])
-    problems += [f"{name}: recorded anew between its runs, which are left out" for name in several]
+    problems += [f"{name}: made anew between its runs, which are left out" for name in several]
     found: dict[tuple[Task, Method], list[tuple[Run, int]]] = {}
     for run in runs:
-        if run.state == "finished" and run.config.get("dataset") not in several:
+        if run.state == "finished" and not {*learned_from(run.config)} & {*several}:
             task = _task(run.config)
             for member in range(len(run.config["seeds"])):
                 found.setdefault((task, method_of(run.config, member)), []).append((run, member))
@@ -181,12 +181,18 @@ def collect(root: Path) -> Collection:
 
 
 def recorded_anew(configs: Iterable[Record]) -> list[str]:
-    """Names of data sets whose contents are not the same in all of these runs: their scores are not of one task."""
+    """Names of data that are not the same in all of these runs: their scores are not of one task, or one method."""
     contents: dict[str, set[str]] = {}
     for config in configs:
-        if config.get("dataset"):
-            contents.setdefault(config["dataset"], set()).add(config.get("source", ""))
+        for name in learned_from(config):
+            contents.setdefault(name, set()).add(config.get("source", ""))
     return sorted(name for name, found in contents.items() if len(found) > 1)
+
+
+def learned_from(config: Record) -> list[str]:
+    """The data set, or the older run, that a run learned from: in place of an env, as old replay or to imitate."""
+    own = config["config"]
+    return [name for name in (config.get("dataset"), own.get("replay_from"), own.get("demonstrations")) if name]
 
 
 def run_folders(root: Path) -> list[Path]:
@@ -210,7 +216,7 @@ def read_run(root: Path, path: Path) -> Run:
         if not (path / "result.json").exists():
             return Run(path, name, *_progress(path, config), config=config)
         result = records.read_json(path / "result.json")
-        _check_result(config, result)
+        check_result(config, result)
     except UsageError as error:
         return Run(path, name, "damaged", str(error).replace(f"{path}{os.sep}", ""), config)
     return Run(path, name, "finished", "", config, result)
@@ -229,6 +235,8 @@ def method_of(config: Record, member: int) -> Method:
     settings = full_settings(config)
     settings |= {name: values[member] for name, values in config["sweep"].items()}
     settings["episodes"] = config["episodes"]
+    if "iterations" in config and not config.get("dataset"):  # at each of them environments begin anew
+        settings["checkpoints"] = config.get("checkpoints", 10)  # that of runs which do not say
     return Method(config["agent"], tuple(sorted((name, json.dumps(value)) for name, value in settings.items())))
 
 
@@ -296,6 +304,8 @@ def show(method: Method, name: str) -> str:
     value = json.loads(text)
     if isinstance(value, list):
         return " ".join(map(str, value))
+    if value == "":  # the name of nothing
+        return "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -333,8 +343,9 @@ def command(config: Record) -> str | None:
     elif "iterations" in config:  # a run of ours, not of a peer
         options |= {"backend": config["backend"], "device": config["device"]}
         options["compile"] = "on" if config["compiled"] else "off"
-        # The smallest number of checkpoints with the recorded distance between them.
-        options["checkpoints"] = math.ceil(config["iterations"] / config["reset_every"])
+        # Where the run does not say: the smallest number of checkpoints with the recorded distance between them.
+        fewest = math.ceil(config["iterations"] / config["reset_every"])
+        options["checkpoints"] = config.get("checkpoints", fewest)
         options |= {"save_replay": config["save_replay"]} if config.get("save_replay") else {}
         options |= {"async": True} if config.get("asynchronous") else {}
         options |= {"split": config["split"]} if config.get("split", 1) > 1 else {}
@@ -398,7 +409,7 @@ def _check_config(config: Record) -> None:
         raise UsageError("config.json: steps, agent, env or backend is not what a run writes")
 
 
-def _check_result(config: Record, result: Any) -> None:
+def check_result(config: Record, result: Any) -> None:
     """Raises UsageError where a result.json is not a whole one of this config.json."""
     if not isinstance(result, dict):
         raise UsageError("result.json: not the result of a run")

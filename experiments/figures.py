@@ -86,7 +86,7 @@ def learning_curves(runs: Sequence[Path], out: Path) -> None:
     if len(sets) > 1:
         raise UsageError(f"one picture shows one data set, not {' and '.join(x or 'an env' for x in sets)}")
     for name in collection.recorded_anew([one.config for one in curves]):
-        raise UsageError(f"{name} was recorded anew between these runs: draw those of one recording at a time")
+        raise UsageError(f"{name} was made anew between these runs: draw those of one recording at a time")
     figure, axes = plt.subplots(1, len(PANELS), figsize=(4.6 * len(PANELS), 3.6), layout="constrained")
     colors = iter(plt.rcParams["axes.prop_cycle"].by_key()["color"] * 10)
     backends = sorted({one.config["backend"] for one in curves})
@@ -95,9 +95,11 @@ def learning_curves(runs: Sequence[Path], out: Path) -> None:
         for series, group in collection.series(one.config).items():  # a run that goes on has not all its steps yet
             found.setdefault((series, tuple(one.env_steps)), []).append((one, group))
     labels, _ = collection.name_methods({series.method for series, _ in found})
+    budgets = {series.task.steps for series, _ in found}
     for ((task, method), steps), parts in found.items():
         color, count = next(colors), sum(len(group) for _, group in parts)
         label = labels[method] + f", {task.backend}" * (len(backends) > 1)
+        label += f", {task.steps:,} {task.unit}" * (len(budgets) > 1)
         for axis, (name, _) in zip(axes, PANELS, strict=True):
             values = np.concatenate([one.values[name][:, group] for one, group in parts], axis=1)
             whole = ~np.isnan(values).any(1)
@@ -129,19 +131,22 @@ def publish(run: Path, out: Path) -> list[str]:
     """
     if run.resolve() in (out.resolve(), *out.resolve().parents):
         raise UsageError(f"{out} lies in the run folder {run} itself: choose another place")
-    config, result = records.read_config(run), records.read_json(run / "result.json")
+    config, result = records.read_config(run), records.read_result(run)
     curves = read_curves(run) if "iterations" in config else None
-    records.prepare_published(out, ("config.json", "result.json", "curves.csv"))
+    records.prepare_published(out, ("config.json", "result.json", "curves.csv", "curves.csv.part"))
+    (out / "curves.csv").unlink(missing_ok=True)  # it may be another run's
     records.write_json(out / "config.json", config)
     records.write_json(out / "result.json", result)
     if curves is not None:
-        with open(out / "curves.csv", "w", newline="") as file:
+        part = out / "curves.csv.part"
+        with open(part, "w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow([records.steps_name(config), "member", *curves.values])
             for k, steps in enumerate(curves.env_steps):
                 for member in range(len(config["seeds"])):
                     row = [value[k, member] for value in curves.values.values()]
                     writer.writerow([steps, member, *("" if np.isnan(x) else f"{x:.6g}" for x in row)])
+        part.replace(out / "curves.csv")
     return ["config.json", "result.json"] + ["curves.csv"] * (curves is not None)
 
 

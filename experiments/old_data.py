@@ -8,6 +8,7 @@ Or filled from a Minari data set (--replay-from ID, or --dataset ID): a part of 
 
 from __future__ import annotations
 
+import hashlib
 import math
 import shutil
 from dataclasses import fields
@@ -73,8 +74,8 @@ def check(source: str, env: VectorEnv, config: Any) -> int:
     path = Path(source) / SAVED
     if not path.exists():
         raise UsageError(
-            f"--replay-from {source}: it has no {SAVED}; a run leaves one at its end if it was given --save-replay K. "
-            f"Nor is it a data set: there are {', '.join(minari_data.local()) or 'none'}"
+            f"{source!r} is no data set that is here ({', '.join(minari_data.local()) or 'there are none'}), nor a run "
+            f"folder that holds {SAVED}: a run leaves one at its end if it was given --save-replay K"
         )
     said = checkpoint.info(path)
     _check_same(where, said, _task(env) | {"num_envs": config.num_envs})
@@ -84,6 +85,14 @@ def check(source: str, env: VectorEnv, config: Any) -> int:
             f"{config.rollout}: train it with a larger --save-replay, or this one with a smaller --rollout"
         )
     return path.stat().st_size
+
+
+def contents(source: str) -> str:
+    """A hash of what a replay is filled from: of a data set, or of the rollouts that a run left."""
+    if is_data_set(source):
+        return minari_data.source_of(source)
+    with open(Path(source) / SAVED, "rb") as file:
+        return hashlib.file_digest(file, "sha1").hexdigest()[:16]
 
 
 def is_data_set(source: str) -> bool:

@@ -64,8 +64,7 @@ class Ray:
         every: seconds between two news of a job.
 
     Raises:
-        UsageError: Ray is not installed, the address cannot be reached, no node has so many CPUs, or another process
-            runs jobs of `out` on a cluster.
+        UsageError: Ray is not installed, the address cannot be reached, or no node has so many CPUs.
     """
 
     def __init__(self, out: Path, address: str | None = None, cpus: int = 1, every: float = 2.0):
@@ -73,9 +72,7 @@ class Ray:
         self._ray = _connected(address or os.environ.get("RAY_ADDRESS"))
         self._out, self._cpus, self._every, self._version = out, cpus, every, _version()
         self._running: dict[str, _Running] = {}
-        self._held = ExitStack()
         try:
-            self._held.enter_context(records.alone(out))
             nodes = self._nodes()
             print(f"ray: {len(nodes)} node{'s' * (len(nodes) > 1)}, {sum(nodes):.0f} CPUs, {cpus} a job", flush=True)
             if max(nodes, default=0.0) < cpus:
@@ -114,7 +111,6 @@ class Ray:
 
     def close(self) -> None:
         self._ray.shutdown()  # its tasks end with it
-        self._held.close()
 
     def _nodes(self) -> list[float]:
         """CPUs of each node that is there."""

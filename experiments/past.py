@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map
 
 from ess_rl import checkpoint, processes
 from ess_rl.contract import Tree
+from ess_rl.errors import UsageError
 from ess_rl.population import Population
 from ess_rl.replay import Replay
 from experiments import old_data, records
@@ -68,7 +69,16 @@ def read(
     empty = room(config, replay, population, iteration)
     if not empty:
         return {}, None
-    saved, _ = checkpoint.load(records.replay_of(records.checkpoints(run)[-1]), empty, population.device)
+    newest = records.checkpoints(run)[-1]
+    beside = records.replay_of(newest)
+    try:
+        saved, _ = checkpoint.load(beside, empty, population.device)
+    except UsageError as error:
+        missing = "is missing" if not beside.exists() else "cannot be read"
+        raise UsageError(
+            f"{beside} {missing}, without which {newest.name} is no place to go on from: remove {newest} to go on "
+            f"from the checkpoint before ({error})"
+        ) from None
     return saved, None
 
 

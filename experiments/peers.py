@@ -13,13 +13,14 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import envs
 from ess_rl.child import peak_memory_mib
-from ess_rl.errors import UsageError
+from ess_rl.errors import LostProcessError, UsageError
 from experiments import benchmark, collection, plan, records
 from experiments.records import Record
 
@@ -58,6 +59,7 @@ def ppo(env: str, seed: int, config: PPOConfig) -> tuple[Any, Any]:
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.vec_env import VecNormalize
 
+    envs.backends_of(env)  # registers this project's own tasks, in whichever process this is
     vector = VecNormalize(make_vec_env(env, config.num_envs, seed=seed), gamma=config.discount)
     model = PPO(
         "MlpPolicy",
@@ -81,6 +83,7 @@ def sac(env: str, seed: int, config: SACConfig) -> tuple[Any, Any]:
     from stable_baselines3 import SAC
     from stable_baselines3.common.env_util import make_vec_env
 
+    envs.backends_of(env)
     vector = make_vec_env(env, config.num_envs, seed=seed)
     model = SAC(
         "MlpPolicy",
@@ -158,7 +161,11 @@ def begin(record: Record, out: Path, same: Sequence[str], *, overwrite: bool) ->
 
     A folder whose config.json agrees in all of `same` is taken as it is, if its seeds are among those asked for.
     """
-    if not overwrite and (out / "config.json").exists():
+    if overwrite or not (out / "config.json").exists():
+        records.prepare_folder(out, overwrite=overwrite)
+        records.write_json(out / "config.json", record)
+        return out
+    with records.alone(out):
         before = records.read_config(out)
         if words := collection.differing(before, record, same):
             raise UsageError(f"--out {out} holds another run, of {words}: choose another place")
@@ -166,11 +173,8 @@ def begin(record: Record, out: Path, same: Sequence[str], *, overwrite: bool) ->
             raise UsageError(
                 f"--out {out} holds seeds {before['seeds']}, which are not all asked for: ask for them too"
             )
-        if before["seeds"] != record["seeds"]:
-            (out / "result.json").unlink(missing_ok=True)  # of fewer seeds; made anew from the seeds' own files
-    else:
-        records.prepare_folder(out, overwrite=overwrite)
-    records.write_json(out / "config.json", record)
+        if before["seeds"] != record["seeds"]:  # a result of fewer seeds is made anew from the seeds' own files
+            records.write_json(out / "config.json", {**before, "seeds": record["seeds"]})
     return out
 
 
@@ -189,7 +193,9 @@ def train_missing(run: Path, jobs: int | None, train: Callable[[Record, int], Re
     with records.alone(run):
         config = records.read_config(run)
         if (run / "result.json").exists():
-            return records.read_json(run / "result.json")
+            result = records.read_json(run / "result.json")
+            if result["seeds"] == config["seeds"]:
+                return result
         missing = [seed for seed in config["seeds"] if not (run / f"seed-{seed}.json").exists()]
         _train(run, config, missing, jobs or records.available_cores(), train)
         parts = [records.read_json(run / f"seed-{seed}.json") for seed in config["seeds"]]
@@ -219,8 +225,15 @@ def _train(run: Path, config: Record, seeds: Sequence[int], jobs: int, train: Ca
         waiting = {pool.submit(train, config, seed): seed for seed in seeds}
         try:
             for done in as_completed(waiting):
-                records.write_json(run / f"seed-{waiting[done]}.json", done.result())
-                print(f"seed {waiting[done]}: final return {done.result()['final_return']:.1f}", flush=True)
+                try:
+                    found = done.result()
+                except BrokenProcessPool:
+                    raise LostProcessError(
+                        f"{run}: a process that trained a seed is gone (killed, or out of memory); seeds that were "
+                        f"done stay, and 'ess-rl resume {run}' goes on"
+                    ) from None
+                records.write_json(run / f"seed-{waiting[done]}.json", found)
+                print(f"seed {waiting[done]}: final return {found['final_return']:.1f}", flush=True)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # the seeds that wait would only delay the news
             raise

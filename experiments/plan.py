@@ -22,6 +22,8 @@ from ess_rl.population import members
 from experiments import demonstrations, memory, old_data, records
 from experiments.records import Record
 
+MOST_MEMBERS = 1_000_000  # a list of many more fills the memory before `memory.check` can say so
+
 
 def make(
     agent: str,
@@ -71,8 +73,12 @@ def make(
     for name, (count, of) in (counts | {"save-replay": (save_replay, "rollouts")}).items():
         if count < 0:
             raise UsageError(f"--{name} {count}: must be 0 or more {of}")
+    count = len(seeds) * math.prod(len(values) for values in sweep.values())
+    if count > MOST_MEMBERS:  # before a list of them is made
+        raise UsageError(f"{count:,} members, of {len(seeds):,} seeds: at most {MOST_MEMBERS:,} in one run")
     check_seeds(seeds)
     check_numbers(config, sweep)
+    check_acting(config, sweep)
     staggered: Any = {"staggered": True} if getattr(config, "starts", "") == "staggered" else {}
     probe = envs.make(env_id, 1, backend=backend, **staggered)  # refuses what cannot be had, before a folder is made
     if hints:
@@ -82,9 +88,11 @@ def make(
     resolved_backend, episode, dimensions = probe.backend, probe.max_episode_steps, (probe.obs_dim, probe.act_dim)
     older = getattr(config, "replay_from", "")
     file = old_data.check(older, probe, config) if older else 0
+    source = old_data.contents(older) if older else ""
     shown = getattr(config, "demonstrations", None)
     if shown is not None:
         file += demonstrations.check(agent, shown, probe, config)
+        source = old_data.contents(shown)
     probe.close()
     if episode is None:
         raise UsageError(
@@ -117,6 +125,7 @@ def make(
         "processes": processes.count(),
         # Some episodes must have room between two fresh starts, else none would end.
         "reset_every": max(math.ceil(iterations / checkpoints), math.ceil(4 * episode / config.rollout)),
+        "checkpoints": checkpoints,
         "episodes": episodes,
         "save_replay": save_replay,
         "asynchronous": asynchronous,
@@ -124,6 +133,7 @@ def make(
         "device": where,
         "compiled": compiled_of(compiled),
         "config": dataclasses.asdict(config),
+        **({"source": source} if source else {}),
         **records.origin(),
     }
 
@@ -239,6 +249,26 @@ def check_numbers(config: Any, sweep: Mapping[str, Sequence[float]]) -> None:
         if len({struct.pack("f", value) for value in values}) < len(values):
             given = " ".join(f"{value:g}" for value in values)
             raise UsageError(f"{flag(name)} {given}: equal values would train the same member twice")
+
+
+# Fields that do nothing unless others are so, and how these are asked for.
+_ACTS_IF: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "target_kl": (lambda config: config.objective == "kl", "--objective kl"),
+    "hint_lambda": (lambda config: config.hints > 0, "--hints G"),
+    "clip": (lambda config: getattr(config, "objective", "") not in ("kl", "p3o"), "another --objective"),
+    "divergence_coef": (lambda config: config.objective == "clip", "--objective clip"),
+    "draw": (lambda config: config.replay > 0, "--replay K"),
+}
+
+
+def check_acting(config: Any, sweep: Mapping[str, Sequence[float]]) -> None:
+    """Refuse a value, or several, of what does nothing in this configuration: the run would not be what it says."""
+    for field in dataclasses.fields(config):
+        if field.name in _ACTS_IF:
+            (acts, remedy), value = _ACTS_IF[field.name], getattr(config, field.name)
+            if (value != field.default or field.name in sweep) and not acts(config):
+                given = " ".join(f"{x:g}" for x in sweep[field.name]) if field.name in sweep else value
+                raise UsageError(f"{flag(field.name)} {given}: does nothing here; give {remedy} too, or leave it out")
 
 
 def flag(name: str) -> str:

@@ -85,6 +85,13 @@ def read_json(path: Path) -> Record:
         raise UsageError(f"{path}: not valid JSON ({error}); the file is damaged") from None
 
 
+def read_result(run: Path) -> Record:
+    """The result of a run folder. Raises UsageError where it is not finished."""
+    if (run / "config.json").exists() and not (run / "result.json").exists():
+        raise UsageError(f"{run} is not finished: it has no result.json yet; 'ess-rl resume {run}' goes on with it")
+    return read_json(run / "result.json")
+
+
 def read_config(run: Path) -> Record:
     """The configuration of a run folder."""
     config = read_json(run / "config.json")
@@ -227,8 +234,10 @@ def prepare_published(out: Path, names: Collection[str]) -> None:
 
 
 @contextmanager
-def alone(run: Path) -> Iterator[None]:
-    """Hold a run folder against other processes; the system lets go of it however this one ends.
+def alone(run: Path, doing: str = "is training this run") -> Iterator[None]:
+    """Hold a folder against other processes; the system lets go of it however this one ends.
+
+    doing: what another one that holds it does.
 
     Raises:
         UsageError: another process holds it.
@@ -239,7 +248,7 @@ def alone(run: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise UsageError(f"{run}: another process is training this run; wait for it or stop it") from None
+        raise UsageError(f"{run}: another process {doing}; wait for it or stop it") from None
     try:
         yield
     finally:

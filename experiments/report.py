@@ -79,9 +79,10 @@ def comparison(runs: Sequence[Path], against: str | None = None) -> str:
     found: dict[Series, list[tuple[Record, list[int]]]] = {}
     configs = [records.read_config(run) for run in runs]
     for name in collection.recorded_anew(configs):
-        raise UsageError(f"{name} was recorded anew between these runs: compare those of one recording at a time")
+        raise UsageError(f"{name} was made anew between these runs: compare those of one recording at a time")
     for run, config in zip(runs, configs, strict=True):
-        result = records.read_json(run / "result.json")
+        result = records.read_result(run)
+        collection.check_result(config, result)
         for series, group in collection.series(config).items():
             found.setdefault(series, []).append((result, group))
     units = {series.task.unit for series in found}
@@ -199,11 +200,14 @@ def write(root: Path, out: Path | None = None) -> str:
         mark = text.splitlines()[0] if path.suffix == ".csv" else "ess-rl report"
         if path.exists() and mark not in path.read_text(encoding="utf-8", errors="replace"):
             raise UsageError(f"{path} was not written by 'ess-rl report': move it away, or choose another --out")
+    picture = out.with_suffix(".png")
+    if picture.exists() and report_picture.MARK.encode() not in picture.read_bytes():
+        raise UsageError(f"{picture} was not written by 'ess-rl report': move it away, or choose another --out")
     for path, text in pages.items():
         part = path.with_name(path.name + ".part")
         part.write_text(text, encoding="utf-8")
         os.replace(part, path)
-    files, picture = list(pages), out.with_suffix(".png")
+    files = list(pages)
     if report_picture.write(report, picture):
         files.append(picture)
     return "\n".join([report_text.overview(report), *map(str, files)])

@@ -15,6 +15,7 @@ from experiments.report_data import GroupReport, Report
 
 METHODS_UP_TO = 12  # in one picture; of more, those with the highest IQM, and its title says so
 COLUMNS = 4
+MARK = "ess-rl report"  # in the file: by it a later report knows what it may replace
 
 
 def write(report: Report, path: Path) -> bool:
@@ -45,7 +46,7 @@ def write(report: Report, path: Path) -> bool:
         f"IQM and 95 % interval, {report_text.seeds_of(one)}, {one.group.steps:,} {one.group.unit}{some}", fontsize=9
     )
     part = path.with_name(path.name + ".part")
-    figure.savefig(part, format="png", dpi=110)
+    figure.savefig(part, format="png", dpi=110, metadata={"Software": MARK})
     part.replace(path)
     return True
 

@@ -56,7 +56,7 @@ def measure(
 
     Args:
         env: a task; SB3 is left out where Gymnasium does not have it.
-        agent: one that acts, and needs neither demonstrations nor groups.
+        agent: one that acts, needs neither demonstrations nor groups, and has no replayed updates.
         seeds: sizes of the populations to measure.
         num_envs: environments of one seed, for all.
         rollout: steps of each environment between updates, for all.
@@ -73,6 +73,8 @@ def measure(
     """
     shape = {"num_envs": num_envs, "rollout": rollout, "epochs": epochs, "minibatch": minibatch}
     from agents import AGENTS
+    from ess_rl import batches
+    from ess_rl.contract import AlternatingConfig
     from experiments import plan
 
     if agent not in AGENTS:
@@ -82,6 +84,10 @@ def measure(
     if hasattr(AGENTS[agent].config, "group"):
         raise UsageError(f"--agent {agent}: it needs environments in groups, which are not measured: choose another")
     records.check_positive({**shape, "seeds": min(seeds, default=0), "split": split})
+    config = AGENTS[agent].config(**shape)
+    batches.check_minibatch(config)
+    if isinstance(config, AlternatingConfig):
+        raise UsageError(f"--agent {agent}: its replayed updates cannot be measured apart: choose another")
     if not seconds > 0:
         raise UsageError(f"--seconds {seconds:g}: must be above 0")
     probe = envs.make(env, 1, backend=backend)

@@ -209,11 +209,19 @@ def test_nan_actions_do_not_crash(
     assert step.obs.shape == (2, env.obs_dim)
 
 
-@pytest.mark.parametrize("backend", ["gymnasium", "envpool", "warp"])
-def test_seeds_of_a_wrong_shape_are_refused(backend: str) -> None:
-    if ("Hopper-v5", backend) not in CASES:
+@pytest.mark.parametrize("backend", ["torch", "gymnasium", "envpool", "warp"])
+def test_seeds_and_actions_of_a_wrong_shape_are_refused(backend: str) -> None:
+    """One row for all would be broadcast, or end the process."""
+    env_id = "ess/LQR-v0" if backend == "torch" else "Hopper-v5"
+    if (env_id, backend) not in CASES:
         pytest.skip(f"{backend} is not installed")
-    env = build("Hopper-v5", backend, 2)
-    with pytest.raises(ValueError, match=r"\(3,\)"):
-        env.reset(torch.tensor([1, 2, 3]))
+    env = build(env_id, backend, 2)
+    for seeds in ([1], [1, 2, 3]):
+        with pytest.raises(ValueError, match=rf"seeds have the shape \({len(seeds)},\), 2 environments need \(2,\)"):
+            env.reset(torch.tensor(seeds))
+    env.reset(torch.tensor([1, 2]))
+    for shape in ((1, env.act_dim), (2, env.act_dim + 1)):
+        with pytest.raises(ValueError, match="actions have the shape"):
+            env.step(torch.zeros(shape))
+    assert env.step(torch.zeros(2, env.act_dim)).obs.shape == (2, env.obs_dim)
     env.close()

@@ -111,6 +111,14 @@ def test_a_place_that_holds_another_run_is_refused(suite: str, tmp_path: Path, m
         benchmark.benchmark("no", tmp_path)
 
 
+def test_two_do_not_carry_out_one_suite_in_one_place(suite: str, tmp_path: Path):
+    with (
+        records.alone(tmp_path, "carries out jobs in this folder"),
+        pytest.raises(UsageError, match="another process carries out jobs in this folder"),
+    ):
+        benchmark.benchmark(suite, tmp_path)
+
+
 def test_finished_runs_of_earlier_versions_are_taken_as_they_are(
     suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -113,7 +113,7 @@ def test_a_data_set_as_old_replay(place: Path):
     both = refused(*online, "--env", "Pendulum-v1", "--dataset", SET, "--replay-from", "x", "--replay", "2")
     assert "a replay is filled from one of them" in both
     nothing = refused(*online, "--env", "Pendulum-v1", "--dataset", "ess/no-v0", "--replay", "2")
-    assert f"Nor is it a data set: there are {SET}" in nothing
+    assert f"is no data set that is here ({SET}), nor a run folder that holds" in nothing
 
 
 def test_chord_imitates_a_data_set_while_it_acts(place: Path, monkeypatch: pytest.MonkeyPatch):

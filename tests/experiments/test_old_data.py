@@ -123,6 +123,30 @@ def test_keeping_rollouts_changes_nothing_else(older: Path, tmp_path: Path):
     assert not (plain / "replay.safetensors").exists()
 
 
+@pytest.mark.parametrize("how", ["cut", "missing"])
+def test_the_remedy_for_a_damaged_replay_works(how: str, tmp_path: Path):
+    """Eight iterations, a checkpoint after four (an episode's room) and at the end."""
+    folder = start(tmp_path / "run", steps=8192, settings={"replay": 1})
+    finals = run.carry_on(folder)["final_return"]
+    (folder / "result.json").unlink()
+    newest = records.checkpoints(folder)[-1]
+    beside = records.replay_of(newest)
+    beside.write_bytes(beside.read_bytes()[:500]) if how == "cut" else beside.unlink()
+    with pytest.raises(UsageError, match=f"remove {newest} to go on from the checkpoint before"):
+        run.carry_on(folder)
+    newest.unlink()
+    assert run.carry_on(folder)["final_return"] == finals
+
+
+def test_what_a_replay_was_filled_from_is_recorded_by_its_contents(older: Path, tmp_path: Path):
+    def source_of(name: str, older: Path) -> str:
+        folder = start(tmp_path / name, settings={"replay": 2, "replay_from": str(older)})
+        return records.read_config(folder)["source"]
+
+    other = Path(changed(older, tmp_path / "other", more=1))
+    assert source_of("a", older) == source_of("b", older) != source_of("c", other)
+
+
 def changed(older: Path, folder: Path, **info: Any) -> str:
     """A run folder whose rollouts say other things of themselves."""
     folder.mkdir()
@@ -145,7 +169,7 @@ def test_data_that_do_not_fit_are_refused(older: Path, tmp_path: Path, monkeypat
     assert "its num_envs is 4, that of this run is 8" in refusal(num_envs=8)
     assert "with --replay 0 nothing is replayed" in refusal(replay=0)
     assert "it holds 192 steps of each environment, and a rollout of this run is 256" in refusal(rollout=256)
-    assert "has no replay.safetensors" in refusal(replay_from=str(tmp_path))
+    assert "nor a run folder that holds replay.safetensors" in refusal(replay_from=str(tmp_path))
     wider = changed(older, tmp_path / "wider", **{"action scale": [[-3.0, 3.0]]})
     assert "its action scale is [[-3.0, 3.0]], that of this run is [[-2.0, 2.0]]" in refusal(replay_from=wider)
     longer = changed(older, tmp_path / "longer", **{"observation size": 5})

@@ -77,10 +77,32 @@ def test_runs_on_two_recordings_of_one_name_are_not_put_together(tmp_path: Path)
     for name, seeds in (("1111", [0, 1]), ("2222", [2, 3])):
         folder = write_run(tmp_path / name, seeds, [1.0, 2.0, 3.0, 4.0], dataset="x/a-v0")
         records.write_json(folder / "config.json", {**records.read_json(folder / "config.json"), "source": name})
-    with pytest.raises(UsageError, match="x/a-v0 was recorded anew between these runs"):
+    with pytest.raises(UsageError, match="x/a-v0 was made anew between these runs"):
         report.comparison([tmp_path / "1111", tmp_path / "2222"])
     found = collection.collect(tmp_path)
-    assert found.rows == [] and found.problems[-1].startswith("x/a-v0: recorded anew between its runs")
+    assert found.rows == [] and found.problems[-1].startswith("x/a-v0: made anew between its runs")
+    for name in ("1111", "2222"):  # the same of what a run that acts learned from beside
+        config = records.read_json(tmp_path / name / "config.json")
+        config["config"]["replay_from"] = config.pop("dataset")
+        records.write_json(tmp_path / name / "config.json", config)
+        result = records.read_json(tmp_path / name / "result.json")
+        records.write_json(tmp_path / name / "result.json", {k: x for k, x in result.items() if k != "dataset"})
+    with pytest.raises(UsageError, match="x/a-v0 was made anew between these runs"):
+        report.comparison([tmp_path / "1111", tmp_path / "2222"])
+    assert collection.collect(tmp_path).rows == []
+
+
+def test_what_restarts_environments_more_often_is_another_method(tmp_path: Path) -> None:
+    """The ten of runs that do not say are the default, and two of a name are nobody's."""
+    for name, seeds, more in (("a", [0, 1], {}), ("b", [2, 3], {"checkpoints": 10}), ("c", [4, 5], {"checkpoints": 1})):
+        folder = write_run(tmp_path / name, seeds, [1.0, 2.0, 3.0, 4.0], replay_from="")
+        config = records.read_json(folder / "config.json")
+        records.write_json(folder / "config.json", {**config, "iterations": 20, **more})
+    methods = {row.label: len(row.members) for row in collection.collect(tmp_path).rows}
+    assert sorted(methods.values()) == [2, 2, 4, 4] and sum("checkpoints 1," in name for name in methods) == 2
+    folder = write_run(tmp_path / "d", [6, 7], [1.0, 2.0, 3.0, 4.0], replay_from="x/a-v0")
+    shown = {collection.show(row.method, "replay_from") for row in collection.collect(tmp_path).rows}
+    assert shown == {"none", "x/a-v0"}
 
 
 def test_commands_are_recorded_as_given_in_this_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -386,6 +386,10 @@ def test_bad_calls_are_refused(tmp_path: Path) -> None:
     make_run(tmp_path / "a")
     with pytest.raises(UsageError, match=r"ends in \.html"):
         report.write(tmp_path, tmp_path / "report.pdf")
+    (tmp_path / "report.png").write_bytes(b"my own figure")
+    with pytest.raises(UsageError, match=r"report\.png was not written by 'ess-rl report'"):
+        report.write(tmp_path)
+    assert (tmp_path / "report.png").read_bytes() == b"my own figure" and not (tmp_path / "report.html").exists()
 
 
 def test_browser_draws_it_offline(published: Path, tmp_path: Path) -> None:

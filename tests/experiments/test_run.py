@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 import envs
 from agents import AGENTS
 from ess_rl.contract import Step
-from ess_rl.errors import NonFiniteError, UsageError
+from ess_rl.errors import LostProcessError, NonFiniteError, UsageError
 from ess_rl.population import Population
 from experiments import figures, memory, peers, quickstart, records, report, run
 
@@ -83,6 +85,16 @@ def test_published_files_hold_the_run(tmp_path: Path) -> None:
     assert rows[-2].startswith("8192,0,") and rows[-1].startswith("8192,1,")
     last = records.read_metrics(folder)[-1]
     assert float(rows[-1].split(",")[3]) == pytest.approx(last["ess"][1], rel=1e-5)
+    peer = tmp_path / "peer"
+    peer.mkdir()
+    for name in ("config.json", "result.json"):
+        record = records.read_json(folder / name)
+        records.write_json(peer / name, {key: x for key, x in record.items() if key != "iterations"})
+    assert figures.publish(peer, tmp_path / "published") == ["config.json", "result.json"]
+    assert not (tmp_path / "published" / "curves.csv").exists()  # they were those of another run
+    (peer / "result.json").unlink()
+    with pytest.raises(UsageError, match=r"peer is not finished: it has no result\.json yet; 'ess-rl resume"):
+        figures.publish(peer, tmp_path / "published")
 
 
 def test_quickstart_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,8 +127,34 @@ def test_a_peer_leaves_the_same_records_and_goes_on_where_it_was(tmp_path: Path)
         train_peer(out, steps=2048)
     with pytest.raises(UsageError, match=r"holds seeds \[0, 1\], which are not all asked for"):
         train_peer(out, seeds=range(1, 3))
+    before = (out / "config.json").read_bytes()
+    with records.alone(out), pytest.raises(UsageError, match="another process is training this run"):
+        train_peer(out, seeds=range(3))
+    assert (out / "config.json").read_bytes() == before  # one that trains there is left alone
+    assert train_peer(out)["seeds"] == [0, 1] and (out / "config.json").read_bytes() == before
     result = train_peer(out, seeds=range(3))
     assert result["seeds"] == [0, 1, 2] and result["final_return"][0] == -7.0
+
+
+def die(config: dict[str, Any], seed: int) -> dict[str, Any]:
+    os._exit(9)
+
+
+def test_a_lost_process_of_a_peer_is_one_line(tmp_path: Path) -> None:
+    how: dict[str, Any] = {"settings": {"num_envs": 2}, "seeds": range(2), "steps": 1024}
+    folder = peers.start("sb3-ppo", "Pendulum-v1", out=tmp_path / "a", **how)
+    with pytest.raises(LostProcessError, match=r"a process that trained a seed is gone .* 'ess-rl resume .*a' goes on"):
+        peers.train_missing(folder, 1, die)
+
+
+def test_a_peer_trains_on_tasks_of_this_project() -> None:
+    """Where nothing has registered them yet, as in a process of its own; SB3 asks for a picture first."""
+    code = (
+        "from experiments import peers; config = peers.PPOConfig(num_envs=2, rollout=8, minibatch=8, epochs=1);"
+        "peers.ppo('ess/LQR-v0', 0, config)[0].learn(16); print('learned')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.stdout.endswith("learned\n"), done.stderr
 
 
 @pytest.mark.parametrize(
@@ -188,6 +226,25 @@ def test_a_population_that_cannot_fit_is_refused_before_it_starts(tmp_path: Path
     with pytest.raises(UsageError, match=r"20 members of 4 environments x 64 steps need at least .* 0.0 GiB are free"):
         start(tmp_path / "big", seeds=range(20))
     assert not (tmp_path / "big").exists()
+
+
+@pytest.mark.parametrize(
+    ("agent", "changes", "said"),
+    [
+        ("ppo", {"settings": {"target_kl": 0.02}}, "--target-kl 0.02: does nothing here; give --objective kl too"),
+        ("ppo", {"settings": {"objective": "kl"}, "sweep": {"clip": [0.1, 0.2]}}, "--clip 0.1 0.2: does nothing here"),
+        ("p3o", {"sweep": {"hint_lambda": [0.5, 1.0]}}, "--hint-lambda 0.5 1: does nothing here; give --hints G too"),
+        ("p3o", {"settings": {"draw": "ess"}}, "--draw ess: does nothing here; give --replay K too"),
+        ("p3o", {"seeds": range(10**9)}, "1,000,000,000 members, of 1,000,000,000 seeds: at most 1,000,000"),
+    ],
+)
+def test_what_would_do_nothing_or_fill_the_memory_is_refused(
+    agent: str, changes: dict[str, Any], said: str, tmp_path: Path
+):
+    how: dict[str, Any] = {"settings": {}, "sweep": {}, "seeds": [3], "steps": 8000}
+    with pytest.raises(UsageError, match=said):
+        run.start(agent, "Pendulum-v1", out=tmp_path / "run", **how | changes)
+    assert not (tmp_path / "run").exists()
 
 
 def test_free_memory_is_known_on_linux():
