@@ -58,7 +58,9 @@ def _panels(one: GroupReport) -> dict[str, Mapping[str, Estimate]]:
         tasks = report_text.count(len(one.group.scored), "task")
         panels[f"{tasks}, normalized"] = {label: values["IQM"] for label, values in one.aggregates.items()}
     for column, task in enumerate(one.group.tasks):
-        panels[task.name] = {label: _iqm(raw[:, [column]]) for label, raw in one.group.raw.items()}
+        # The longer name would run into the next panel's.
+        title = task.dataset if [other.dataset for other in one.group.tasks].count(task.dataset) == 1 else task.name
+        panels[title or task.name] = {label: _iqm(raw[:, [column]]) for label, raw in one.group.raw.items()}
     return panels
 
 

@@ -138,7 +138,7 @@ SUITES: dict[str, tuple[Job, ...]] = {
     ),
     # Five agents on nine data sets, which must have been recorded. Tables of others are of a million updates of
     # networks with 256 units twice: this is a hundredth, of a fourteenth, with a learning rate at which critics are
-    # learned all the same, and takes hours on two cores.
+    # learned all the same, and takes an hour on two cores.
     "offline": tuple(
         Job(
             agent,
