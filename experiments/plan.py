@@ -60,6 +60,8 @@ def make(
         UsageError: anything in it cannot work.
     """
     config = AGENTS[agent].config(**settings)
+    if getattr(config, "replay_from", ""):  # one place has one name, and it is no folder of this machine
+        config = dataclasses.replace(config, replay_from=records.from_here(config.replay_from))
     records.check_positive({"steps": steps, "checkpoints": checkpoints, "episodes": episodes, "seeds": len(seeds)})
     records.check_positive({name: getattr(config, name) for name in ("num_envs", "rollout", "epochs", "minibatch")})
     batches.check_minibatch(config)

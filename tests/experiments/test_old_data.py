@@ -138,13 +138,18 @@ def test_the_remedy_for_a_damaged_replay_works(how: str, tmp_path: Path):
     assert run.carry_on(folder)["final_return"] == finals
 
 
-def test_what_a_replay_was_filled_from_is_recorded_by_its_contents(older: Path, tmp_path: Path):
+def test_what_a_replay_was_filled_from_is_recorded_by_its_contents(
+    older: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(older.parent)
+
     def source_of(name: str, older: Path) -> str:
         folder = start(tmp_path / name, settings={"replay": 2, "replay_from": str(older)})
         return records.read_config(folder)["source"]
 
     other = Path(changed(older, tmp_path / "other", more=1))
-    assert source_of("a", older) == source_of("b", older) != source_of("c", other)
+    assert source_of("a", older) == source_of("b", Path(older.name)) != source_of("c", other)
+    assert {records.read_config(tmp_path / name)["config"]["replay_from"] for name in "ab"} == {older.name}
 
 
 def changed(older: Path, folder: Path, **info: Any) -> str:
