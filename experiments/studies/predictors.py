@@ -112,7 +112,7 @@ def draw(outcome: Outcome, path: Path) -> None:
         dots(axis, {f"{name} less the KL": d for name, d in more_than_kl(outcome).items()})
         axis.axvline(0.0, color="gray", linewidth=0.8)
         axis.axvline(MARGIN, color="gray", linewidth=0.8, linestyle=":")
-        axis.set(xlabel="strength of the rank correlation with an update's gain (95 % interval)")
+        axis.set(xlabel="strength with which gains are foretold (95 % interval)")
 
 
 STUDY = Study(
