@@ -160,7 +160,7 @@ def test_bad_values_are_refused_before_anything_is_written(tmp_path: Path) -> No
     assert "CUDA" in no(*train, "--device", "cuda")
     assert "--replay -1: must be 0 or more" in no(*train, "--replay", "-1")
     assert "--save-replay -1: must be 0 or more" in no(*train, "--save-replay", "-1")
-    assert "no replay.safetensors" in no(*train, "--replay", "1", "--replay-from", "nowhere")
+    assert "nor a run folder that holds replay.safetensors" in no(*train, "--replay", "1", "--replay-from", "nowhere")
     assert "--lag -2: must be 0 or more" in no(*train, "--lag", "-2")
     assert "--behavior-temperature 0: must be above 0" in no(*train, "--behavior-temperature", "1", "0")
     assert "--keep-ess 1.1: must be from 0 to below 1" in no(*train, "--keep-ess", "1.1")
