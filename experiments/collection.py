@@ -166,7 +166,7 @@ def collect(root: Path) -> Collection:
         raise UsageError(f"{root} holds no run folder (one with a config.json): train something first")
     problems = [f"{run.name}: {run.detail}" for run in runs if run.state == "damaged"]
     problems += [f"{run.name}: no result ({run.state}; {run.detail})" for run in runs if run.state in _UNFINISHED]
-    several = recorded_anew([run.config for run in runs if run.state == "finished"])
+    several = made_anew([run.config for run in runs if run.state == "finished"])
     problems += [f"{name}: made anew between its runs, which are left out" for name in several]
     found: dict[tuple[Task, Method], list[tuple[Run, int]]] = {}
     for run in runs:
@@ -180,7 +180,7 @@ def collect(root: Path) -> Collection:
     return Collection(runs, rows, labels, differing, problems)
 
 
-def recorded_anew(configs: Iterable[Record]) -> list[str]:
+def made_anew(configs: Iterable[Record]) -> list[str]:
     """Names of data that are not the same in all of these runs: their scores are not of one task, or one method."""
     contents: dict[str, set[str]] = {}
     for config in configs:

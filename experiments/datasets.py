@@ -89,7 +89,7 @@ def score(dataset_id: Positional[str], runs: Positional[tuple[Path, ...]]) -> st
         raise UsageError("name at least one run folder")
     rows = [["run", "learned from", "seeds", "return", "normalized score", "min", "max"]]
     for folder in runs:
-        result = records.read_json(folder / "result.json")
+        result = records.read_result(folder)
         task, options = result["env"], result.get("env_options", {})
         if not minari_env.is_of(metadata, task, options):
             where = f"{task} with {options}" if options else task

@@ -85,7 +85,7 @@ def learning_curves(runs: Sequence[Path], out: Path) -> None:
     sets = sorted({one.config.get("dataset") or "" for one in curves})
     if len(sets) > 1:
         raise UsageError(f"one picture shows one data set, not {' and '.join(x or 'an env' for x in sets)}")
-    for name in collection.recorded_anew([one.config for one in curves]):
+    for name in collection.made_anew([one.config for one in curves]):
         raise UsageError(f"{name} was made anew between these runs: draw those of one recording at a time")
     figure, axes = plt.subplots(1, len(PANELS), figsize=(4.6 * len(PANELS), 3.6), layout="constrained")
     colors = iter(plt.rcParams["axes.prop_cycle"].by_key()["color"] * 10)

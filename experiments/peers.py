@@ -225,15 +225,13 @@ def _train(run: Path, config: Record, seeds: Sequence[int], jobs: int, train: Ca
         waiting = {pool.submit(train, config, seed): seed for seed in seeds}
         try:
             for done in as_completed(waiting):
-                try:
-                    found = done.result()
-                except BrokenProcessPool:
-                    raise LostProcessError(
-                        f"{run}: a process that trained a seed is gone (killed, or out of memory); seeds that were "
-                        f"done stay, and 'ess-rl resume {run}' goes on"
-                    ) from None
-                records.write_json(run / f"seed-{waiting[done]}.json", found)
-                print(f"seed {waiting[done]}: final return {found['final_return']:.1f}", flush=True)
+                records.write_json(run / f"seed-{waiting[done]}.json", done.result())
+                print(f"seed {waiting[done]}: final return {done.result()['final_return']:.1f}", flush=True)
+        except BrokenProcessPool:
+            raise LostProcessError(
+                f"{run}: a process that trained a seed is gone (killed, or out of memory); seeds that were done stay, "
+                f"and 'ess-rl resume {run}' goes on"
+            ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # the seeds that wait would only delay the news
             raise

@@ -78,7 +78,7 @@ def comparison(runs: Sequence[Path], against: str | None = None) -> str:
     ]
     found: dict[Series, list[tuple[Record, list[int]]]] = {}
     configs = [records.read_config(run) for run in runs]
-    for name in collection.recorded_anew(configs):
+    for name in collection.made_anew(configs):
         raise UsageError(f"{name} was made anew between these runs: compare those of one recording at a time")
     for run, config in zip(runs, configs, strict=True):
         result = records.read_result(run)
@@ -196,13 +196,11 @@ def write(root: Path, out: Path | None = None) -> str:
         out.with_name("scores.csv"): report_text.scores_csv(report),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    for path, text in pages.items():
-        mark = text.splitlines()[0] if path.suffix == ".csv" else "ess-rl report"
-        if path.exists() and mark not in path.read_text(encoding="utf-8", errors="replace"):
-            raise UsageError(f"{path} was not written by 'ess-rl report': move it away, or choose another --out")
     picture = out.with_suffix(".png")
-    if picture.exists() and report_picture.MARK.encode() not in picture.read_bytes():
-        raise UsageError(f"{picture} was not written by 'ess-rl report': move it away, or choose another --out")
+    for path in (*pages, picture):
+        mark = pages[path].splitlines()[0] if path.suffix == ".csv" else report_picture.MARK
+        if path.exists() and mark.encode() not in path.read_bytes():
+            raise UsageError(f"{path} was not written by 'ess-rl report': move it away, or choose another --out")
     for path, text in pages.items():
         part = path.with_name(path.name + ".part")
         part.write_text(text, encoding="utf-8")

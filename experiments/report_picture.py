@@ -15,7 +15,7 @@ from experiments.report_data import GroupReport, Report
 
 METHODS_UP_TO = 12  # in one picture; of more, those with the highest IQM, and its title says so
 COLUMNS = 4
-MARK = "ess-rl report"  # in the file: by it a later report knows what it may replace
+MARK = "ess-rl report"  # in picture and pages: by it a later report knows what it may replace
 
 
 def write(report: Report, path: Path) -> bool:
@@ -57,10 +57,11 @@ def _panels(one: GroupReport) -> dict[str, Mapping[str, Estimate]]:
     if one.aggregates and len(one.group.scored) > 1:
         tasks = report_text.count(len(one.group.scored), "task")
         panels[f"{tasks}, normalized"] = {label: values["IQM"] for label, values in one.aggregates.items()}
-    for column, task in enumerate(one.group.tasks):
-        # The longer name would run into the next panel's.
-        title = task.dataset if [other.dataset for other in one.group.tasks].count(task.dataset) == 1 else task.name
-        panels[title or task.name] = {label: _iqm(raw[:, [column]]) for label, raw in one.group.raw.items()}
+    titles = [task.dataset or task.name for task in one.group.tasks]  # longer ones would run into each other
+    if len(set(titles)) < len(titles):
+        titles = [task.name for task in one.group.tasks]
+    for column, title in enumerate(titles):
+        panels[title] = {label: _iqm(raw[:, [column]]) for label, raw in one.group.raw.items()}
     return panels
 
 

@@ -100,7 +100,7 @@ def test_what_restarts_environments_more_often_is_another_method(tmp_path: Path)
         records.write_json(folder / "config.json", {**config, "iterations": 20, **more})
     methods = {row.label: len(row.members) for row in collection.collect(tmp_path).rows}
     assert sorted(methods.values()) == [2, 2, 4, 4] and sum("checkpoints 1," in name for name in methods) == 2
-    folder = write_run(tmp_path / "d", [6, 7], [1.0, 2.0, 3.0, 4.0], replay_from="x/a-v0")
+    write_run(tmp_path / "d", [6, 7], [1.0, 2.0, 3.0, 4.0], replay_from="x/a-v0")
     shown = {collection.show(row.method, "replay_from") for row in collection.collect(tmp_path).rows}
     assert shown == {"none", "x/a-v0"}
 
