@@ -1,7 +1,8 @@
 """The whole family, on fresh data and on data of a policy four and sixteen iterations old.
 
 Every method has the numbers it has everywhere; none was tuned for a lag. An iteration of P3O 2019 is a sixteenth of
-PPO's env steps, so its lag is as many policies old, but not as many env steps.
+PPO's env steps, so its lag is as many policies old, but not as many env steps. P3O stands here twice: as it is by
+default, and with all the updates of an iteration (keep_ess 0), as in its paper.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from experiments.suites import P3O_DA, SMALL, SMOKE, Job
 
 TASKS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5")
 LAGS = (0, 4, 16)
+PAPER = "P3O-paper"  # the same method, so it is compared and not counted
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "P3O": ("p3o", {}),
+    PAPER: ("p3o", {"keep_ess": 0.0}),
     "P3O-2019": ("p3o_2019", {}),
     "P4O": ("p4o", {}),
     "P3O-DA": ("dapo", P3O_DA),
@@ -37,8 +40,8 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def jobs(quick: bool) -> tuple[Job, ...]:
     made = []
-    for lag in (0, 2) if quick else LAGS:
-        for env in ("Pendulum-v1",) if quick else TASKS:
+    for env in ("Pendulum-v1",) if quick else TASKS:
+        for lag in (0, 2) if quick else LAGS:
             for name, (agent, changes) in METHODS.items():
                 if quick and lag == 0 and name not in ("P3O", "PPO"):
                     continue
@@ -70,6 +73,8 @@ def judge(outcome: Outcome) -> Verdict:
                 continue
             d = difference(100.0 * scores, 100.0 * p3o, comparisons=comparisons)
             sentences.append(f"lag {lag}: {name} less P3O, in hundredths: {d}")
+            if name == PAPER:
+                continue
             above += [f"{name} at lag {lag}"] if d.low > 0.0 else []
             below += [name] if d.high < 0.0 and lag == max(table) else []
     sentences.append(f"in intervals that hold together for all {comparisons} comparisons:")
@@ -98,8 +103,8 @@ STUDY = Study(
     name="family",
     question="Which method learns most from fresh data, and which from data of policies 4 and 16 iterations old?",
     prediction=(
-        "Over the three tasks no method is clearly above P3O at any lag, and PPO and at least one more are clearly "
-        "below it at lag 16."
+        "Over the three tasks no other method is clearly above P3O at any lag, and PPO and at least one more are "
+        "clearly below it at lag 16."
     ),
     jobs=jobs,
     judge=judge,

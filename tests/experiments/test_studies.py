@@ -279,6 +279,7 @@ def methods(**at_the_longest_lag: float) -> study.Outcome:
         ({"PPO": 0.3}, "undecided"),
         ({"band": 0.3, "KL": 0.3}, "undecided"),
         ({"PPO": 0.3, "band": 0.2, "P4O": 0.7}, "refuted"),
+        ({"PPO": 0.3, "band": 0.2, family.PAPER: 0.7}, "supported"),
     ],
 )
 def test_the_verdict_on_the_family(levels: dict[str, float], word: str, tmp_path: Path):
