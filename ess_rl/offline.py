@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,13 +23,15 @@ from ess_rl import normalizer, random
 from ess_rl.contract import Metrics, OfflineAgent, State, Tree
 from ess_rl.errors import NonFiniteError
 from ess_rl.gaussian import Gaussian
-from ess_rl.population import acting, initial_state, is_small, one_thread, values_of
+from ess_rl.graphs import Graphs
+from ess_rl.population import acting, initial_state, is_small, move, one_thread, values_of
 from ess_rl.program import Program
 from ess_rl.returns import return_range
 from ess_rl.transitions import Transitions
 
 _DRAWN_AT_ONCE = 32  # updates whose random numbers are made together: one by one they would cost as much as an update
-_AT_ONCE = 2_048  # transitions of a data set, times P, whose hidden layers exist at the same time: they stay in a cache
+# Transitions of a data set, times P, whose hidden layers exist at the same time: on the CPU they stay in a cache.
+_AT_ONCE = {"cpu": 2_048, "cuda": 65_536}
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ class OfflinePopulation:
             return vmap(one)({**state, "progress": progress}, prepared, index, noise)
 
         self._update = Program(update, compiled=compiled)
+        self._recorded_of: tuple[Any, ...] = ()
 
     def describe(self, data: Transitions) -> None:
         """Take the statistics of a data set [N, ...] into every member's state."""
@@ -99,19 +104,43 @@ class OfflinePopulation:
 
         data: columns [N, ...] that all members share; prepared: [P, N, ...], each member's own.
         """
+        config, length, prepared = self.agent.config, data["reward"].shape[0], prepared or {}
+        self._settle((data, prepared, total))
+        number = self._number
+
+        def stretch(size: int) -> Metrics:
+            numbers = number + torch.arange(size, device=self.device)
+            index = minibatch_index(self.seed, numbers, length, config.minibatch)
+            noise = update_noise(self.seed, numbers, config.minibatch, self.agent.act_dim)
+            progress = (numbers.double() / total).float()[:, None].repeat(1, self.size)
+            place = self.state
+            state, metrics = self._update.scan(place, (data, prepared), (progress, index, noise))
+            move(state, place)
+            return {name: x.sum(0) for name, x in metrics.items()}
+
         sums: Metrics = {}
-        config, length = self.agent.config, data["reward"].shape[0]
-        thread = one_thread() if is_small(self.size * config.minibatch * self._parameters) else nullcontext()
-        with thread:
+        with one_thread() if is_small(self.size * config.minibatch * self._parameters) else nullcontext():
             for begin in range(first, first + count, _DRAWN_AT_ONCE):
-                numbers = torch.arange(begin, min(begin + _DRAWN_AT_ONCE, first + count), device=self.device)
-                index = minibatch_index(self.seed, numbers, length, config.minibatch)
-                noise = update_noise(self.seed, numbers, config.minibatch, self.agent.act_dim)
-                progress = (numbers.double() / total).float()[:, None].repeat(1, self.size)
-                self.state, metrics = self._update.scan(self.state, (data, prepared or {}), (progress, index, noise))
-                stretch = {name: x.sum(0) for name, x in metrics.items()}
-                sums = {name: sums[name] + x for name, x in stretch.items()} if sums else stretch
+                size = min(_DRAWN_AT_ONCE, first + count - begin)
+                number.fill_(begin)
+                found = self._graphs(f"{size} updates", partial(stretch, size))
+                sums = {name: sums.get(name, 0.0) + x for name, x in found.items()}
         return {name: x / count for name, x in sums.items()}
+
+    def _settle(self, given: Tree) -> None:
+        """What updates read and write keeps its place while they are given the same; else they are recorded anew.
+
+        The state moves to a place of its own then: who still holds it has it as it was.
+        """
+        if _places((given, self.state)) != self._recorded_of:
+            self.state = tree_map(torch.clone, self.state)
+            self._number = torch.zeros((), dtype=torch.int64, device=self.device)  # of a stretch's first update
+            self._graphs, self._recorded_of = Graphs(self.device), _places((given, self.state))
+
+
+def _places(tree: Tree) -> tuple[Any, ...]:
+    """Where the tensors of a tree lie, and their shapes; its numbers as they are."""
+    return tuple((x.data_ptr(), x.shape) if isinstance(x, Tensor) else x for x in tree_leaves(tree))
 
 
 def minibatch_index(seed: Tensor, numbers: Tensor, samples: int, minibatch: int) -> Tensor:
@@ -149,7 +178,7 @@ def reward_scale(stats: Tree, target: Tensor) -> Tensor:
 
 def in_parts(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """`function` of a column [N, ...], of a part of its rows at a time."""
-    return torch.cat([function(part) for part in x.split(_AT_ONCE)])
+    return torch.cat([function(part) for part in x.split(_AT_ONCE[x.device.type])])
 
 
 def values_along(function: Callable[[Tensor], Tensor], data: Transitions) -> tuple[Tensor, Tensor]:

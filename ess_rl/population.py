@@ -83,6 +83,17 @@ def acting(state: State) -> State:
     return {name: x for name, x in state.items() if name != "optimizer"}
 
 
+def move(state: State, place: State) -> None:
+    """Copy a state to where an older one lies, which it was made of.
+
+    What is recorded on a GPU reads and writes fixed addresses, while each update makes a new state. Leaf by leaf: a
+    leaf of the old state that lives on elsewhere in the new one (as a target network would) is copied in time.
+    """
+    olds = {x.data_ptr() for x in tree_leaves(place)}
+    new = tree_map(lambda old, x: x.clone() if x.data_ptr() in olds - {old.data_ptr()} else x, place, state)
+    tree_map(lambda old, x: old.copy_(x), place, new)
+
+
 class Population:
     """P members of one agent, their state held as one tree with a leading axis P.
 
@@ -248,12 +259,6 @@ class Population:
         self.state = self._observe(self.state, rollout)
 
     def keep(self, place: State) -> None:
-        """Copy the state to where an older state of this population lies, and let it live there.
-
-        What is recorded on a GPU reads and writes fixed addresses, while each update makes a new state. Leaf by leaf: a
-        leaf of the old state that lives on elsewhere in the new one (as a target network would) is copied in time.
-        """
-        moved = {x.data_ptr() for x in tree_leaves(place)}
-        new = tree_map(lambda old, x: x.clone() if x.data_ptr() in moved - {old.data_ptr()} else x, place, self.state)
-        tree_map(lambda old, x: old.copy_(x), place, new)
+        """Copy the state to where an older state of this population lies, and let it live there."""
+        move(self.state, place)
         self.state = place

@@ -81,6 +81,7 @@ def _parts(device: str, seconds: float) -> dict[str, tuple[Any, ...]]:
         "environments": (environments, device),
         "recorded is eager": (recorded_is_eager, device),
         "the CPU's learning": (as_on_the_cpu, device),
+        "the CPU's learning, offline": (as_on_the_cpu_offline, device),
         "nothing waits": (nothing_waits, device),
         "memory": (memory, device, 30 if small else 1000),
     }
@@ -92,7 +93,9 @@ def _parts(device: str, seconds: float) -> dict[str, tuple[Any, ...]]:
         parts[f"Pendulum-v1, P = {members}"] = (training, "Pendulum-v1", members, shape, seconds, device, "torch")
     members = 2 if small else 512
     parts[f"learner of HalfCheetah, P = {members}"] = (learner, members, seconds, device)
+    parts[f"offline AWAC, P = {10 if not small else 2}"] = (offline_learner, 10 if not small else 2, seconds, device)
     if importlib.util.find_spec("mujoco_warp") is not None and not small:
+        parts["mujoco_warp is MuJoCo"] = (warp_is_mujoco, device)
         shape = {"num_envs": 8_192, "rollout": 16, "epochs": 4, "minibatch": 32_768}
         for env_id in ("HalfCheetah-v5", "Ant-v5"):
             parts[f"{env_id} on mujoco_warp"] = (training, env_id, 1, shape, seconds, device, "warp")
@@ -127,16 +130,24 @@ def environments(device: str) -> Record:
     return {"largest_difference": worst, "passed": max(worst.values()) < 1e-4}
 
 
-def _population(device: str, compiled: bool, replay: int = 0) -> tuple[Any, Any, Any]:
+def _population(device: str, compiled: bool, replay: int = 0, name: str = "p3o") -> tuple[Any, Any, Any]:
+    import torch
+
     from agents import AGENTS
     from ess_rl.population import Population
     from ess_rl.replay import Replay
 
-    config = AGENTS["p3o"].config(num_envs=32, rollout=32, epochs=4, minibatch=256, replay=replay)
+    entry = AGENTS[name]
+    grouped = {"group": 4} if hasattr(entry.config, "group") else {}
+    config = entry.config(num_envs=32, rollout=32, epochs=4, minibatch=256, replay=replay, **grouped)
     env = envs.make_torch("Pendulum-v1", 4 * 32, device)
-    population = Population(
-        AGENTS["p3o"].agent(config, env.obs_dim, env.act_dim), range(4), device=device, compiled=compiled
-    )
+    if grouped:
+        env = envs.make_grouped("Pendulum-v1", 4 * 32, 4, device=device, max_episode_steps=config.rollout)
+    population = Population(entry.agent(config, env.obs_dim, env.act_dim), range(4), device=device, compiled=compiled)
+    if hasattr(config, "demonstrations"):
+        generator = torch.Generator().manual_seed(0)
+        shown = {"obs": torch.randn(500, env.obs_dim, generator=generator), "action": torch.zeros(500, env.act_dim)}
+        population.demonstrations = {column: x.to(device) for column, x in shown.items()}
     return population, env, Replay((1 + replay) * 32, 4, 32, env.obs_dim, env.act_dim, device)
 
 
@@ -178,10 +189,57 @@ def recorded_is_eager(device: str) -> Record:
 
 
 def as_on_the_cpu(device: str) -> Record:
-    """Six iterations of P3O on Pendulum-v1, there and here: equal seeds give equal noise, so only rounding differs."""
-    one, other = (_trained(_population(where, False)) for where in (device, "cpu"))
-    difference = _largest(one, other)
-    return {"largest_difference_of_a_parameter": difference, "passed": difference < 1e-2}
+    """Four iterations of every agent on Pendulum-v1, the last one replayed there, and as many on the CPU.
+
+    Equal seeds give equal noise on both, so only rounding differs.
+    """
+    import torch
+
+    from agents import AGENTS
+
+    torch.set_num_threads(1)  # small tensors: others would only wait
+    found = {}
+    for name in AGENTS:
+        one, other = (_trained(_population(where, False, name=name), 4) for where in (device, "cpu"))
+        found[name] = _largest(one, other)
+    return {"largest_difference_of_a_parameter": found, "passed": max(found.values()) < 1e-2}
+
+
+def as_on_the_cpu_offline(device: str) -> Record:
+    """The same of every offline agent: 160 updates, three fifths of them replayed there."""
+    import torch
+    from torch.utils._pytree import tree_leaves
+
+    from agents import OFFLINE_AGENTS
+    from ess_rl import offline
+    from ess_rl.offline import OfflinePopulation
+
+    torch.set_num_threads(1)
+    data, found = _noise(2_000, 3, 1), {}
+    for name, entry in OFFLINE_AGENTS.items():
+        ends = []
+        for where in (device, "cpu"):
+            config = entry.config(hidden=(64,), minibatch=64)
+            population = OfflinePopulation(entry.agent(config, 3, 1), range(4), device=where)
+            for _ in offline.train(population, data, updates=160, blocks=1):
+                pass
+            ends.append([x.double().cpu() for x in tree_leaves(population.state["params"])])
+        found[name] = _largest(*ends)
+    return {"largest_difference_of_a_parameter": found, "passed": max(found.values()) < 1e-2}
+
+
+def _noise(count: int, obs_dim: int, act_dim: int) -> Any:
+    """Transitions [count] without meaning, in episodes of 1000 steps, on the CPU."""
+    import torch
+
+    from ess_rl.transitions import Transitions
+
+    generator = torch.Generator().manual_seed(0)
+    drawn = {"obs": obs_dim, "next_obs": obs_dim, "action": act_dim}
+    columns = {name: 0.3 * torch.randn(count, dim, generator=generator) for name, dim in drawn.items()}
+    data = Transitions.empty((count,), obs_dim, act_dim, torch.device("cpu")).map(torch.zeros_like)
+    truncated = torch.arange(count) % 1000 == 999
+    return dataclasses.replace(data, **columns, reward=torch.randn(count, generator=generator), truncated=truncated)
 
 
 def nothing_waits(device: str) -> Record:
@@ -264,6 +322,61 @@ def learner(members: int, seconds: float, device: str) -> Record:
         )  # fmt: skip
         found[where] = throughput.learner_alone(population, rollout, seconds)
     return {"env_steps_per_second": found, "ratio": found[device] / found["cpu"], "passed": True}
+
+
+def offline_learner(members: int, seconds: float, device: str) -> Record:
+    """AWAC's updates, of HalfCheetah's sizes on a million transitions of noise, of all members together."""
+    from agents import OFFLINE_AGENTS
+    from ess_rl import offline
+    from ess_rl.offline import OfflinePopulation
+
+    entry, data, found = OFFLINE_AGENTS["awac"], _noise(1_000_000, 17, 6), {}
+    for where in dict.fromkeys((device, "cpu")):
+        population = OfflinePopulation(entry.agent(entry.config(), 17, 6), range(members), device=where, compiled=True)
+        population.describe(data)
+        columns, done = offline.samples(data, where), 0
+
+        def learn(population: Any = population, columns: Any = columns) -> int:
+            nonlocal done
+            population.updates(columns, done, 320, 10**9)
+            done += 320
+            return 320 * members
+
+        learn()
+        found[where] = throughput.per_second(learn, seconds, where)
+    return {"updates_per_second": found, "ratio": found[device] / found["cpu"], "passed": True}
+
+
+def warp_is_mujoco(device: str) -> Record:
+    """One control step of 64 worlds there and in Gymnasium, from each of 40 states on the way of random actions.
+
+    Differences are relative for numbers above 1. The largest are where a foot meets the floor, and depend on the state;
+    Ant's are of friction that points in other directions (`envs.mujoco_warp_vector`).
+    """
+    import gymnasium
+    import numpy as np
+    import torch
+
+    found: Record = {}
+    for env_id in ("HalfCheetah-v5", "Ant-v5"):
+        env: Any = envs.make(env_id, 64, backend="warp", device=device)
+        theirs: Any = gymnasium.make(env_id, disable_env_checker=True).unwrapped
+        env.reset(torch.arange(64, device=device))
+        theirs.reset(seed=0)
+        generator, gaps = torch.Generator().manual_seed(0), []
+        for _ in range(40):
+            action = 2.0 * torch.rand(64, env.act_dim, generator=generator) - 1.0
+            qpos, qvel = (x.double().cpu().numpy().copy() for x in (env._now.qpos, env._now.qvel))
+            env._warm_start.zero_()  # as Gymnasium's after `set_state` of a fresh simulator
+            reached = env.step(action.to(device)).next_obs.cpu().numpy()
+            for i, position in enumerate(qpos):
+                theirs.data.qacc_warmstart[:] = 0.0
+                theirs.set_state(position, qvel[i])
+                expected = theirs.step(action[i].numpy() * theirs.action_space.high)[0]
+                gaps.append(np.abs(reached[i] - expected).max() / max(1.0, np.abs(expected).max()))
+        env.close()
+        found[env_id] = {"median": float(np.median(gaps)), "largest": float(np.max(gaps))}
+    return {"difference": found, "passed": found["HalfCheetah-v5"]["largest"] < 2e-3}
 
 
 def floor(obs_dim: int, act_dim: int, epochs: int, card: tuple[float, float] | None) -> Record:

@@ -179,13 +179,28 @@ def test_softmax_weights_of_awac_are_a_variant():
     assert not torch.allclose(ends[0], ends[1])
 
 
+def test_updates_leave_a_state_that_is_held_as_it_was_given():
+    population, data = OfflinePopulation(build("awac"), SEEDS), bandit()
+    population.describe(data)
+    before = population.state
+    copy = pytree.tree_map(torch.clone, before)
+    columns = offline.samples(data, "cpu")
+    for number in range(2):
+        population.updates(columns, number, 1, 4)
+    assert_equal(before, copy)
+    after = pytree.tree_map(torch.clone, population.state)
+    population.state = before  # from there again, to the same end
+    population.updates(columns, 0, 2, 4)
+    assert_equal(population.state, after)
+
+
 def test_the_policy_of_td3_bc_moves_every_second_update():
     population = OfflinePopulation(build("td3_bc"), SEEDS)
     data, seen = bandit(), []
     population.describe(data)
     for number in range(4):
         population.updates(offline.samples(data, "cpu"), number, 1, 4)
-        seen.append(population.state["params"]["policy"]["0"]["weight"])
+        seen.append(population.state["params"]["policy"]["0"]["weight"].clone())
     assert torch.equal(seen[1], seen[2]) and not torch.equal(seen[0], seen[1]) and not torch.equal(seen[2], seen[3])
 
 

@@ -16,16 +16,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import envs
-from agents import AGENTS
+from agents import AGENTS, OFFLINE_AGENTS
 from envs.grouped import GroupedVectorEnv
 from envs.hinted import HintedVectorEnv
 from envs.torch_vector import TorchVectorEnv
-from ess_rl import loop
+from ess_rl import loop, offline
 from ess_rl.collect import collect, turns
 from ess_rl.contract import InTurns, Step
 from ess_rl.graphs import Graphs, Stopwatch
+from ess_rl.offline import OfflinePopulation
 from ess_rl.population import Population
 from ess_rl.replay import Replay
+from ess_rl.transitions import Transitions
 
 META = torch.device("meta")
 N, T = 4, 6
@@ -53,6 +55,10 @@ class Transfers(TorchDispatchMode):
         if len(devices) > 1 and (copies or any(x.ndim > 0 and x.device.type == "cpu" for x in tensors)):
             self.found.append(str(func))
         return out
+
+
+def sent(data: Any, *_: Any, **__: Any) -> Tensor:
+    raise AssertionError(f"{data!r} is sent from the host: torch.full fills it in where it is needed")
 
 
 def parts(agent: str, env_id: str, device: torch.device, members: int = 2, **settings: Any):
@@ -108,9 +114,6 @@ def test_an_iteration_asks_the_host_for_nothing(
         waits.append(len(found))
         return {name: torch.full((2,), float(name != "broken"), dtype=torch.float64) for name in found}
 
-    def sent(data: Any, *_: Any, **__: Any) -> Tensor:
-        raise AssertionError(f"{data!r} is sent from the host: torch.full fills it in where it is needed")
-
     monkeypatch.setattr(loop, "_to_host", to_host)
     population, env, replay = parts(agent, env_id, META, **settings)
     progress = loop.train(population, env, replay, iterations=4, reset_every=4)
@@ -122,6 +125,24 @@ def test_an_iteration_asks_the_host_for_nothing(
     assert transfers.found == []
     assert transfers.operations > 1000
     assert len(waits) == 4  # one wait an iteration
+
+
+@pytest.mark.parametrize("agent", sorted(OFFLINE_AGENTS))
+def test_updates_on_a_data_set_ask_the_host_for_nothing(agent: str, monkeypatch: pytest.MonkeyPatch):
+    data = replace(
+        Transitions.empty((20,), 3, 2, torch.device("cpu")).map(torch.zeros_like), truncated=torch.arange(20) == 19
+    )
+    made = OFFLINE_AGENTS[agent].agent(OFFLINE_AGENTS[agent].config(hidden=(8,), minibatch=4), 3, 2)
+    prepared = OfflinePopulation(made, range(2)).prepare(data)  # that may look: it comes before the updates
+    population = OfflinePopulation(made, range(2), device=META)
+    columns, prepared = offline.samples(data, META), {name: x.to(META) for name, x in prepared.items()}
+    population.updates(columns, 0, 1, 9, prepared)  # the state moves to its place
+    monkeypatch.setattr(torch, "tensor", sent)
+    monkeypatch.setattr(torch, "as_tensor", sent)
+    with Transfers() as transfers:
+        population.updates(columns, 0, 3, 9, prepared)
+    assert transfers.found == []
+    assert transfers.operations > 100
 
 
 def test_the_tensors_that_cannot_be_read_tell():
@@ -230,6 +251,26 @@ def test_recorded_is_eager(replay: int, monkeypatch: pytest.MonkeyPatch):
     torch.testing.assert_close(recorded[0].state, eager[0].state, rtol=1e-3, atol=1e-4)
     for p, q in zip(first, second, strict=True):
         torch.testing.assert_close(replace(p, seconds={}).metrics, q.metrics, rtol=1e-3, atol=1e-4)
+
+
+@needs_cuda
+@pytest.mark.parametrize("agent", sorted(OFFLINE_AGENTS))
+def test_recorded_updates_on_a_data_set_are_those_of_the_cpu(agent: str):
+    generator = torch.Generator().manual_seed(0)
+    data = Transitions.empty((500,), 3, 2, torch.device("cpu")).map(torch.zeros_like)
+    data = replace(
+        data, truncated=torch.arange(500) % 50 == 49, reward=torch.randn(500, generator=generator),
+        obs=torch.randn(500, 3, generator=generator), next_obs=torch.randn(500, 3, generator=generator),
+        action=0.3 * torch.randn(500, 2, generator=generator),
+    )  # fmt: skip
+    states = []
+    for device in ("cuda", "cpu"):
+        made = OFFLINE_AGENTS[agent].agent(OFFLINE_AGENTS[agent].config(hidden=(8,), minibatch=16), 3, 2)
+        population = OfflinePopulation(made, range(2), device=device)
+        for _ in offline.train(population, data, updates=300, blocks=2):
+            pass
+        states.append([x.double().cpu() for x in tree_leaves(population.state["params"])])
+    torch.testing.assert_close(*states, rtol=1e-2, atol=1e-3)
 
 
 @needs_cuda
