@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
+import agents
+import envs
 from ess_rl.errors import UsageError
-from experiments import gpu, records, throughput
+from experiments import gpu, gpu_checks, records, throughput
 
 
 def in_this_process(function: Any, *arguments: Any) -> Any:
@@ -22,10 +24,16 @@ def measure(out: Path, *only: str) -> dict[str, Any]:
     return gpu.measure(out, device="cpu", seconds=0.05, only=only)["parts"]
 
 
-def test_the_checks_pass_where_both_devices_are_one(tmp_path: Path):
-    parts = measure(tmp_path / "gpu.json", "environments", "the CPU's learning", "nothing waits", "memory")
-    assert set(parts["environments"]["largest_difference"].values()) == {0.0}
-    assert parts["the CPU's learning"]["largest_difference_of_a_parameter"] == 0.0
+def test_the_checks_pass_where_both_devices_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    some = {"p3o", "chord", "tba_group"}, {"awac", "bc"}
+    monkeypatch.setattr(agents, "AGENTS", {name: agents.AGENTS[name] for name in some[0]})
+    monkeypatch.setattr(agents, "OFFLINE_AGENTS", {name: agents.OFFLINE_AGENTS[name] for name in some[1]})
+    names = ("environments", "the CPU's learning", "the CPU's learning, offline")
+    parts = measure(tmp_path / "gpu.json", *names, "nothing waits", "memory")
+    for name, of in zip(names, (envs.ENVS, *some), strict=True):
+        (found,) = [x for x in parts[name].values() if isinstance(x, dict)]
+        assert set(found) <= set(of) and len(found) >= min(len(of), 8)
+        assert set(found.values()) == {0.0}, name
     assert parts["nothing waits"]["iterations"] == 5
     assert all(part["passed"] for part in parts.values())
 
@@ -36,15 +44,15 @@ def test_a_part_that_fails_is_kept_as_failed_and_tried_again(
     def breaks(device: str) -> Any:
         raise RuntimeError("no kernel image is available")
 
-    out, works = tmp_path / "x" / "gpu.json", gpu.environments
-    monkeypatch.setattr(gpu, "environments", breaks)
-    monkeypatch.setattr(gpu, "nothing_waits", lambda device: {"passed": True, "first": True})
+    out, works = tmp_path / "x" / "gpu.json", gpu_checks.environments
+    monkeypatch.setattr(gpu_checks, "environments", breaks)
+    monkeypatch.setattr(gpu_checks, "nothing_waits", lambda device: {"passed": True, "first": True})
     with pytest.raises(UsageError, match=r"1 of 2 parts failed, see .*gpu\.json: environments"):
         measure(out, "environments", "nothing waits")
     assert "no kernel image" in records.read_json(out)["parts"]["environments"]["error"]
     assert "FAILED  RuntimeError: no kernel image" in capsys.readouterr().out
-    monkeypatch.setattr(gpu, "environments", works)
-    monkeypatch.setattr(gpu, "nothing_waits", breaks)  # has been measured, and is not called again
+    monkeypatch.setattr(gpu_checks, "environments", works)
+    monkeypatch.setattr(gpu_checks, "nothing_waits", breaks)  # has been measured, and is not called again
     parts = measure(out, "environments", "nothing waits")
     assert parts["environments"]["passed"] and parts["nothing waits"]["first"]
 
