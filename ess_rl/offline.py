@@ -30,8 +30,8 @@ from ess_rl.returns import return_range
 from ess_rl.transitions import Transitions
 
 _DRAWN_AT_ONCE = 32  # updates whose random numbers are made together: one by one they would cost as much as an update
-# Transitions of a data set, times P, whose hidden layers exist at the same time: on the CPU they stay in a cache.
-_AT_ONCE = {"cpu": 2_048, "cuda": 65_536}
+# Transitions of a data set, times P, whose hidden layers exist at the same time: on a CPU few, to stay in a cache.
+_AT_ONCE, _AT_ONCE_ON_A_GPU = 2_048, 65_536
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,8 @@ class OfflinePopulation:
     ) -> Metrics:
         """Updates number `first` to `first` + `count` - 1 of `total`, from 0. -> the mean of their metrics, [P]
 
-        data: columns [N, ...] that all members share; prepared: [P, N, ...], each member's own.
+        data: columns [N, ...] that all members share; prepared: [P, N, ...], each member's own. While calls are given
+        the same ones, each writes over the state that the last one left; on a GPU stretches of updates are replayed.
         """
         config, length, prepared = self.agent.config, data["reward"].shape[0], prepared or {}
         self._settle((data, prepared, total))
@@ -178,7 +179,8 @@ def reward_scale(stats: Tree, target: Tensor) -> Tensor:
 
 def in_parts(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """`function` of a column [N, ...], of a part of its rows at a time."""
-    return torch.cat([function(part) for part in x.split(_AT_ONCE[x.device.type])])
+    rows = _AT_ONCE if x.device.type == "cpu" else _AT_ONCE_ON_A_GPU
+    return torch.cat([function(part) for part in x.split(rows)])
 
 
 def values_along(function: Callable[[Tensor], Tensor], data: Transitions) -> tuple[Tensor, Tensor]:
