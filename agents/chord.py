@@ -28,6 +28,7 @@ from torch import Tensor
 from ess_rl import normalizer
 from ess_rl.contract import Draw, Metrics, Precision, Starts, State, Tree
 from ess_rl.diagnostics import share
+from ess_rl.errors import UsageError
 from ess_rl.gaussian import Gaussian, kl
 from ess_rl.networks import policy, policy_init, value, value_init
 from ess_rl.objectives import imitation, p3o, ppo_clip, width_correction
@@ -121,6 +122,8 @@ class CHORD:
 
     def update(self, state: State, batch: dict[str, Tensor]) -> tuple[State, Metrics]:
         hyper, mu = state["hyper"], self._mu(state)
+        if "expert_obs" not in batch:
+            raise UsageError("chord: no demonstrations; give `Population.demonstrations` their obs and action")
         expert_obs = normalizer.standardize(state["obs_stats"], batch["expert_obs"])
 
         def loss_function(params: Tree) -> tuple[Tensor, Metrics]:

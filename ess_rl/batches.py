@@ -107,6 +107,9 @@ def order(seeds: Tensor, config: AgentConfig, weights: Tensor) -> Tensor:
 
 def check_minibatch(config: AgentConfig) -> None:
     """Raises UsageError unless the minibatch divides an iteration's samples, and is more than one."""
+    for name in ("num_envs", "rollout", "epochs"):
+        if getattr(config, name) < 1:
+            raise UsageError(f"{name} {getattr(config, name)}: must be at least 1")
     samples = config.rollout * config.num_envs
     if config.minibatch * processes.count() < 2:  # each of several processes has its share of one
         raise UsageError(f"minibatch {config.minibatch}: advantages are standardized over it, so it must be at least 2")

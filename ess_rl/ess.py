@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ess_rl import processes
+from ess_rl import checks, processes
 
 
 def effective_sample_size(
@@ -20,7 +20,7 @@ def effective_sample_size(
 
     Args:
         log_ratio: log pi(a|s) - log b(a|s), any shape. Half precision is summed, and answered, in float32.
-        mask: bool, same shape; False elements do not count, whatever they hold.
+        mask: bool, same shape (ValueError otherwise); False elements do not count, whatever they hold.
         dim: axes of the samples; None takes all of them.
 
     Returns:
@@ -29,6 +29,9 @@ def effective_sample_size(
         no answer. Under torch.distributed (process group initialized) the batch is that of all processes together:
         every process must call, and gets the same answer.
     """
+    if mask is not None:
+        checks.flags(mask=mask)
+        checks.same_shape(log_ratio=log_ratio, mask=mask)
     log_ratio = log_ratio.detach().to(torch.promote_types(log_ratio.dtype, torch.float32))
     dims = tuple(range(log_ratio.ndim)) if dim is None else dim
     valid = torch.ones_like(log_ratio, dtype=torch.bool) if mask is None else mask
@@ -52,9 +55,10 @@ def advantage_weighted_ess(log_ratio: Tensor, advantage: Tensor, dim: int | tupl
 
     Args:
         log_ratio: log pi(a|s) - log b(a|s), any shape.
-        advantage: same shape; its scale changes nothing. An advantage of 0 counts as the smallest positive float, so
-            that a batch without any has an answer: the plain ESS.
+        advantage: same shape (ValueError otherwise); its scale changes nothing. An advantage of 0 counts as the
+            smallest positive float, so that a batch without any has an answer: the plain ESS.
         dim: axes of the samples; None takes all of them.
     """
+    checks.same_shape(log_ratio=log_ratio, advantage=advantage)
     size = advantage.detach().abs().clamp(min=torch.finfo(advantage.dtype).tiny)
     return effective_sample_size(log_ratio + torch.log(size), dim=dim)

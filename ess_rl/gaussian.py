@@ -20,7 +20,11 @@ class Gaussian(NamedTuple):
         return self.mean + torch.exp(self.log_std) * noise
 
     def log_prob(self, action: Tensor) -> Tensor:
-        """log N(action), [...]."""
+        """log N(action), [...]. ValueError unless the action has as many dimensions as the mean."""
+        if action.shape[-1:] != self.mean.shape[-1:]:
+            raise ValueError(
+                f"actions {list(action.shape)} of a Gaussian of {list(self.mean.shape)}: give [..., act_dim]"
+            )
         z = (action - self.mean) * torch.exp(-self.log_std)
         return (-0.5 * z * z - self.log_std - _HALF_LOG_TWO_PI).sum(-1)
 

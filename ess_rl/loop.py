@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -68,7 +69,8 @@ def train(
     """Iterations `start` + 1 to `iterations` of collecting, learning and observing.
 
     Iteration 1 only observes: its rollout gives the first statistics of observations and rewards, and nothing is
-    learned from data that no statistics could scale.
+    learned from data that no statistics could scale. Each iteration writes over the state of the one before: clone
+    `population.state` to keep it.
 
     Args:
         env: of population.size * config.num_envs environments; member p's stand together.
@@ -83,8 +85,8 @@ def train(
             f"a replay of {replay.capacity} steps cannot hold {1 + config.replay} whole rollouts of "
             f"{config.rollout} steps, and no part of another"
         )
-    if start % reset_every and start < iterations:
-        raise ValueError(f"start={start} is not a multiple of reset_every={reset_every}")
+    if reset_every < 1 or (start % reset_every and start < iterations):
+        raise ValueError(f"start={start} is not a multiple of reset_every={reset_every}, a number from 1 on")
     batches.check_minibatch(config)
     _check_hints(config, env)
     _check_group(config, env)
@@ -115,8 +117,7 @@ def train(
         seeds = env_seeds(seeds, config.num_envs * processes.count()).view(population.size, -1)
         return processes.share(seeds, 1).flatten()
 
-    # The stages of an iteration. A recording has no arguments, so they read what the loop below has assigned by then:
-    # `targets` the rollouts; `updates` also the data and ess that came of it; `observe` also whether there are any.
+    # The stages of an iteration. A recording is of the very tensors that they were given: its name says which.
 
     def collecting() -> tuple[Transitions, dict[str, Tensor]]:
         if collector is None:
@@ -132,11 +133,11 @@ def train(
             found["hinted_share"] = processes.averaged(hinted.float().mean((0, 2)))
         return rollout, found
 
-    def targets() -> tuple[dict[str, Tensor], Tensor]:
+    def targets(rollouts: list[Transitions]) -> tuple[dict[str, Tensor], Tensor]:
         data, ess = batches.prepare(population, rollouts)
         return data | batches.demonstrated(population, data["advantage"].shape[1], number) | batches.marked(hinted), ess
 
-    def updates() -> dict[str, Tensor]:
+    def updates(rollouts: list[Transitions], data: dict[str, Tensor], ess: Tensor) -> dict[str, Tensor]:
         seeds, epochs = random.fold_in(random.fold_in(population.seed, random.ORDER), number), []
         weights = batches.draw_weights(config, rollouts, ess)
         for epoch in range(config.epochs):
@@ -153,13 +154,15 @@ def train(
         population.keep(state)
         return summary
 
-    def observe() -> dict[str, Tensor]:
-        summary = population.diagnose(rollouts[0], data["advantage"][:, :samples]) if learns else {}
-        population.observe(rollouts[0])
+    def observe(rollout: Transitions, data: dict[str, Tensor] | None) -> dict[str, Tensor]:
+        summary = {} if data is None else population.diagnose(rollout, data["advantage"][:, :samples])
+        population.observe(rollout)
         population.keep(state)
         return summary
 
     for iteration in range(start, iterations):
+        if population.state is not state:  # somebody gave it another
+            population.keep(state)
         stopwatch.begin()
         number.fill_(iteration)
         state["progress"].fill_(iteration / iterations)
@@ -186,16 +189,17 @@ def train(
         else:
             rollouts, where = [Transitions.zip(Tensor.copy_, fresh, rollout)], "alone"
         stopwatch.lap("collect")
-        learns, summary = iteration > 0, {}
-        if learns:
-            data, ess = graphs(f"targets {where}", targets)
+        data, summary = None, {}
+        if iteration > 0:
+            data, ess = graphs(f"targets {where}", partial(targets, rollouts))
             found = found | {f"ess_age_{age}" if age else "ess_first": ess[:, age] for age in range(len(rollouts))}
         stopwatch.lap("targets")
-        if learns:
-            summary = graphs(f"updates {where}", updates)
+        if data is not None:
+            summary = graphs(f"updates {where}", partial(updates, rollouts, data, ess))
             for _ in range(replayed.begin(iteration) if replayed else 0):
                 summary = summary | graphs("replayed", replayed_update)
-        summary = summary | graphs(f"observe {where}" if learns else "observe", observe)
+        name = "observe" if data is None else f"observe {where}"
+        summary = summary | graphs(name, partial(observe, rollouts[0], data))
         stopwatch.lap("update")
         found = _to_host(summary | found)  # the only wait for the device
         episodes, return_sum, broken = (found.pop(name) for name in ("episodes", "return_sum", "broken"))

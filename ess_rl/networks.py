@@ -68,6 +68,8 @@ def in_precision(params: Tree, precision: Precision) -> Tree:
     """
     if precision == "fp32":
         return params
+    if precision not in ("bf16", "fp16", "fp8"):
+        raise ValueError(f"precision={precision!r}: choose one of fp32, bf16, fp16, fp8")
     if precision != "fp8":
         dtype = torch.bfloat16 if precision == "bf16" else torch.float16
         return tree_map(lambda x: x.to(dtype), params)

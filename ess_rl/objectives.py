@@ -1,11 +1,11 @@
 """Policy objectives: tensors in, (scalar loss to minimize, metrics) out.
 
-All inputs are [n] over the samples of a minibatch (any common shape works). Among the metrics of each is `weight` [n],
-w in the gradient -mean(w A grad log pi(a|s)) of the policy loss, which says what every sample adds; the others are
-0-dim, and none has a gradient or waits for the device. `log_prob` carries the gradient of the
-policy being trained, `behavior_log_prob` is the log density of the policy that acted, at the action as it was sampled;
-both are in nats. Nothing here can check that the recorded density is the acting policy's: on fresh data, before the
-first update, `ess` must be 1.
+All inputs are [n] over the samples of a minibatch (any common shape works; ValueError where shapes differ). Among the
+metrics of each is `weight` [n], w in the gradient -mean(w A grad log pi(a|s)) of the policy loss, which says what every
+sample adds; the others are 0-dim, and none has a gradient or waits for the device. `log_prob` carries the gradient of
+the policy being trained, `behavior_log_prob` is the log density of the policy that acted, at the action as it was
+sampled; both are in nats. Nothing here can check that the recorded density is the acting policy's: on fresh data,
+before the first update, `ess` must be 1.
 
 Where several processes share a minibatch (torch.distributed), `ess` and `log_ratio_max` are those of the whole; the
 loss and the other metrics are means over a process's own samples, to be averaged as `ess_rl.optim.gradient` does.
@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ess_rl.checks import same_shape
 from ess_rl.ess import effective_sample_size
 from ess_rl.gaussian import Gaussian
 from ess_rl.processes import largest
@@ -37,6 +38,16 @@ def policy_ratio(log_ratio: Tensor) -> Tensor:
     return torch.exp(log_ratio.clamp(max=_HIGHEST))
 
 
+def _weight(ratio: Tensor, log_ratio: Tensor) -> Tensor:
+    """What `policy_ratio` weighs a sample's score with: nothing where it is clamped."""
+    return torch.where(log_ratio <= _HIGHEST, ratio, 0.0).detach()
+
+
+def _filled(number: float | Tensor, like: Tensor) -> Tensor:
+    """A number as a tensor, filled in where it is needed: nothing is sent to the device."""
+    return number if isinstance(number, Tensor) else torch.full_like(like, number)
+
+
 def p3o(
     log_prob: Tensor,
     behavior_log_prob: Tensor,
@@ -46,7 +57,7 @@ def p3o(
     cap: Literal["ess", "ess_per_dim"] | float | Tensor = "ess",
     pull: Literal["ess"] | float | Tensor = "ess",
     act_dim: int | None = None,
-    ess: Tensor | None = None,
+    ess: float | Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """P3O, "Trust the Batch": the effective sample size caps the score-function weight and sets the pull to b.
 
@@ -68,19 +79,22 @@ def p3o(
         pull: the weight of the KL: "ess", 1 - e; or a fixed number. With cap=1 and pull=0 this is the policy loss of
             V-trace's actor-critic (Espeholt et al. 2018, arXiv 1802.01561, Eq. 4), whose advantages are `vtrace`'s.
         act_dim: for "ess_per_dim" only.
-        ess: 0-dim e to use in cap and pull in place of this batch's, as of a larger batch that this one is part of. The
-            ESS of few samples is too high, so the smaller the batch, the weaker its cap and its pull.
+        ess: e (a number, or 0-dim) to use in cap and pull in place of this batch's, as of a larger batch that this one
+            is part of. The ESS of few samples is too high, so the smaller the batch, the weaker its cap and its pull.
 
     Returns:
         The loss and `ess` (of this batch, whatever is used), `behavior_kl` (mean), `capped_fraction` (rho above the cap
         by more than 1e-6 of it, so that rounding does not count), `log_ratio_max`, `weight`.
 
     Raises:
-        ValueError: for another name of a cap or a pull, or "ess_per_dim" without act_dim.
+        ValueError: shapes differ; another name of a cap or a pull; "ess_per_dim" without act_dim.
     """
+    same_shape(
+        log_prob=log_prob, behavior_log_prob=behavior_log_prob, advantage=advantage, behavior_kl=behavior_kl
+    )  # fmt: skip
     log_ratio = (log_prob - behavior_log_prob).detach()
     own = effective_sample_size(log_ratio)
-    e = own if ess is None else ess
+    e = own if ess is None else _filled(ess, own)
     if isinstance(cap, str):
         if cap == "ess":
             limit = e
@@ -89,7 +103,7 @@ def p3o(
         else:
             raise ValueError(f"cap={cap!r}, act_dim={act_dim}: use 'ess', a number, or 'ess_per_dim' with act_dim")
     else:
-        limit = cap if isinstance(cap, Tensor) else torch.full_like(own, cap)  # filled where it is: nothing is sent
+        limit = _filled(cap, own)
     if isinstance(pull, str) and pull != "ess":
         raise ValueError(f"pull={pull!r}: use 'ess' or a number")
     kl_weight = 1.0 - e if isinstance(pull, str) else pull
@@ -148,8 +162,12 @@ def p4o(
         `proximal_kl`, `mixture_kl` (mean, of whichever stands for it) and `behavior_share` (w_b).
 
     Raises:
-        ValueError: for another name of a KL.
+        ValueError: shapes differ; another name of a KL.
     """
+    same_shape(
+        log_prob=log_prob, behavior_log_prob=behavior_log_prob, proximal_log_prob=proximal_log_prob,
+        advantage=advantage, behavior_kl=behavior_kl, proximal_kl=proximal_kl,
+    )  # fmt: skip
     behavior_log_prob, proximal_log_prob = behavior_log_prob.detach(), proximal_log_prob.detach()
     e_b = effective_sample_size(log_prob - behavior_log_prob)
     e_p = effective_sample_size(log_prob - proximal_log_prob)
@@ -185,6 +203,7 @@ def ppo_clip(
     Source: Schulman et al. 2017 (arXiv 1707.06347), Eq. 7. Metrics: `ess` of the same batch (not used by the
     loss), `clipped_fraction` (|rho - 1| > clip), `log_ratio_max`, `weight`.
     """
+    same_shape(log_prob=log_prob, behavior_log_prob=behavior_log_prob, advantage=advantage)
     return _clipped_about(1.0, log_prob - behavior_log_prob.detach(), advantage.detach(), clip)
 
 
@@ -199,7 +218,7 @@ def _clipped_about(
         "ess": effective_sample_size(log_ratio),
         "clipped_fraction": ((ratio - center).abs() > clip).to(ratio.dtype).mean().detach(),
         "log_ratio_max": largest(log_ratio.detach().max()),
-        "weight": torch.where(ratio * advantage <= clipped * advantage, ratio, 0.0).detach(),
+        "weight": torch.where(ratio * advantage <= clipped * advantage, _weight(ratio, log_ratio), 0.0),
     }
 
 
@@ -214,6 +233,9 @@ def ppo_decoupled(
     the caller's affair: theirs is an exponential average of the weights, our PPO takes the iteration's first policy.
     Metrics: `ess` of pi / b, `clipped_fraction` of r, `log_ratio_max` of pi / b, `weight`.
     """
+    same_shape(
+        log_prob=log_prob, proximal_log_prob=proximal_log_prob, behavior_log_prob=behavior_log_prob, advantage=advantage
+    )  # fmt: skip
     correction = policy_ratio(proximal_log_prob - behavior_log_prob).detach()
     loss, metrics = ppo_clip(log_prob, proximal_log_prob, advantage.detach() * correction, clip=clip)
     log_ratio, weight = (log_prob - behavior_log_prob).detach(), correction * metrics["weight"]
@@ -234,6 +256,9 @@ def ppo_generalized(
     over: its choice of how many older policies to learn from, and its learning rate led by the total variation.
     Metrics: `ess` of rho, `clipped_fraction` (|rho - center| > clip), `log_ratio_max` of rho, `weight`.
     """
+    same_shape(
+        log_prob=log_prob, proximal_log_prob=proximal_log_prob, behavior_log_prob=behavior_log_prob, advantage=advantage
+    )  # fmt: skip
     center = policy_ratio(proximal_log_prob - behavior_log_prob).detach()
     return _clipped_about(center, log_prob - behavior_log_prob.detach(), advantage.detach(), clip)
 
@@ -251,6 +276,7 @@ def ppo_variance(
     bound and dual step is ours (the rule that leads `coefficient` is with the agent). Metrics: `ess`,
     `ratio_variance`, `coefficient`, `log_ratio_max`, `weight` (of the first term).
     """
+    same_shape(log_prob=log_prob, behavior_log_prob=behavior_log_prob, advantage=advantage)
     penalty = (policy_ratio(log_prob - behavior_log_prob.detach()) - 1.0).square()
     loss, metrics = ppo_kl(log_prob, behavior_log_prob, advantage, penalty, kl_coef=coefficient)
     named = {"ratio_variance": penalty.mean().detach(), "coefficient": metrics.pop("kl_coef")}
@@ -285,6 +311,9 @@ def bpo(
     Metrics: `ess` (not used by the loss), `overshot_fraction` (rho beyond rho*, by more than 1e-6), `log_ratio_max`,
     `weight`; a sample pulls its rho back where the sign of `weight` is not that of (Q - U) A.
     """
+    same_shape(
+        log_prob=log_prob, behavior_log_prob=behavior_log_prob, advantage=advantage, median_advantage=median_advantage
+    )  # fmt: skip
     log_ratio = log_prob - behavior_log_prob.detach()
     ratio = policy_ratio(log_ratio)
     target = 1.0 - clip + 2.0 * clip * torch.sigmoid(median_advantage.detach() / temperature)
@@ -295,7 +324,7 @@ def bpo(
         "ess": effective_sample_size(log_ratio),
         "overshot_fraction": beyond.to(ratio.dtype).mean(),
         "log_ratio_max": largest(log_ratio.detach().max()),
-        "weight": (torch.sign(short) * ratio * torch.sign(advantage)).detach(),
+        "weight": torch.sign(short) * _weight(ratio, log_ratio) * torch.sign(advantage.detach()),
     }
 
 
@@ -309,6 +338,7 @@ def ppo_band(
     Unlike PPO's clip it silences no sample. Source: CISPO, MiniMax 2025 (arXiv 2506.13585), Eq. 4 and 5, for one action
     a step and no token masks. Metrics as of `ppo_clip`.
     """
+    same_shape(log_prob=log_prob, behavior_log_prob=behavior_log_prob, advantage=advantage)
     log_ratio = (log_prob - behavior_log_prob).detach()
     ratio = torch.exp(log_ratio)
     weight = ratio.clamp(min=1.0 - clip).clamp(max=1.0 + clip)
@@ -336,8 +366,11 @@ def ppo_kl(
     Source: Schulman et al. 2017 (arXiv 1707.06347), Eq. 8; the rule that leads `kl_coef` is with the agent. Metrics:
     `ess`, `kl_coef`, `log_ratio_max`, `weight`.
     """
+    same_shape(
+        log_prob=log_prob, behavior_log_prob=behavior_log_prob, advantage=advantage, behavior_kl=behavior_kl
+    )  # fmt: skip
     log_ratio = log_prob - behavior_log_prob.detach()
-    coefficient = kl_coef if isinstance(kl_coef, Tensor) else torch.full_like(log_ratio.detach().sum(), kl_coef)
+    coefficient = _filled(kl_coef, log_ratio.detach().sum())
     ratio = policy_ratio(log_ratio)
     loss = -(ratio * advantage.detach()).mean() + coefficient * behavior_kl.mean()
     log_ratio = log_ratio.detach()
@@ -345,7 +378,7 @@ def ppo_kl(
         "ess": effective_sample_size(log_ratio),
         "kl_coef": coefficient,
         "log_ratio_max": largest(log_ratio.max()),
-        "weight": ratio.detach(),
+        "weight": _weight(ratio, log_ratio),
     }
 
 
@@ -401,6 +434,10 @@ def subtrajectory_balance(
     Returns:
         The loss; `value_loss`, half the mean of sum_j w_j delta_j^2; `weight` [n], w A at a segment's first step.
     """
+    same_shape(
+        log_prob=log_prob, reference_log_prob=reference_log_prob, reward=reward, end_value=end_value, within=within
+    )  # fmt: skip
+    same_shape(value=value, first_reward=reward[..., 0])
     charge = beta * (log_prob - reference_log_prob.detach()) + entropy_coef * log_prob - reward
     weights = path_weights(within, lambda_)
     residuals = path_residuals(charge.detach(), value, end_value, discount=discount)
@@ -437,6 +474,7 @@ def vargrad_trajectory_balance(
     Returns:
         The loss; `log_z`, the mean of log Z; `weight` [..., K], w A, with the sign and scale of this loss.
     """
+    same_shape(log_prob=log_prob, reference_log_prob=reference_log_prob, reward=reward)
     log_z = reference_log_prob.detach() - log_prob + reward / beta
     of_group = log_z.detach().mean(-1, keepdim=True)
     loss = (of_group - log_z).square().mean()
@@ -500,7 +538,9 @@ def advantage_weights(
     if form == "exponential":
         highest = torch.log(cap) if isinstance(cap, Tensor) else math.log(cap)
         return torch.exp(scaled.clamp(min=-80.0).clamp(max=highest))  # above 0, so that any minibatch has an ESS
-    return torch.softmax(scaled, dim=0) * scaled.shape[0]
+    if form == "softmax":
+        return torch.softmax(scaled, dim=0) * scaled.shape[0]
+    raise ValueError(f"form={form!r}: choose one of exponential, softmax")
 
 
 def expectile_loss(error: Tensor, expectile: float | Tensor) -> Tensor:
@@ -562,6 +602,8 @@ def imitation(
     Source: Zhang et al. 2025 (CHORD, arXiv 2508.11408), where phi is p (1 - p) of a token's probability p; u in its
     place and the correction are ours. Metrics: `imitation_loss`, `expert_mass` (mean u), `weight` (phi).
     """
+    if phi not in ("one", "mass") or (isinstance(width, str) and width != "fixed"):
+        raise ValueError(f"phi={phi!r}, width={width!r}: phi is 'one' or 'mass', width a number or 'fixed'")
     u = expert_mass(pi, action)
     weight = u * (1.0 - u) if phi == "mass" else torch.ones_like(u)
     log_std = pi.log_std.detach() if width == "fixed" else pi.log_std

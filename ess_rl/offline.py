@@ -79,7 +79,8 @@ class OfflinePopulation:
             return vmap(one)({**state, "progress": progress}, prepared, index, noise)
 
         self._update = Program(update, compiled=compiled)
-        self._recorded_of: tuple[Any, ...] = ()
+        self._held: list[Tensor] = []  # what recordings read and write
+        self._given: Any = None  # what else they are of
 
     def describe(self, data: Transitions) -> None:
         """Take the statistics of a data set [N, ...] into every member's state."""
@@ -103,10 +104,11 @@ class OfflinePopulation:
         """Updates number `first` to `first` + `count` - 1 of `total`, from 0. -> the mean of their metrics, [P]
 
         data: columns [N, ...] that all members share; prepared: [P, N, ...], each member's own. While calls are given
-        the same ones, each writes over the state that the last one left; on a GPU stretches of updates are replayed.
+        the same `data`, each writes over the state that the last one left: clone what is to be kept. On a GPU stretches
+        of updates are recorded, and replayed as long as that is so.
         """
-        config, length, prepared = self.agent.config, data["reward"].shape[0], prepared or {}
-        self._settle((data, prepared, total))
+        config, length = self.agent.config, data["reward"].shape[0]
+        prepared = self._settle(data, prepared or {}, total)
         number = self._number
 
         def stretch(size: int) -> Metrics:
@@ -128,20 +130,23 @@ class OfflinePopulation:
                 sums = {name: sums.get(name, 0.0) + x for name, x in found.items()}
         return {name: x / count for name, x in sums.items()}
 
-    def _settle(self, given: Tree) -> None:
-        """What updates read and write keeps its place while they are given the same; else they are recorded anew.
+    def _settle(self, data: dict[str, Tensor], prepared: dict[str, Tensor], total: int) -> dict[str, Tensor]:
+        """What updates read and write keeps its place while the data are the same; else they are recorded anew.
 
-        The state moves to a place of its own then: who still holds it has it as it was.
+        The state moves to a place of its own then: who still holds it has it as it was. -> `prepared`, in its place
         """
-        if _places((given, self.state)) != self._recorded_of:
+        held = [*data.values(), *tree_leaves(self.state)]
+        given = (total, {name: x.shape for name, x in prepared.items()})
+        stays = len(held) == len(self._held) and all(x is y for x, y in zip(held, self._held, strict=True))
+        if not stays or given != self._given:
             self.state = tree_map(torch.clone, self.state)
+            self._held, self._given = [*data.values(), *tree_leaves(self.state)], given
+            self._prepared = {name: torch.empty_like(x) for name, x in prepared.items()}
             self._number = torch.zeros((), dtype=torch.int64, device=self.device)  # of a stretch's first update
-            self._graphs, self._recorded_of = Graphs(self.device), _places((given, self.state))
-
-
-def _places(tree: Tree) -> tuple[Any, ...]:
-    """Where the tensors of a tree lie, and their shapes; its numbers as they are."""
-    return tuple((x.data_ptr(), x.shape) if isinstance(x, Tensor) else x for x in tree_leaves(tree))
+            self._graphs = Graphs(self.device)
+        for name, x in prepared.items():
+            self._prepared[name].copy_(x)
+        return self._prepared
 
 
 def minibatch_index(seed: Tensor, numbers: Tensor, samples: int, minibatch: int) -> Tensor:
@@ -186,9 +191,12 @@ def in_parts(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 def values_along(function: Callable[[Tensor], Tensor], data: Transitions) -> tuple[Tensor, Tensor]:
     """`function` (of [N, obs_dim], to [N]) of the obs and of the next_obs of a whole data set. -> two of [N]
 
-    Within an episode one step's next_obs is the next one's obs, so it is asked anew where an episode ends alone.
+    Rows are in the order of their episodes. Within one a step's next_obs is the next step's obs, so it is asked anew
+    where an episode ends alone.
     """
-    now, ends = in_parts(function, data.obs), data.last.nonzero().squeeze(-1)
+    last = data.last.clone()
+    last[-1] = True  # nothing follows the last row, whether its episode went on or not
+    now, ends = in_parts(function, data.obs), last.nonzero().squeeze(-1)
     return now, now.roll(-1).index_copy(0, ends, in_parts(function, data.next_obs[ends]))
 
 
@@ -203,7 +211,8 @@ def train(
 ) -> Iterator[OfflineProgress]:
     """`updates` gradient steps of every member, in `blocks` stretches, from stretch `start` on.
 
-    The caller evaluates and saves between two stretches. Each begins with the agent's `prepare`, if it has one.
+    The caller evaluates and saves between two stretches. Each begins with the agent's `prepare`, if it has one, and
+    writes over the state of the one before: clone `population.state` to keep it.
 
     Raises:
         NonFiniteError: a metric is not a finite number.

@@ -100,7 +100,7 @@ def clip_by_global_norm(grads: Tree, max_norm: float | Tensor) -> tuple[Tree, Te
     return pytree.tree_map(lambda g: g * factor, grads), norm
 
 
-def held_back(rate_factor: Tensor, log_ratio: Tensor, keep_ess: Tensor) -> Tensor:
+def held_back(rate_factor: float | Tensor, log_ratio: Tensor, keep_ess: float | Tensor) -> Tensor:
     """The factor of a learning rate whose updates are to leave an ESS of `keep_ess`, after an iteration of them.
 
         factor <- factor * sqrt( log(keep_ess) / log(e) ),     e the ESS of exp(log_ratio)
@@ -111,12 +111,14 @@ def held_back(rate_factor: Tensor, log_ratio: Tensor, keep_ess: Tensor) -> Tenso
     Source: ours; Schulman's implementations of 2016 led the KL of PPO in this way.
 
     Args:
-        rate_factor: 0-dim, in [0.01, 1].
+        rate_factor: a number, or 0-dim, in [0.01, 1].
         log_ratio: of the policy after the updates to that before them, on the data of the iteration, any shape.
-        keep_ess: 0-dim, in [0, 1); 0 holds nothing back.
+        keep_ess: likewise, in [0, 1); 0 holds nothing back.
     """
-    allowed = -torch.log(keep_ess)  # of -log e; infinite for 0
     log_e = torch.log(effective_sample_size(log_ratio))
+    allowed = -torch.log(
+        keep_ess if isinstance(keep_ess, Tensor) else torch.full_like(log_e, keep_ess)
+    )  # infinite for 0
     change = torch.sqrt(allowed / -log_e.clamp(max=-1e-6)).clamp(1.0 / 1.5, 1.5)
     return (rate_factor * change).clamp(0.01, 1.0)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ess_rl import diagnostics
+from ess_rl import checks, diagnostics
 from ess_rl.contract import Agent, Metrics, OfflineAgent, State
 from ess_rl.errors import UsageError
 from ess_rl.gaussian import Gaussian
@@ -59,6 +59,9 @@ def is_small(work: int) -> bool:
 
 def values_of(config: Any, hyper: Mapping[str, Sequence[float]], size: int) -> dict[str, list[float]]:
     """The float fields of a Config, one value for each of `size` members: from `hyper` where they differ."""
+    checks.choices(config)
+    if size < 1:
+        raise UsageError("no seeds: give one for each member")
     numbers = {f.name: [getattr(config, f.name)] * size for f in fields(config) if f.type in ("float", float)}
     for name, column in hyper.items():
         if name not in numbers:
@@ -87,10 +90,14 @@ def move(state: State, place: State) -> None:
     """Copy a state to where an older one lies, which it was made of.
 
     What is recorded on a GPU reads and writes fixed addresses, while each update makes a new state. Leaf by leaf: a
-    leaf of the old state that lives on elsewhere in the new one (as a target network would) is copied in time.
+    leaf that is, or is a view of, another one of the old state (as a target network would be) is copied in time.
     """
-    olds = {x.data_ptr() for x in tree_leaves(place)}
-    new = tree_map(lambda old, x: x.clone() if x.data_ptr() in olds - {old.data_ptr()} else x, place, state)
+    olds = {x.untyped_storage().data_ptr() for x in tree_leaves(place)}
+
+    def apart(old: Tensor, x: Tensor) -> Tensor:
+        return x.clone() if x is not old and x.untyped_storage().data_ptr() in olds else x
+
+    new = tree_map(apart, place, state)
     tree_map(lambda old, x: old.copy_(x), place, new)
 
 

@@ -33,6 +33,7 @@ class Replay:
     def add(self, rollout: Transitions) -> None:
         """Write steps [T, P, N] over the oldest ones."""
         steps = rollout.reward.shape[0]
+        _check(rollout, self.store)
         if steps > self.capacity:
             raise UsageError(f"a rollout of {steps} steps does not fit a replay of {self.capacity}: raise its capacity")
         first = min(steps, self.capacity - self.head)  # the rest begins again at slot 0
@@ -55,7 +56,8 @@ class Replay:
     def rollouts(self, steps: int, at_most: int) -> list[Transitions]:
         """The newest `at_most` stretches of `steps` steps, newest first, as far as whole ones are held: [steps, P, N].
 
-        Added `steps` at a time, these are the rollouts as they were collected. None crosses the write head.
+        Added `steps` at a time, these are the rollouts as they were collected. None crosses the write head. As of
+        `latest`, what does not wrap round is a view, over which later steps are written.
         """
         count = min(at_most, self.size // steps)
         starts = [(self.head - (k + 1) * steps) % self.capacity for k in range(count)]
@@ -81,11 +83,27 @@ class Replay:
         return {"store": store, "head": torch.tensor(self.head), "size": torch.tensor(self.size)}
 
     def load(self, state: Tree) -> None:
-        """Take up what `state` gave."""
-        self.store = Transitions(**state["store"])
+        """Take up what `state` gave, a copy of it."""
+        held = Transitions(**state["store"])
+        if len(held.reward) != self.capacity:
+            raise UsageError(
+                f"a replay of {self.capacity} steps cannot take up one of {len(held.reward)}: make it as large"
+            )
+        _check(held, self.store)
+        Transitions.zip(Tensor.copy_, self.store, held)
         self.head, self.size = int(state["head"]), int(state["size"])
 
     def _stretch(self, start: int, steps: int) -> Transitions:
         if start + steps <= self.capacity:
             return self.store.map(lambda x: x[start : start + steps])
         return self.store.map(lambda x: torch.cat([x[start:], x[: start + steps - self.capacity]]))
+
+
+def _check(given: Transitions, store: Transitions) -> None:
+    """Raises UsageError where columns are not of the replay's shapes, but for the number of steps."""
+    for f in fields(store):
+        one, other = getattr(given, f.name).shape[1:], getattr(store, f.name).shape[1:]
+        if one != other:
+            raise UsageError(
+                f"{f.name} {list(one)} a step does not fit a replay of {list(other)}: [population, num_envs, ...]"
+            )

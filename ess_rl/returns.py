@@ -2,7 +2,8 @@
 
 Letters: T steps of a segment, B segments. Every tensor is [T, B] (or [T, ...]); rewards are per control step,
 `discount` and `lambda_` are per control step, floats or 0-dim tensors. No function here stops gradients: they are
-called outside the loss.
+called outside the loss. ValueError where the shapes of a trajectory differ or an end is no bool: int flags would be
+counted, and a value [T, B, 1] broadcast.
 
     terminated   the task ended at t: next_value[t] counts as zero
     last         the episode ended at t, terminated or truncated: nothing after t belongs to it.
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ess_rl import checks
 from ess_rl.ess import effective_sample_size
 
 Correction = Literal["none", "vtrace", "retrace", "ess"]
@@ -36,6 +38,13 @@ def reverse_recurrence(a: Tensor, b: Tensor) -> Tensor:
 def _shifted(x: Tensor, steps: int) -> Tensor:
     """x_{t + steps} of x [T, ...], zero past the end."""
     return pad(x[steps:], [0, 0] * (x.ndim - 1) + [0, steps])
+
+
+def _check(
+    reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, last: Tensor, **others: Tensor
+) -> None:
+    checks.flags(terminated=terminated, last=last)
+    checks.same_shape(reward=reward, value=value, next_value=next_value, last=last, **others)
 
 
 def _td_error(
@@ -63,6 +72,7 @@ def gae(
     Source: Schulman et al. 2016 (arXiv 1506.02438), Eq. 16; truncation apart from termination as in Pardo et al. 2018
     (arXiv 1712.00378).
     """
+    _check(reward, value, next_value, terminated, last)
     delta = _td_error(reward, value, next_value, terminated, discount)
     advantage = reverse_recurrence(delta, discount * lambda_ * (~last).to(delta.dtype))
     return advantage, advantage + value
@@ -93,6 +103,7 @@ def vtrace(
     it is not multiplied by rho_t, because the objective applies the policy ratio, once. With rho_bar = c_bar = 1 the
     advantage is that of `retrace`, and the two differ in the value's target alone.
     """
+    _check(reward, value, next_value, terminated, last, log_ratio=log_ratio)
     ratio = torch.exp(log_ratio)
     delta = _td_error(reward, value, next_value, terminated, discount)
     carry = discount * lambda_ * (~last).to(delta.dtype)
@@ -125,6 +136,7 @@ def retrace(
     V. The value's target leaves the first action as it was taken, a target of Q(s_t, a_t): averaged over what b does,
     it draws V toward b's value by that one action, which `vtrace` corrects.
     """
+    _check(reward, value, next_value, terminated, last, log_ratio=log_ratio)
     delta = _td_error(reward, value, next_value, terminated, discount)
     following = _shifted(torch.exp(log_ratio).clamp(max=1.0), 1)
     advantage = reverse_recurrence(delta, discount * lambda_ * (~last).to(delta.dtype) * following)
@@ -186,6 +198,8 @@ def divergence_ahead(
     Source: Wang et al. 2019 (arXiv 2501.15034), the recursion as their code documents it. Where it computes V_t it
     reads d_{t+1} (at the segment's end d_t), also past the end of an episode: `released` does so too, for ablation.
     """
+    checks.flags(last=last)
+    checks.same_shape(divergence=divergence, log_ratio=log_ratio, last=last)
     ratio = torch.exp(log_ratio)
     carry = discount * (~last).to(divergence.dtype)
     paid = torch.cat([divergence[1:], divergence[-1:]]) if released else divergence

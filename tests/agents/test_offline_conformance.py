@@ -34,12 +34,14 @@ def bandit(count: int = COUNT) -> Transitions:
     )  # fmt: skip
 
 
-def test_values_along_episodes_are_those_of_every_step():
+@pytest.mark.parametrize("open_end", [0, 1])
+def test_values_along_episodes_are_those_of_every_step(open_end: int):
     """Three episodes of 4, 1 and 7 steps; next_obs is the next step's obs but at their ends."""
     data = bandit(12)
     last = torch.zeros(12, dtype=torch.bool)
     last[[3, 4, 11]] = True
     next_obs = torch.where(last[:, None], data.next_obs, data.obs.roll(-1, 0))
+    last[-1] = open_end < 1
     data = replace(data, terminated=last & False, truncated=last, next_obs=next_obs)
 
     def function(obs: torch.Tensor) -> torch.Tensor:
@@ -192,6 +194,12 @@ def test_updates_leave_a_state_that_is_held_as_it_was_given():
     population.state = before  # from there again, to the same end
     population.updates(columns, 0, 2, 4)
     assert_equal(population.state, after)
+    held = population.state
+    for number in range(5):  # other data, where the freed ones lay perhaps
+        columns = {name: x.clone() for name, x in offline.samples(data, "cpu").items()}
+        population.updates(columns, number, 1, 4)
+        assert_equal(held, after)
+        held, after = population.state, pytree.tree_map(torch.clone, population.state)
 
 
 def test_the_policy_of_td3_bc_moves_every_second_update():

@@ -25,7 +25,7 @@ from ess_rl.collect import collect, turns
 from ess_rl.contract import InTurns, Step
 from ess_rl.graphs import Graphs, Stopwatch
 from ess_rl.offline import OfflinePopulation
-from ess_rl.population import Population
+from ess_rl.population import Population, move
 from ess_rl.replay import Replay
 from ess_rl.transitions import Transitions
 
@@ -222,6 +222,29 @@ def test_an_odd_number_of_environments_takes_no_turns():
     halved = InTwoTurns(whole.env_id, whole.dynamics, 6)
     assert len(turns(halved, 3)) == 1  # two members of three: no half would hold as many of each
     assert len(turns(halved, 6)) == 2
+
+
+def test_a_state_moves_whole_whatever_of_the_old_one_it_is_made_of():
+    """Two leaves exchanged, one that is a part of another, one that is turned, one as it was, one new."""
+    old = {name: torch.arange(4.0).view(2, 2) + 10.0 * i for i, name in enumerate("abcdef")}
+    new = {"a": old["b"], "b": old["a"], "c": old["a"].flatten()[2:].expand(2, 2), "d": old["d"].T, "e": old["e"]}
+    new["f"] = old["f"] + 1.0
+    expected, places = {name: x.clone() for name, x in new.items()}, {name: x.data_ptr() for name, x in old.items()}
+    move(new, old)
+    assert all(torch.equal(old[name], x) for name, x in expected.items())
+    assert {name: x.data_ptr() for name, x in old.items()} == places
+
+
+def test_a_state_that_the_caller_gives_is_learned_from():
+    """A copy of the state in its place changes nothing: learning rates go on falling, updates reach it."""
+    ends = []
+    for copies in (False, True):
+        population, env, replay = parts("p3o", "Pendulum-v1", torch.device("cpu"))
+        for _ in loop.train(population, env, replay, iterations=6, reset_every=6):
+            if copies:
+                population.state = copy.deepcopy(population.state)
+        ends.append(population.state)
+    torch.testing.assert_close(*ends, rtol=0.0, atol=0.0)
 
 
 def test_on_the_cpu_nothing_is_recorded():

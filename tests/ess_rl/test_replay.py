@@ -77,6 +77,24 @@ def test_rollouts_come_newest_first_and_whole(capacity: int):
     assert len(ring.rollouts(2, at_most=1)) == 1
 
 
+def test_what_is_of_another_shape_is_refused():
+    replay = Replay(8, 2, 3, 4, 1, "cpu")
+    for shape in ((2, 1, 4, 1), (2, 3, 1, 1), (1, 3, 4, 1)):  # each would broadcast
+        members, num_envs, obs_dim, act_dim = shape
+        with pytest.raises(UsageError, match=r"a step does not fit a replay of \["):
+            replay.add(Transitions.empty((2, members, num_envs), obs_dim, act_dim, torch.device("cpu")))
+    with pytest.raises(UsageError, match="cannot take up one of"):
+        replay.load(Replay(9, 2, 3, 4, 1, "cpu").state())
+
+
+def test_what_takes_up_a_state_shares_nothing_with_it():
+    one, other = (Replay(8, 2, 3, 4, 1, "cpu") for _ in range(2))
+    other.load(one.state())
+    rollout = Transitions.empty((2, 2, 3), 4, 1, torch.device("cpu"))
+    other.add(rollout.map(lambda x: x + 1))
+    assert not one.store.reward.any()
+
+
 def test_its_state_brings_it_back():
     ring, other = replay(5), replay(5)
     for i in range(3):
