@@ -196,6 +196,8 @@ def _in_groups(kind: type[Grouped], plain: TorchVectorEnv, group: int) -> Groupe
 def render_env(env_id: str, **options: Any) -> RenderEnv:
     """One copy of a task, through Gymnasium, with `.render()` -> uint8 [height, width, 3] and `.fps`."""
     _choose_backend(env_id, "gymnasium")
+    if env_id.startswith("ess/"):
+        raise UsageError(f"{env_id} has no picture: its equations are ours alone, and only Gymnasium's tasks are drawn")
     from envs import gymnasium_vector
 
     return gymnasium_vector.render_env(env_id, **options)

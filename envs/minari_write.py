@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 import platform
 import shutil
@@ -104,8 +105,12 @@ def write(
         options: of Gymnasium's `make`, where the task was made with some.
 
     Raises:
-        UsageError: a set of that name exists, or the name is none.
+        UsageError: a set of that name exists, or the name is none, or there are no episodes.
     """
+    episodes = iter(episodes)
+    if (first := next(episodes, None)) is None:
+        raise UsageError(f"{dataset_id}: no episodes to write")
+    episodes = itertools.chain([first], episodes)
     _remove_leftovers()  # first: it may bring back a set of this name
     check_name(dataset_id, overwrite=overwrite)
     folder = minari_data.root() / dataset_id

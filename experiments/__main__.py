@@ -251,11 +251,19 @@ def publish(arguments: list[str]) -> None:
     from experiments import figures
     from experiments.studies import study
 
-    def command(run: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path]) -> tuple[Path, Path]:
-        return run, out
+    def command(
+        run: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path], overwrite: bool = False
+    ) -> tuple[Path, Path, bool]:
+        """
+        Args:
+            run: a finished run, or a study's folder.
+            out: where to.
+            overwrite: replace what is published there of other runs.
+        """
+        return run, out, overwrite
 
-    run, out = tyro.cli(command, args=arguments, prog="ess-rl publish", description=publish.__doc__)
-    copied = (study if (run / "study.json").exists() else figures).publish(run, out)
+    run, out, overwrite = tyro.cli(command, args=arguments, prog="ess-rl publish", description=publish.__doc__)
+    copied = (study if (run / "study.json").exists() else figures).publish(run, out, overwrite=overwrite)
     print(f"{out}: {', '.join(copied)}")
 
 

@@ -81,7 +81,8 @@ def score(dataset_id: Positional[str], runs: Positional[tuple[Path, ...]]) -> st
     ends = minari_data.references_of(metadata)
     if ends is None:
         raise UsageError(
-            f"{dataset_id} has no ref_min_score and another ref_max_score, so there is no normalized score"
+            f"{dataset_id} lacks ref_min_score or ref_max_score, or they are equal, so there is no normalized score: "
+            "'ess-rl dataset record' takes --ref-min and --ref-max"
         )
     low, high = ends
     env_id = minari_env.id_in(minari_env.spec_text(metadata))

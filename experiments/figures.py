@@ -44,7 +44,7 @@ def read_curves(run: Path) -> Curves:
         UsageError: the folder has neither.
     """
     config = records.read_config(run)
-    if (run / "curves.csv").exists():
+    if (run / "curves.csv").exists() and not (run / "metrics.jsonl").exists():
         return _from_csv(config, run / "curves.csv")
     rows, members = records.read_metrics(run), len(config["seeds"])
     if not rows:
@@ -120,18 +120,27 @@ def learning_curves(runs: Sequence[Path], out: Path) -> None:
     part.replace(out)
 
 
-def publish(run: Path, out: Path) -> list[str]:
+def publish(run: Path, out: Path, *, overwrite: bool = False) -> list[str]:
     """Copy what is small of a finished run into the folder `out`: config.json, result.json, curves.csv. -> their names
 
     curves.csv has a row for each member and stretch of training: env_steps, member, and all `CURVES`. A peer's run has
     no curves.
 
     Raises:
-        UsageError: the run is not finished, or `out` holds something else than a published run.
+        UsageError: the run is not finished, or `out` holds something else than a published run, or that of other seeds
+            or settings, and `overwrite` is False.
     """
     if run.resolve() in (out.resolve(), *out.resolve().parents):
         raise UsageError(f"{out} lies in the run folder {run} itself: choose another place")
     config, result = records.read_config(run), records.read_result(run)
+    collection.check_result(config, result)
+    if (out / "config.json").exists() and not overwrite:
+        there = records.read_config(out)
+        differ = [x for x in ("agent", "env", "dataset", "seeds", "sweep", "config") if there.get(x) != config.get(x)]
+        if differ:
+            raise UsageError(
+                f"{out} holds another run, whose {differ[0]} differs: choose another place, or --overwrite"
+            )
     curves = read_curves(run) if "iterations" in config else None
     records.prepare_published(out, ("config.json", "result.json", "curves.csv", "curves.csv.part"))
     (out / "curves.csv").unlink(missing_ok=True)  # it may be another run's

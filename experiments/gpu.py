@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import math
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +34,8 @@ def measure(
     """Check and time everything on a GPU, and write one JSON file.
 
     Args:
-        out: that file; parts that it holds and that passed are not repeated. It must be of this commit and device.
+        out: that file; parts that it holds and that passed are not repeated. It must be of this commit and device, and
+            of these libraries; where the commit is not known, or files differ from it, all parts are repeated.
         device: cpu runs all parts in small, to test them.
         seconds: how long each rate is measured.
         only: names of parts; default: all.
@@ -41,20 +43,23 @@ def measure(
     from experiments import plan
 
     plan.device_of(device, "")
-    if not seconds > 0:
-        raise UsageError(f"--seconds {seconds:g}: must be above 0")
+    if not 0 < seconds < math.inf:
+        raise UsageError(f"--seconds {seconds:g}: must be above 0, and a number")
+    records.check_file(out)
     parts = _parts(device, seconds)
     unknown = [name for name in only if name not in parts]
     if unknown:
-        raise UsageError(f"--only {' '.join(unknown)}: the parts are {', '.join(parts)}")
+        raise UsageError(f"--only {' '.join(unknown)}: the parts are {', '.join(map(repr, parts))}")
     out.parent.mkdir(parents=True, exist_ok=True)
     record: Record = {"device": _device(device), "seconds": seconds, **records.origin(), "parts": {}}
     if out.exists():
         older = records.read_json(out)
-        for name in ("device", "seconds", "git_commit"):
+        for name in ("device", "seconds", "git_commit", "versions"):
             if older.get(name) != record[name]:
                 raise UsageError(f"{out} is of another {name}, {older.get(name)}: move it away, or choose --out")
-        record["parts"] = {name: part for name, part in older["parts"].items() if part.get("passed") is True}
+        if record["git_commit"] and not record["git_commit"].endswith("+changes"):
+            record["parts"] = {name: part for name, part in older["parts"].items() if part.get("passed") is True}
+        print(f"{out}: {len(record['parts'])} parts that passed are kept")
     for name, (function, *arguments) in parts.items():
         if name in record["parts"] or (only and name not in only):
             continue

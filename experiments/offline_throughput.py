@@ -61,6 +61,7 @@ def measure(
     plan.check_numbers(OFFLINE_AGENTS[agent].config(**shape), {})
     if not seconds > 0:
         raise UsageError(f"--seconds {seconds:g}: must be above 0")
+    records.check_file(out)
     found_cuda = "cuda" if torch.cuda.is_available() else "cpu"
     where, compiled = found_cuda if device == "auto" else plan.device_of(device, ""), plan.compiled_of(compile)
     beside = next((name for name, peer in offline_peers.PEERS.items() if peer.ours == agent), None)

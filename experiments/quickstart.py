@@ -60,5 +60,6 @@ def main(
     for folder in folders:
         print(f"checkpoint:   {records.checkpoints(folder)[-1]}")
     print(f"TensorBoard:  tensorboard --logdir {out}")
-    print(f"film:         ess-rl play {folders[0]}")
+    if not env.startswith("ess/"):
+        print(f"film:         ess-rl play {folders[0]}")
     print(f"go further:   ess-rl train p3o --env {env} --seeds 10")

@@ -37,6 +37,7 @@ FILES = (
     "tensorboard",
     "checkpoints",
     "curve.png",
+    "curves.csv",  # of a published run, which a run replaces
     "result.json",
     "replay.safetensors",
     "replay-from.safetensors",
@@ -105,17 +106,21 @@ def read_config(run: Path) -> Record:
 
 
 def read_metrics(run: Path) -> list[Record]:
-    """All whole lines of metrics.jsonl; a last line cut short by a kill is left out."""
+    """All whole lines of metrics.jsonl; a last line cut short by a kill is left out. UsageError: another is damaged."""
     path = run / "metrics.jsonl"
     if not path.exists():
         return []
     rows = []
-    for number, line in enumerate(lines := path.read_text().splitlines(), start=1):
+    for number, line in enumerate(lines := path.read_bytes().splitlines(), start=1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            if number < len(lines):
-                raise UsageError(f"{path}: line {number} is damaged") from None
+            row = json.loads(line)
+        except ValueError:  # no JSON, or no UTF-8
+            if number == len(lines):
+                break
+            row = None
+        if not isinstance(row, dict) or not isinstance(row.get("iteration"), int):
+            raise UsageError(f"{path}: line {number} is damaged")
+        rows.append(row)
     return rows
 
 
@@ -156,8 +161,18 @@ def append_line(file: TextIO, row: Record) -> None:
 
 
 def cut_metrics(run: Path, iteration: int) -> list[Record]:
-    """Keep the lines up to `iteration`, which is where the checkpoint stands. -> the lines kept"""
+    """Keep the lines up to `iteration`, which is where the checkpoint stands. -> the lines kept
+
+    Raises:
+        UsageError: they do not reach as far, as after a power cut that the checkpoint outlived.
+    """
     rows = [row for row in read_metrics(run) if row["iteration"] <= iteration]
+    if [row["iteration"] for row in rows] != list(range(1, iteration + 1)):
+        newest = checkpoints(run)[-1]
+        raise UsageError(
+            f"{run / 'metrics.jsonl'} has {len(rows)} of the {iteration} iterations before {newest}: move that file "
+            f"away, and 'ess-rl resume {run}' goes on from an older one"
+        )
     part = run / "metrics.jsonl.part"
     part.write_text("".join(json.dumps(row) + "\n" for row in rows))
     os.replace(part, run / "metrics.jsonl")
@@ -217,6 +232,12 @@ def prepare_folder(out: Path, *, overwrite: bool) -> None:
                 for path in out.glob(name):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
     out.mkdir(parents=True, exist_ok=True)
+
+
+def check_file(out: Path | None) -> None:
+    """Raises UsageError where a file that is to be written is a folder: before hours of measuring, not after."""
+    if out is not None and out.is_dir():
+        raise UsageError(f"--out {out} is a folder: name a file")
 
 
 def prepare_published(out: Path, names: Collection[str]) -> None:

@@ -60,6 +60,7 @@ def comparison(runs: Sequence[Path], against: str | None = None) -> str:
     Raises:
         UsageError: no run, two of them with a seed in common, or nothing to be compared with `against`.
     """
+    runs = [run for run in runs if not run.is_file()] or list(runs)  # DIR/* may name a report beside the runs
     if not runs:
         raise UsageError("name at least one run folder")
     head = [

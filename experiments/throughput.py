@@ -90,6 +90,7 @@ def measure(
         raise UsageError(f"--agent {agent}: its replayed updates cannot be measured apart: choose another")
     if not seconds > 0:
         raise UsageError(f"--seconds {seconds:g}: must be above 0")
+    records.check_file(out)
     probe = envs.make(env, 1, backend=backend)
     where, compiled = plan.device_of(device, probe.backend), plan.compiled_of(compile)
     probe.close()

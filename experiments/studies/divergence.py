@@ -69,7 +69,7 @@ def draw(outcome: Outcome, path: Path) -> None:
     }
     with picture(path) as axis:
         dots(axis, rows)
-        axis.set(xlabel="normalized final return over the tasks, in hundredths (IQM, 95 % interval)")
+        axis.set(xlabel="normalized final return, in hundredths (IQM, 95 % interval)")
 
 
 STUDY = Study(

@@ -126,11 +126,11 @@ def carry_out(study: Study, out: Path | None = None, jobs: int = 1, quick: bool 
     return []
 
 
-def publish(folder: Path, out: Path) -> list[str]:
+def publish(folder: Path, out: Path, *, overwrite: bool = False) -> list[str]:
     """Copy a study that is done: study.json, study.png, and what is small of its runs. -> the names
 
     Raises:
-        UsageError: `out` holds something else.
+        UsageError: `out` holds something else, or other runs of these names and `overwrite` is False.
     """
     runs = sorted(path.parent for path in folder.glob("*/result.json"))
     names = ["study.json", "study.png", *(run.name for run in runs)]
@@ -138,7 +138,7 @@ def publish(folder: Path, out: Path) -> list[str]:
     for name in names[:2]:
         shutil.copyfile(folder / name, out / name)
     for run in runs:
-        figures.publish(run, out / run.name)
+        figures.publish(run, out / run.name, overwrite=overwrite)
     return names
 
 

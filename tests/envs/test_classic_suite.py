@@ -241,9 +241,8 @@ class TestInGymnasium:
                 np.testing.assert_array_equal(np.stack(list(info["final_obs"])), step.next_obs)
                 np.testing.assert_allclose(step.obs[0], single.reset()[0], atol=1e-6)
 
-    @pytest.mark.filterwarnings("ignore:.*render_mode.*")
     def test_it_says_that_it_has_no_picture(self, env_id: str) -> None:
-        with pytest.raises(UsageError, match=f"cannot make {env_id}: its equations have no picture"):
+        with pytest.raises(UsageError, match=f"{env_id} has no picture"):
             envs.render_env(env_id)
 
     def test_without_a_seed_it_begins_somewhere(self, env_id: str) -> None:

@@ -18,6 +18,7 @@ def in_this_process(function: Any, *arguments: Any) -> Any:
 @pytest.fixture(autouse=True)
 def _no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(throughput, "apart", in_this_process)
+    monkeypatch.setattr(records, "origin", lambda: {"git_commit": "5eed", "versions": {"torch": "2.8"}})
 
 
 def measure(out: Path, *only: str) -> dict[str, Any]:
@@ -57,6 +58,21 @@ def test_a_part_that_fails_is_kept_as_failed_and_tried_again(
     assert parts["environments"]["passed"] and parts["nothing waits"]["first"]
 
 
+@pytest.mark.parametrize("commit", [None, "5eed+changes"])
+def test_what_other_code_may_have_measured_is_not_kept(
+    commit: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    calls: list[int] = []
+    monkeypatch.setattr(gpu_checks, "nothing_waits", lambda device: calls.append(0) or {"passed": True})
+    monkeypatch.setattr(records, "origin", lambda: {"git_commit": commit, "versions": {"torch": "2.8"}})
+    for _ in range(2):
+        measure(tmp_path / "gpu.json", "nothing waits")
+    assert len(calls) == 2
+    monkeypatch.setattr(records, "origin", lambda: {"git_commit": commit, "versions": {"torch": "2.9"}})
+    with pytest.raises(UsageError, match="is of another versions"):
+        measure(tmp_path / "gpu.json", "nothing waits")
+
+
 def test_the_floor_by_hand():
     """obs_dim 3, act_dim 1, 4 epochs. Weights: policy 3 x 64 + 64 x 64 + 64 x 1 = 4,352, and as many of the value.
 
@@ -72,7 +88,7 @@ def test_the_floor_by_hand():
 
 
 def test_what_cannot_be_measured_is_refused(tmp_path: Path):
-    with pytest.raises(UsageError, match="--only speed: the parts are environments, "):
+    with pytest.raises(UsageError, match="--only speed: the parts are 'environments', "):
         measure(tmp_path / "gpu.json", "speed")
     with pytest.raises(UsageError, match="seconds"):
         gpu.measure(tmp_path / "gpu.json", device="cpu", seconds=0.0)

@@ -90,11 +90,36 @@ def test_published_files_hold_the_run(tmp_path: Path) -> None:
     for name in ("config.json", "result.json"):
         record = records.read_json(folder / name)
         records.write_json(peer / name, {key: x for key, x in record.items() if key != "iterations"})
-    assert figures.publish(peer, tmp_path / "published") == ["config.json", "result.json"]
+    changed = records.read_json(peer / "config.json")
+    records.write_json(peer / "config.json", changed | {"config": {**changed["config"], "clip": 0.3}})
+    with pytest.raises(UsageError, match="published holds another run, whose config differs: choose another place, or"):
+        figures.publish(peer, tmp_path / "published")
+    assert figures.publish(peer, tmp_path / "published", overwrite=True) == ["config.json", "result.json"]
     assert not (tmp_path / "published" / "curves.csv").exists()  # they were those of another run
     (peer / "result.json").unlink()
     with pytest.raises(UsageError, match=r"peer is not finished: it has no result\.json yet; 'ess-rl resume"):
         figures.publish(peer, tmp_path / "published")
+
+
+def test_a_published_run_that_is_replaced_leaves_no_curves(tmp_path: Path) -> None:
+    folder = start(tmp_path / "run", steps=1024)
+    run.carry_on(folder)
+    figures.publish(folder, tmp_path / "published")
+    again = start(tmp_path / "published", steps=1024, seeds=[7, 8, 9], overwrite=True)
+    run.carry_on(again)
+    assert figures.read_curves(again).values["return"].shape[1] == 3
+    assert "published" not in report.comparison([tmp_path / "published", tmp_path / "published" / "config.json"])
+
+
+def test_metrics_that_a_checkpoint_has_outlived_are_not_passed_over(tmp_path: Path) -> None:
+    folder = start(tmp_path / "run", steps=1024)
+    run.carry_on(folder)
+    (folder / "result.json").unlink()
+    log = folder / "metrics.jsonl"
+    log.write_text("".join(line + "\n" for line in log.read_text().splitlines()[:-3]))
+    newest = records.checkpoints(folder)[-1]
+    with pytest.raises(UsageError, match=rf"1 of the 4 iterations before .*{newest.name}: move that file away"):
+        run.carry_on(folder)
 
 
 def test_quickstart_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
