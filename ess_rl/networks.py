@@ -46,10 +46,31 @@ def mlp(params: Tree, x: Tensor, activation: Activation = torch.tanh) -> Tensor:
             rounded, scale = _to_fp8(x)
             x = (rounded.float() * scale) @ (weight.float() * layer["scale"]) + layer["bias"]
         else:
-            x = x.to(weight.dtype) @ weight + layer["bias"]
+            x = _product(x.to(weight.dtype), weight) + layer["bias"]
         if i < len(params) - 1:
             x = activation(x)
     return x
+
+
+_ROWS_AT_ONCE = 1024
+
+
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    """x @ weight, [..., in] x [in, out]; of many rows on a GPU in parts."""
+    if x.device.type != "cuda" or x.ndim != 2 or x.shape[0] < 4 * _ROWS_AT_ONCE or x.shape[0] % _ROWS_AT_ONCE:
+        return x @ weight
+    return product_in_parts(x, weight)
+
+
+def product_in_parts(x: Tensor, weight: Tensor) -> Tensor:
+    """x @ weight, [n, in] x [in, out], 1024 rows at a time: so the gradient of the weight is summed in parts too.
+
+    A gradient is one small matrix summed over all rows. For several members cuBLAS computes such matrices on a few
+    multiprocessors each: of eight members with minibatches of 32,768 they took three quarters of an iteration's time
+    (Pendulum-v1 on one H200: 10.0 million env steps/s, and 30.8 in parts; one member 31.4 and 31.7).
+    """
+    parts = x.unflatten(0, (-1, _ROWS_AT_ONCE))
+    return torch.bmm(parts, weight.expand(parts.shape[0], *weight.shape)).flatten(0, 1)
 
 
 def in_precision(params: Tree, precision: Precision) -> Tree:

@@ -1,13 +1,24 @@
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torch.func import vmap
+from torch.func import grad_and_value, vmap
 from torch.utils import _pytree as pytree
 
 from ess_rl.contract import Precision
-from ess_rl.networks import in_precision, mlp, mlp_init, orthogonal, policy, policy_init, value, value_init
+from ess_rl.networks import (
+    in_precision,
+    mlp,
+    mlp_init,
+    orthogonal,
+    policy,
+    policy_init,
+    product_in_parts,
+    value,
+    value_init,
+)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(5, 5), (8, 3), (3, 8), (1, 4), (4, 1)])
@@ -119,3 +130,15 @@ def test_the_scale_of_fp8_is_a_members_own():
     together = vmap(low)(params, x)
     for p in range(3):
         torch.testing.assert_close(together[p], low(pytree.tree_map(lambda y, p=p: y[p], params), x[p]))
+
+
+def test_a_product_in_parts_is_the_product_and_so_is_its_gradient():
+    """As `vmap` sees it: three members, each with weights of its own."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 4096, 5, dtype=torch.float64, generator=generator)
+    weight = torch.randn(3, 5, 7, dtype=torch.float64, generator=generator)
+
+    def loss(product: Any) -> Any:
+        return vmap(grad_and_value(lambda w, x: product(x, w).tanh().sum()))(weight, x)
+
+    torch.testing.assert_close(loss(product_in_parts), loss(torch.matmul), rtol=1e-12, atol=1e-12)
