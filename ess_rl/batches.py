@@ -106,7 +106,7 @@ def order(seeds: Tensor, config: AgentConfig, weights: Tensor) -> Tensor:
 
 
 def check_minibatch(config: AgentConfig) -> None:
-    """Raises UsageError unless the minibatch divides an iteration's samples, and is more than one."""
+    """Raises UsageError unless the minibatch divides an iteration's samples, which there are, and is more than one."""
     for name in ("num_envs", "rollout", "epochs"):
         if getattr(config, name) < 1:
             raise UsageError(f"{name} {getattr(config, name)}: must be at least 1")

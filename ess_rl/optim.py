@@ -116,9 +116,8 @@ def held_back(rate_factor: float | Tensor, log_ratio: Tensor, keep_ess: float | 
         keep_ess: likewise, in [0, 1); 0 holds nothing back.
     """
     log_e = torch.log(effective_sample_size(log_ratio))
-    allowed = -torch.log(
-        keep_ess if isinstance(keep_ess, Tensor) else torch.full_like(log_e, keep_ess)
-    )  # infinite for 0
+    keep = keep_ess if isinstance(keep_ess, Tensor) else torch.full_like(log_e, keep_ess)
+    allowed = -torch.log(keep)  # of -log e; infinite for 0
     change = torch.sqrt(allowed / -log_e.clamp(max=-1e-6)).clamp(1.0 / 1.5, 1.5)
     return (rate_factor * change).clamp(0.01, 1.0)
 

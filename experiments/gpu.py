@@ -94,9 +94,9 @@ def _parts(device: str, seconds: float) -> dict[str, tuple[Any, ...]]:
         num_envs = 32 if small else num_envs
         shape = {"num_envs": num_envs, "rollout": 16, "epochs": 4, "minibatch": num_envs * 16 // 4}
         parts[f"Pendulum-v1, P = {members}"] = (training, "Pendulum-v1", members, shape, seconds, device, "torch")
-    members = 2 if small else 512
-    parts[f"learner of HalfCheetah, P = {members}"] = (learner, members, seconds, device)
-    parts[f"offline AWAC, P = {10 if not small else 2}"] = (offline_learner, 10 if not small else 2, seconds, device)
+    for name, function, members in (("learner of HalfCheetah", learner, 512), ("offline AWAC", offline_learner, 10)):
+        members = 2 if small else members
+        parts[f"{name}, P = {members}"] = (function, members, seconds, device)
     if importlib.util.find_spec("mujoco_warp") is not None and not small:
         parts["mujoco_warp is MuJoCo"] = (gpu_checks.warp_is_mujoco, device)
         shape = {"num_envs": 8_192, "rollout": 16, "epochs": 4, "minibatch": 32_768}
