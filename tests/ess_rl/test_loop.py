@@ -414,6 +414,23 @@ def test_a_behavior_that_was_recorded_wrongly_is_noticed():
         run((population, env, replay), iterations=2, reset_every=2)
 
 
+def test_a_policy_that_float32_cannot_tell_from_itself_ends_no_run_that_is_under_way():
+    """Beside a spread of e^-16, 1.1e-7, a mean that is rounded by 6e-8 is half a standard deviation away."""
+
+    class Rounded(P3O):
+        def act(self, state: Any, obs: Tensor) -> Gaussian:
+            pi = super().act(state, obs)
+            return Gaussian(pi.mean + 6e-8, pi.log_std)
+
+    def parts():
+        return Population(Rounded(replace(CONFIG, log_std=-16.0), OBS, ACT), SEEDS), *build()[1:]
+
+    progress = run(parts(), iterations=14, reset_every=2, start=12)
+    assert (progress[-1].metrics["ess_first"] < 0.9).all()
+    with pytest.raises(ValueError, match="before the first update, not 1"):
+        run(parts(), iterations=2, reset_every=2)
+
+
 @pytest.mark.parametrize("start", [2, 4])
 @pytest.mark.parametrize(("replay", "lag"), [(0, 0), (2, 0), (0, 3)])
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(start: int, replay: int, lag: int):
