@@ -188,6 +188,7 @@ def evaluate(arguments: list[str]) -> None:
     records.check_positive({"episodes": episodes})
     plan.check_seeds([seed])
     population, config, iteration = run.load_run(folder, trust=trust)
+    plan.check_episodes(population.size, episodes)
     returns = run.evaluate(population, config, episodes, seed)
     print(f"{run.describe(config)}; checkpoint of iteration {iteration} of {config['iterations']}")
     print(

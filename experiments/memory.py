@@ -10,9 +10,9 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from ess_rl import processes
-from ess_rl.contract import Agent
+from ess_rl.contract import Agent, OfflineAgent, State
 from ess_rl.errors import UsageError
-from ess_rl.population import Population
+from ess_rl.population import acting, initial_state, values_of
 from ess_rl.transitions import Transitions
 
 
@@ -22,24 +22,46 @@ def of_one_step(obs_dim: int, act_dim: int) -> int:
     return sum(x.nbytes for x in tree_leaves(one))
 
 
+def _state(agent: Agent | OfflineAgent, config: Any) -> State:
+    """Of one member."""
+    numbers = {name: torch.tensor(values) for name, values in values_of(config, {}, 1).items()}
+    return initial_state(agent, torch.zeros(1, dtype=torch.int64), numbers)
+
+
+def _bytes(state: State) -> int:
+    return sum(x.nbytes for x in tree_leaves(state))
+
+
 def needed(agent: Agent, config: Any, obs_dim: int, act_dim: int, members: int, kept: int = 0) -> int:
     """Bytes that the tensors of a population hold at the same time, while it learns.
 
     A lower bound: the replay and the rollout that is written into it, input and output of a hidden layer for all
-    their steps at once (`prepare` asks for their values), samples where they are whole segments, and the state twice,
-    before and after an update. Libraries and simulators come on top. Measured: 1,000 members on Pendulum-v1 took
-    3.9 GiB, of which this counts 2.6.
+    their steps at once (`prepare` asks for their values), samples where they are whole segments, the state twice,
+    before and after an update, and the older policies of a lag. Libraries and simulators come on top. Measured: 1,000
+    members on Pendulum-v1 took 3.9 GiB, of which this counts 2.6.
     `kept` is how many rollouts the replay holds, if more than are learned from.
     """
-    of_step = of_one_step(obs_dim, act_dim)
-    of_state = sum(x.nbytes for x in tree_leaves(Population(agent, [0]).state))
+    of_step, state = of_one_step(obs_dim, act_dim), _state(agent, config)
     steps = config.rollout * config.num_envs
     of_layer = 4 * max(config.hidden)  # float32
     of_sample = min(getattr(config, "segment_length", 0), config.rollout)
     # Samples that are segments: observation and action of each of their steps, for each step that one begins at.
     of_segment = 4 * (obs_dim + act_dim) * of_sample * (1 + config.replay)
     ring = max(1 + config.replay, kept)
-    return members * (steps * ((1 + ring) * of_step + 2 * of_layer + of_segment) + 2 * of_state)
+    return members * (
+        steps * ((1 + ring) * of_step + 2 * of_layer + of_segment)
+        + 2 * _bytes(state)
+        + config.lag * _bytes(acting(state))
+    )
+
+
+def needed_offline(agent: OfflineAgent, config: Any, obs_dim: int, act_dim: int, members: int) -> int:
+    """Bytes that the tensors of an offline population hold at the same time, beside the data set, while it learns.
+
+    A lower bound, as of `needed`: the state twice, and a minibatch with input and output of a hidden layer.
+    """
+    of_sample = of_one_step(obs_dim, act_dim) + 2 * 4 * max(config.hidden)
+    return members * (2 * _bytes(_state(agent, config)) + config.minibatch * of_sample)
 
 
 def free(device: str) -> int | None:
@@ -61,14 +83,26 @@ def check(
     kept: rollouts that its replay holds, if more than it learns from.
     file: bytes of older data that are read first, on the CPU.
     """
-    need, have = needed(agent, config, obs_dim, act_dim, members, kept) + file, free(device)
-    if device == "cpu":  # of CUDA devices each process has its own
-        need *= processes.beside()
+    need, ring = needed(agent, config, obs_dim, act_dim, members, kept) + file, max(1 + config.replay, kept)
+    replayed = f", the last {ring} rollouts of each kept," if ring > 1 else ""
+    _refuse(
+        need * (processes.beside() if device == "cpu" else 1),  # of CUDA devices each process has its own
+        device,
+        f"{members:,} members of {config.num_envs} environments x {config.rollout} steps{replayed}",
+        "a smaller --num-envs or --rollout" + " or --replay" * (ring > 1) + " or --lag" * (config.lag > 0),
+    )
+
+
+def check_offline(agent: OfflineAgent, config: Any, obs_dim: int, act_dim: int, members: int, device: str) -> None:
+    """Raises UsageError where an offline population cannot fit into what is free, the data set being there already."""
+    need = needed_offline(agent, config, obs_dim, act_dim, members)
+    _refuse(need, device, f"{members:,} members with layers of {max(config.hidden)} units", "smaller --hidden layers")
+
+
+def _refuse(need: int, device: str, what: str, remedy: str) -> None:
+    have = free(device)
     if have is not None and need > have:
-        ring = max(1 + config.replay, kept)
-        replayed = f", the last {ring} rollouts of each kept," if ring > 1 else ""
         raise UsageError(
-            f"{members:,} members of {config.num_envs} environments x {config.rollout} steps{replayed} need at least "
-            f"{need / 2**30:,.1f} GiB on {device}, and {have / 2**30:,.1f} GiB are free: "
-            f"take fewer seeds or values of a sweep, or a smaller --num-envs or --rollout{' or --replay' * (ring > 1)}"
+            f"{what} need at least {need / 2**30:,.1f} GiB on {device}, and {have / 2**30:,.1f} GiB are free: take "
+            f"fewer seeds or values of a sweep, or {remedy}"
         )

@@ -236,7 +236,7 @@ def start(
         raise UsageError(f"seed {max(seeds)}: d3rlpy draws with numpy, whose seeds are below 2^32")
     plan.check_numbers(config, {})
     library()
-    task = offline_run.task_of(dataset_id, eval_env=eval_env, trust=trust, download=download, backend=backend)
+    task, _ = offline_run.task_of(dataset_id, eval_env=eval_env, trust=trust, download=download, backend=backend)
     record = {
         "format": records.FORMAT, "agent": agent, **task, "seeds": list(seeds), "sweep": {}, "steps": steps,
         "episodes": episodes, "device": "cpu", "compiled": False,

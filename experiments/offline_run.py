@@ -24,7 +24,7 @@ from ess_rl import behavior, checkpoint, offline
 from ess_rl.errors import UsageError
 from ess_rl.offline import OfflinePopulation, OfflineProgress
 from ess_rl.population import members
-from experiments import plan, records, run, training
+from experiments import memory, plan, records, run, training
 from experiments.records import Record
 
 BLOCKS = 100  # lines of metrics.jsonl, at most
@@ -76,10 +76,13 @@ def make(
     records.check_positive({"steps": steps, "checkpoints": checkpoints, "episodes": episodes, "seeds": len(seeds)})
     if config.minibatch < 2:
         raise UsageError(f"--minibatch {config.minibatch}: must be at least 2")
-    plan.check_seeds(seeds)
+    plan.check_members(seeds, sweep, episodes)
     plan.check_numbers(config, sweep)
-    task = task_of(dataset_id, eval_env=eval_env, trust=trust, download=download, backend=backend)
+    task, dimensions = task_of(dataset_id, eval_env=eval_env, trust=trust, download=download, backend=backend)
     settings_of = members(seeds, sweep)
+    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else plan.device_of(device, "")
+    own_agent = OFFLINE_AGENTS[agent].agent(config, *dimensions)
+    memory.check_offline(own_agent, config, *dimensions, len(settings_of), where)
     blocks = min(BLOCKS, steps)
     return {
         "format": records.FORMAT,
@@ -92,15 +95,19 @@ def make(
         "reset_every": math.ceil(blocks / checkpoints),  # stretches between two checkpoints
         "checkpoints": checkpoints,
         "episodes": episodes,
-        "device": ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else plan.device_of(device, ""),
+        "device": where,
         "compiled": plan.compiled_of(compiled),
         "config": dataclasses.asdict(config),
         **records.origin(),
     }
 
 
-def task_of(dataset_id: str, *, eval_env: str | None, trust: bool, download: bool, backend: str) -> Record:
+def task_of(
+    dataset_id: str, *, eval_env: str | None, trust: bool, download: bool, backend: str
+) -> tuple[Record, tuple[int, int]]:
     """What is learned from, and the task that the policies are evaluated in: their part of config.json; see `make`.
+
+    -> that part, and how many numbers observations and actions have
 
     Raises:
         UsageError: the set cannot be read, or its policies cannot be evaluated in that task.
@@ -142,7 +149,7 @@ def task_of(dataset_id: str, *, eval_env: str | None, trust: bool, download: boo
         "env_spec": task.spec,
         "eval_env": eval_env,
         "backend": resolved,
-    }
+    }, dimensions
 
 
 def _pairs(ranges: Sequence[tuple[float, float]]) -> str:

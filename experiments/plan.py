@@ -22,7 +22,10 @@ from ess_rl.population import members
 from experiments import demonstrations, memory, old_data, records
 from experiments.records import Record
 
-MOST_MEMBERS = 1_000_000  # a list of many more fills the memory before `memory.check` can say so
+# Many more fill the memory before `memory.check` can say so.
+MOST = 1_000_000  # members, or environments
+MOST_UNITS = 16_384  # of a layer
+_MOST_OF = {"num_envs": MOST, "lag": 10_000}  # each iteration of a lag is a copy of the policy
 
 
 def make(
@@ -75,10 +78,7 @@ def make(
     for name, (count, of) in (counts | {"save-replay": (save_replay, "rollouts")}).items():
         if count < 0:
             raise UsageError(f"--{name} {count}: must be 0 or more {of}")
-    count = len(seeds) * math.prod(len(values) for values in sweep.values())
-    if count > MOST_MEMBERS:  # before a list of them is made
-        raise UsageError(f"{count:,} members, of {len(seeds):,} seeds: at most {MOST_MEMBERS:,} in one run")
-    check_seeds(seeds)
+    check_members(seeds, sweep, episodes)
     check_numbers(config, sweep)
     check_acting(config, sweep)
     staggered: Any = {"staggered": True} if getattr(config, "starts", "") == "staggered" else {}
@@ -227,6 +227,25 @@ _RANGES: dict[str, _Range] = {
 }
 
 
+def check_members(seeds: Sequence[int], sweep: Mapping[str, Sequence[float]], episodes: int) -> None:
+    """Raises UsageError for seeds that are none, more members than a run can have, or too many for its evaluation."""
+    count = len(seeds) * math.prod(len(values) for values in sweep.values())
+    if count > MOST:  # before a list of them is made
+        raise UsageError(f"{count:,} members, of {len(seeds):,} seeds: at most {MOST:,} in one run")
+    check_seeds(seeds)
+    check_episodes(count, episodes)
+
+
+def check_episodes(members: int, episodes: int) -> None:
+    """Raises UsageError where an evaluation, an environment for each episode of each member, cannot be."""
+    records.check_positive({"episodes": episodes})
+    if members * episodes > MOST:
+        raise UsageError(
+            f"--episodes {episodes}: {members:,} members of {episodes:,} environments each, and an evaluation has "
+            f"{MOST:,} of them at most: --episodes {max(MOST // members, 1)}"
+        )
+
+
 def check_seeds(seeds: Sequence[int]) -> None:
     """Raises UsageError for a seed that is none, or is there twice."""
     if any(not 0 <= seed < 2**63 for seed in seeds) or len(set(seeds)) < len(seeds):
@@ -243,10 +262,13 @@ def check_numbers(config: Any, sweep: Mapping[str, Sequence[float]]) -> None:
                 raise UsageError(f"{flag(field.name)} {value}: must be a finite number")
             if isinstance(value, (int, float)) and not fits(value):
                 raise UsageError(f"{flag(field.name)} {value:g}: must be {rule}")
+            most = _MOST_OF.get(field.name, 2_147_483_647)
+            if isinstance(value, int) and value > most:
+                raise UsageError(f"{flag(field.name)} {value}: must be at most {most:,}")
     hidden = getattr(config, "hidden", (1,))  # a peer's networks are its own
-    if not hidden or min(hidden) < 1:
+    if not hidden or min(hidden) < 1 or max(hidden) > MOST_UNITS:
         given = " ".join(map(str, hidden))
-        raise UsageError(f"--hidden {given}: name at least one layer, of at least 1 unit each")
+        raise UsageError(f"--hidden {given}: name at least one layer, of 1 to {MOST_UNITS:,} units each")
     for name, values in sweep.items():
         if len({struct.pack("f", value) for value in values}) < len(values):
             given = " ".join(f"{value:g}" for value in values)

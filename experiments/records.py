@@ -328,7 +328,8 @@ def available_cores() -> int:
 
 
 def check_positive(numbers: Mapping[str, int]) -> None:
-    """Raises UsageError for a count below 1, by the name of its option."""
+    """Raises UsageError for a count below 1, or beyond what a float64 can count, by the name of its option."""
     for name, number in numbers.items():
-        if number < 1:
-            raise UsageError(f"--{name.replace('_', '-')} {number}: must be at least 1")
+        if not 1 <= number <= 2**53:
+            rule = "must be at least 1" if number < 1 else f"must be at most 2^53, {2**53:,}"
+            raise UsageError(f"--{name.replace('_', '-')} {number}: {rule}")

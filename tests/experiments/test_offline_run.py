@@ -350,6 +350,11 @@ def test_what_does_not_fit_is_refused_in_one_line(place: Path):
     assert "--expectile 1: must be between 0 and 1" in refused(*train, "--expectile", "1")
     assert "--minibatch 1" in refused(*train, "--minibatch", "1")
     assert "at least 1" in refused(*train, "--seeds", "0")
+    assert "must be at most 2^53" in refused(*train, "--seeds", "9" * 20)
+    assert "at most 1,000,000 in one run" in refused(*train, "--seeds", "1000001")
+    assert "fewer seeds or values of a sweep, or smaller --hidden" in refused(
+        *train, "--seeds", "1000000", "--episodes", "1", "--hidden", "1024"
+    )
     assert "exists already" in refused("dataset", "record", "source", "--id", SET)
     assert "not both" in refused("dataset", "record", "source", "--random", "Pendulum-v1", "--id", "a-v0")
     assert "members 0 to 1" in refused("dataset", "record", "source", "--member", "2", "--id", "a-v0")

@@ -242,6 +242,12 @@ def test_a_population_that_cannot_fit_is_refused_before_it_starts(tmp_path: Path
     agent = AGENTS["p3o"].agent(config, 3, 1)
     state = sum(x.nbytes for x in tree_leaves(Population(agent, [0]).state))
     assert memory.needed(agent, config, 3, 1, 5) == 5 * (78_336 + 2 * state)
+    # A lag of 3 keeps what acts of the state three times: all but the moments of Adam.
+    acts = sum(
+        x.nbytes for name, x in Population(agent, [0]).state.items() if name != "optimizer" for x in tree_leaves(x)
+    )
+    behind = AGENTS["p3o"].config(rollout=8, lag=3)
+    assert memory.needed(agent, behind, 3, 1, 5) == 5 * (78_336 + 2 * state + 3 * acts)
     # Segments of 8 steps at most: 8 x 4 numbers at each step of two rollouts; and a third rollout of 50 bytes.
     config = AGENTS["tba"].config(rollout=8, segment_length=10, replay=1)
     agent = AGENTS["tba"].agent(config, 3, 1)
@@ -261,6 +267,12 @@ def test_a_population_that_cannot_fit_is_refused_before_it_starts(tmp_path: Path
         ("p3o", {"sweep": {"hint_lambda": [0.5, 1.0]}}, "--hint-lambda 0.5 1: does nothing here; give --hints G too"),
         ("p3o", {"settings": {"draw": "ess"}}, "--draw ess: does nothing here; give --replay K too"),
         ("p3o", {"seeds": range(10**9)}, "1,000,000,000 members, of 1,000,000,000 seeds: at most 1,000,000"),
+        ("p3o", {"episodes": 10**6, "seeds": [1, 2]}, "--episodes 1000000: 2 members .* at most: --episodes 500000"),
+        ("p3o", {"steps": 10**17}, "--steps 100000000000000000: must be at most 2.53"),
+        ("p3o", {"settings": {"lag": 10**6}}, "--lag 1000000: must be at most 10,000"),
+        ("p3o", {"settings": {"num_envs": 10**9}}, "--num-envs 1000000000: must be at most 1,000,000"),
+        ("p3o", {"settings": {"epochs": 10**12}}, "--epochs 1000000000000: must be at most 2,147,483,647"),
+        ("p3o", {"settings": {"hidden": (10**8,)}}, "--hidden 100000000: .* of 1 to 16,384 units each"),
     ],
 )
 def test_what_would_do_nothing_or_fill_the_memory_is_refused(
