@@ -174,6 +174,7 @@ def begin(record: Record, out: Path, same: Sequence[str], *, overwrite: bool) ->
                 f"--out {out} holds seeds {before['seeds']}, which are not all asked for: ask for them too"
             )
         if before["seeds"] != record["seeds"]:  # a result of fewer seeds is made anew from the seeds' own files
+            (out / "result.json").unlink(missing_ok=True)
             records.write_json(out / "config.json", {**before, "seeds": record["seeds"]})
     return out
 
@@ -193,9 +194,7 @@ def train_missing(run: Path, jobs: int | None, train: Callable[[Record, int], Re
     with records.alone(run):
         config = records.read_config(run)
         if (run / "result.json").exists():
-            result = records.read_json(run / "result.json")
-            if result["seeds"] == config["seeds"]:
-                return result
+            return records.read_json(run / "result.json")
         missing = [seed for seed in config["seeds"] if not (run / f"seed-{seed}.json").exists()]
         _train(run, config, missing, jobs or records.available_cores(), train)
         parts = [records.read_json(run / f"seed-{seed}.json") for seed in config["seeds"]]
