@@ -188,7 +188,7 @@ def data_of(config: Record, *, trust: bool) -> DataSet:
 
 def _carry_on(folder: Path, config: Record, data: DataSet) -> Record:
     population, _ = training.restore_population(config)
-    run.check_fields(folder, config, population.agent.config)
+    run.check_fields(folder, config, dataclasses.asdict(population.agent.config))
     block = run.load_newest(folder, config, population)
     rows = records.cut_metrics(folder, block)
     trained = rows[-1]["seconds"] if rows else 0.0

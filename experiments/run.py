@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -77,19 +77,19 @@ def carry_on(run: Path) -> Record:
         return _carry_on(run, config)
 
 
-def check_fields(run: Path, config: Record, agent_config: Any) -> None:
-    """Raises UsageError where a run to go on with lacks a field: its default may not be what the run began with."""
-    for name in dataclasses.asdict(agent_config):
+def check_fields(run: Path, config: Record, names: Iterable[str], what: str = "go on") -> None:
+    """Raises UsageError where a run lacks a field: its default may not be what the run began with."""
+    for name in names:
         if name not in config["config"]:
             raise UsageError(
-                f"{run / 'config.json'} has no {name!r}, which {config['agent']} has by now: go on with the version "
+                f"{run / 'config.json'} has no {name!r}, which {config['agent']} has by now: {what} with the version "
                 f"that began it (git commit {config.get('git_commit')})"
             )
 
 
 def _carry_on(run: Path, config: Record) -> Record:
     population, env, replay = parts(config)
-    check_fields(run, config, population.agent.config)
+    check_fields(run, config, dataclasses.asdict(population.agent.config))
     iteration = load_newest(run, config, population)
     begins_from, raised = past.read(run, config, replay, population, iteration)
     shown = demonstrations.read(run, config, env)
@@ -215,6 +215,7 @@ def load_checkpoint(run: Path, steps: int | None = None, *, trust: bool = False)
         if (run / "result.json").exists():
             raise UsageError(f"{run} has no checkpoint: it is what was published of a run; its command makes it anew")
         raise UsageError(f"{run} has no checkpoint yet: 'ess-rl resume {run}' goes on with it")
+    check_fields(run, config, population.hyper, "evaluate it")  # a state has each of them
     path = found[-1] if steps is None else min(found, key=lambda path: abs(int(path.stem) - steps))
     return population, config, _load(path, config, population), path
 

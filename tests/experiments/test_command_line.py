@@ -105,6 +105,11 @@ def test_evaluation_repeats_the_final_one(run: Path) -> None:
     assert "--episodes 0: must be at least 1" in refused("evaluate", run, "--episodes", "0", cwd=run.parent)
     assert "different numbers from 0" in refused("evaluate", run, "--seed", str(2**64), cwd=run.parent)
     assert "--steps 0: must be at least 1" in refused("play", run, "--steps", "0", cwd=run.parent)
+    older = shutil.copytree(run, run.parent / "older")
+    config = json.loads((older / "config.json").read_text())
+    del config["config"]["target_kl"]  # as of a version whose agent had no such number
+    (older / "config.json").write_text(json.dumps(config))
+    assert "no 'target_kl', which ppo has by now: evaluate it with" in refused("evaluate", older, cwd=run.parent)
 
 
 def test_compare_and_lists(run: Path) -> None:
