@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import errno
 import importlib.util
 import os
 import sys
@@ -432,6 +433,9 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 }
 
 
+GOES_ON = "'ess-rl resume RUN' goes on with a run, the same command with a benchmark or a study"
+
+
 def main() -> None:
     """Entry point. A mistake of the user ends in one line and exit status 2, divergence of a run in 3, the loss of
     another process of it in 4."""
@@ -460,11 +464,13 @@ def main() -> None:
     except BrokenPipeError:  # who reads our output has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except OSError as error:  # no such place, no permission, disk full
+    except OSError as error:  # no such place, no permission
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # seldom with a name: the file was open already
+            where = f" ({error.filename})" if error.filename else ""
+            sys.exit(_complain(f"the disk is full{where}: make room, then {GOES_ON}", 2))
         sys.exit(_complain(f"{error.filename or 'a file'}: {error.strerror or error}", 2))
     except KeyboardInterrupt:
-        goes_on = "'ess-rl resume RUN' goes on with a run, the same command with a benchmark or a study"
-        sys.exit(_complain(f"stopped; {goes_on}", 130))
+        sys.exit(_complain(f"stopped; {GOES_ON}", 130))
 
 
 def _check_packages() -> None:

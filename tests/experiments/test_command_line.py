@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from experiments import __main__, records
+from experiments import run as experiments_run
 
 SMALL = ["--num-envs", "4", "--rollout", "64", "--epochs", "2", "--minibatch", "64", "--hidden", "8", "8"]
 QUICK = [*SMALL, "--compile", "off", "--episodes", "2"]
@@ -110,6 +111,18 @@ def test_evaluation_repeats_the_final_one(run: Path) -> None:
     del config["config"]["target_kl"]  # as of a version whose agent had no such number
     (older / "config.json").write_text(json.dumps(config))
     assert "no 'target_kl', which ppo has by now: evaluate it with" in refused("evaluate", older, cwd=run.parent)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is a file on a full disk on Linux alone")
+def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(*_: object) -> None:
+        with open("/dev/full", "w") as file:
+            file.write("a row of metrics")
+
+    monkeypatch.setattr(experiments_run, "log", write)
+    how = ["--env", "Pendulum-v1", "--steps", "1024", "--out", "run", *QUICK]
+    line = refused("train", "ppo", *how, cwd=tmp_path)
+    assert line.startswith("ess-rl: the disk is full: make room, then 'ess-rl resume RUN' goes on with a run")
 
 
 def test_compare_and_lists(run: Path) -> None:
