@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ess_rl import batches, finite, processes, random
-from ess_rl.alternate import ReplayedUpdates
+from ess_rl.alternate import ReplayedUpdates, taking
 from ess_rl.collect import collect, warm_up_acting
 from ess_rl.contract import (
     Actors,
@@ -273,9 +273,10 @@ def warm_up(population: Population, env: VectorEnv, *, acts: bool = True) -> flo
         population.diagnose(rollout, data["advantage"][:, :samples])
         population.observe(rollout)
         if isinstance(config, AlternatingConfig):
-            segments = (config.rollout, population.size, config.segments)
+            chosen = torch.arange(taking(population.size), device=population.device)
+            segments = (config.rollout, len(chosen), config.segments)
             segments = Transitions.empty(segments, env.obs_dim, env.act_dim, population.device)
-            population.replayed(segments, torch.zeros(population.size, dtype=torch.bool, device=population.device))
+            population.replayed(segments, chosen, torch.zeros_like(chosen, dtype=torch.bool))
     population.state = state
     return time.perf_counter() - began
 

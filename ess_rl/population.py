@@ -169,14 +169,16 @@ class Population:
 
             return vmap(one)(state, data, index)
 
-        def replayed(state: State, segments: Transitions, active: Tensor) -> tuple[State, Metrics]:
+        def replayed(state: State, segments: Transitions, chosen: Tensor, active: Tensor) -> tuple[State, Metrics]:
             def one(state: State, segments: Transitions, active: Tensor) -> tuple[State, Metrics]:
                 data = agent.prepare(state, segments)
                 data["age"] = torch.ones_like(data["advantage"])
                 after, metrics = agent.update(state, data)
                 return tree_map(lambda old, new: torch.where(active, new, old), state, after), metrics
 
-            return vmap(one, in_dims=(0, 1, 0))(state, segments, active)
+            before = tree_map(lambda x: x[chosen], state)
+            after, metrics = vmap(one, in_dims=(0, 1, 0))(before, segments, active)
+            return tree_map(lambda old, new: old.index_copy(0, chosen, new), state, after), metrics
 
         def observe(state: State, rollout: Transitions) -> State:
             return vmap(agent.observe, in_dims=(0, 1))(state, rollout)
@@ -244,12 +246,13 @@ class Population:
             self.state = self._begin_epoch(self.state, data, indices.transpose(0, 1).flatten(1))
         return self._steps(data, indices)
 
-    def replayed(self, segments: Transitions, active: Tensor) -> Metrics:
-        """One `update` on replayed segments [T, P, S], of the members that are `active` [P]; the others stay as are.
+    def replayed(self, segments: Transitions, chosen: Tensor, active: Tensor) -> Metrics:
+        """One `update` of the members `chosen` [K] int64, all different, on replayed segments [T, K, S] of theirs.
 
-        Targets are those of the present policy and value. Metrics are [P], of the active ones.
+        Those that are not `active` [K] stay as they are, and say what the update would have been like, as all others
+        do. Targets are those of the present policy and value. Metrics are [K].
         """
-        self.state, metrics = self._replayed(self.state, segments, active)
+        self.state, metrics = self._replayed(self.state, segments, chosen, active)
         return metrics
 
     def _steps(self, data: dict[str, Tensor], indices: Tensor) -> Metrics:

@@ -63,19 +63,19 @@ class Replay:
         starts = [(self.head - (k + 1) * steps) % self.capacity for k in range(count)]
         return [self._stretch(start, steps) for start in starts]
 
-    def segments(self, age: Tensor, env: Tensor, steps: int, head: Tensor) -> Transitions:
-        """Stretches of one environment each, out of the `rollouts`: [steps, P, S].
+    def segments(self, age: Tensor, member: Tensor, env: Tensor, steps: int, head: Tensor) -> Transitions:
+        """Stretches of one environment each, out of the `rollouts`: [steps, K, S].
 
         Args:
-            age: [P, S] int64, of the rollout: 0 is the newest.
-            env: [P, S] int64, the environment, below N.
+            age: [K, S] int64, of the rollout: 0 is the newest.
+            member: [K] int64, whose rollout, below P.
+            env: [K, S] int64, the environment, below N.
             steps: of a rollout; the capacity must be a multiple of it, and whole rollouts alone must have been added.
             head: 0-dim int64: the present `head`, as a tensor on the replay's device.
         """
         first = (head - (age + 1) * steps) % self.capacity
         slot = first + torch.arange(steps, device=age.device)[:, None, None]
-        member = torch.arange(age.shape[0], device=age.device)[:, None]
-        return self.store.map(lambda x: x[slot, member, env])
+        return self.store.map(lambda x: x[slot, member[:, None], env])
 
     def state(self) -> Tree:
         """All it holds, as a tree of tensors that a checkpoint can keep."""

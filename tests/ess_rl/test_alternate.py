@@ -1,7 +1,8 @@
 """Replayed updates that take turns with on-policy ones: how many, on what, and that they are a member's own."""
 
+import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from agents.p3o_2019 import P3O2019, Config
 from envs.pendulum import Pendulum
 from envs.torch_vector import TorchVectorEnv
 from ess_rl import loop, random
+from ess_rl.alternate import ReplayedUpdates
 from ess_rl.population import Population
 from ess_rl.replay import Replay
 from ess_rl.transitions import Transitions
@@ -42,7 +44,9 @@ def test_segments_of_the_replay_are_what_went_in():
         )
         replay.add(rollouts[-1])
     age, env = torch.tensor([[0, 2, 1, 1], [2, 0, 0, 1]]), torch.tensor([[3, 0, 1, 1], [2, 2, 0, 3]])
-    found = replay.segments(age, env, T, torch.tensor(replay.head))
+    found = replay.segments(age, torch.arange(2), env, T, torch.tensor(replay.head))
+    other = replay.segments(age[:1], torch.tensor([1]), env[:1], T, torch.tensor(replay.head))
+    assert torch.equal(other.obs[:, 0, 0], rollouts[4].obs[:, 1, 3])  # of the second member alone
     assert found.obs.shape == (T, 2, 4, 3)
     for p in range(2):
         for s in range(4):
@@ -65,7 +69,7 @@ def test_there_are_as_many_as_poisson_draws_and_none_before_the_replay_is_warm()
 
 
 def test_a_member_learns_as_it_does_alone():
-    """Members with more updates to make go on while it waits."""
+    """Members with more updates to make take their turns while it waits."""
     together, _, rows = trained([3, 8, 5], 6, {"replayed_updates": [0.5, 2.0, 9.0]})
     alone, _, own = trained([3], 6, {"replayed_updates": [0.5]})
     first = pytree.tree_map(lambda x: x[:1], together.state["params"])
@@ -79,12 +83,34 @@ def test_a_member_learns_as_it_does_alone():
 def test_a_member_that_waits_stays_as_it_is():
     population, replay, _ = trained([3, 8], 3)
     before = population.state
-    segments = replay.segments(torch.tensor([[0, 1], [1, 2]]), torch.tensor([[1, 1], [0, 3]]), T, torch.tensor(0))
-    population.replayed(segments, torch.tensor([True, False]))
-    for x, y in zip(pytree.tree_leaves(population.state), pytree.tree_leaves(before), strict=True):
-        assert torch.equal(x[1], y[1])
-    log_std, earlier = (state["params"]["policy"]["log_std"] for state in (population.state, before))
-    assert not torch.equal(log_std[0], earlier[0])
+    age, env, head = torch.tensor([[0, 1], [1, 2]]), torch.tensor([[1, 1], [0, 3]]), torch.tensor(0)
+    earlier = before["params"]["policy"]["log_std"]
+    for chosen, active, learned in (([0, 1], [True, False], 0), ([1, 0], [True, False], 1), ([0], [True], 0)):
+        population.state = before
+        member, count = torch.tensor(chosen), len(chosen)
+        segments = replay.segments(age[:count], member, env[:count], T, head)
+        population.replayed(segments, member, torch.tensor(active))
+        for x, y in zip(pytree.tree_leaves(population.state), pytree.tree_leaves(before), strict=True):
+            assert torch.equal(x[1 - learned], y[1 - learned])
+        assert not torch.equal(population.state["params"]["policy"]["log_std"][learned], earlier[learned])
+
+
+@pytest.mark.parametrize("mean", [[2.0] * 10, [0.5, 2.0, 9.0], [0.0, 3.0], [4.0]])
+def test_all_updates_that_were_drawn_are_made_in_as_few_turns_as_half_of_the_members_can(mean: list[float]):
+    seeds = list(range(len(mean)))
+    population, replay, _ = trained(seeds, 3, {"replayed_updates": mean})
+    turns = ReplayedUpdates(population, replay, cast(Any, population.agent.config), random.REPLAYED)
+    purpose = random.fold_in(torch.tensor(seeds), random.REPLAYED)
+    for iteration in range(3, 9):
+        before = population.state["optimizer"]["step"].clone()
+        calls = turns.begin(iteration)
+        for _ in range(calls):
+            said = turns.update()
+        count = random.poisson(random.fold_in(purpose, iteration), torch.tensor(mean))
+        assert (population.state["optimizer"]["step"] - before).tolist() == count.tolist()
+        shares = count.clamp(min=1)  # who draws none says what a batch is like
+        assert calls == max(int(shares.max()), math.ceil(int(shares.sum()) / math.ceil(len(mean) / 2)))
+        assert (said["replayed_ess"] > 0.0).all()
 
 
 def test_without_any_it_is_a2c():
