@@ -99,18 +99,23 @@ class BPO:
         next_obs = normalizer.standardize(state["obs_stats"], rollout.next_obs)
         b = Gaussian(rollout.behavior_mean, rollout.behavior_log_std)
         log_ratio = policy(params["policy"], obs).log_prob(rollout.action) - b.log_prob(rollout.action)
+        v = value(params["value"], obs)
         advantage, value_target = corrected(
             self.config.correction,
             log_ratio,
             normalizer.scale_reward(state["return_scale"], rollout.reward),
-            value(params["value"], obs),
+            v,
             value(params["value"], next_obs),
             rollout.terminated,
             rollout.last,
             discount=hyper["discount"],
             lambda_=hyper["lambda_"],
         )
-        return flat_samples(rollout, obs=obs, advantage=advantage, value_target=value_target, log_ratio=log_ratio)
+        # Of V-trace the target is the state's, with the ratio of the action in it, which the objective applies itself.
+        of_action = {"action_value": advantage + v}
+        return flat_samples(
+            rollout, obs=obs, advantage=advantage, value_target=value_target, log_ratio=log_ratio, **of_action
+        )
 
     begin_epoch = None
     refresh = None
@@ -121,7 +126,7 @@ class BPO:
         def loss_function(params: Tree) -> tuple[Tensor, Metrics]:
             pi = policy(params["policy"], batch["obs"])
             b = Gaussian(batch["behavior_mean"], batch["behavior_log_std"])
-            q, v, u = batch["value_target"], *(value(params[name], batch["obs"]) for name in ("value", "median"))
+            q, v, u = batch["action_value"], *(value(params[name], batch["obs"]) for name in ("value", "median"))
             advantage = (q - v).detach()
             policy_loss, metrics = bpo(
                 pi.log_prob(batch["action"]),
@@ -134,7 +139,7 @@ class BPO:
             weight = metrics.pop("weight")
             if self.config.replay > 0:
                 metrics["replayed_share"] = share(weight * advantage, batch["age"] > 0)
-            value_loss = 0.5 * (v - q).square().mean()
+            value_loss = 0.5 * (v - batch["value_target"]).square().mean()
             median_loss = (softplus(q - u) - 0.5 * (q - u)).mean()
             entropy = pi.entropy().mean()
             loss = policy_loss + hyper["value_coef"] * value_loss + hyper["median_coef"] * median_loss

@@ -17,8 +17,11 @@ from ess_rl.replay import Replay
 
 
 def taking(members: int) -> int:
-    """How many members take each turn: half of them."""
-    return -(-members // 2)
+    """How many members take each turn: half of them, and two at the least.
+
+    One alone would be computed otherwise, in the last digits, than as one of several.
+    """
+    return max(min(members, 2), -(-members // 2))
 
 
 class ReplayedUpdates:

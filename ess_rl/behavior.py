@@ -126,15 +126,15 @@ def fit(
         return negative_log_likelihood({"net": net, "obs_stats": stats}, obs[outside], action[outside], floor)
 
     best, best_nll = net, torch.full((len(seeds),), torch.inf, device=obs.device)
-    updates, since = 0, 0
-    while updates < config.max_updates and since < config.patience:
+    updates, since = 0, torch.zeros(len(seeds), dtype=torch.int64, device=obs.device)  # looks without gain, of each
+    while updates < config.max_updates and (since < config.patience).any():
         for _ in range(min(config.check_every, config.max_updates - updates)):
             draws = random.uniform(random.fold_in(random.fold_in(seed, 1), updates), (config.minibatch,), torch.float64)
             net, optimizer = vmap(step)(net, optimizer, inside[(draws * len(inside)).long()])
             updates += 1
         nll = vmap(judge)(net)
-        better = nll < best_nll - 1e-4
-        since = 0 if better.any() else since + 1
+        better = (nll < best_nll - 1e-4) & (since < config.patience)  # one that was through stays: as it is alone
+        since = torch.where(better, 0, since + 1)
         best = tree_map(lambda old, new: torch.where(better.view(-1, *[1] * (new.ndim - 1)), new, old), best, net)  # noqa: B023 (used at once)
         best_nll = torch.where(better, nll, best_nll)
     whole = tree_map(lambda x: x.expand(len(seeds), *x.shape), stats)

@@ -6,8 +6,8 @@ points at which a run can be saved and taken up again bit for bit.
 
 Of several processes (`ess_rl.processes`), each collects from and learns with its own share of every member's
 environments: its Config says how many of them and which part of a minibatch. Environments and actions are those that
-one process with all of them would have. Each process shuffles its own samples: so a minibatch has as many from each,
-which one process's does not.
+one process with all of them would have (but for the rounding of fp8, whose scale is that of the rows at hand). Each
+process shuffles its own samples: so a minibatch has as many from each, which one process's does not.
 """
 
 from __future__ import annotations

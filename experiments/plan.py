@@ -110,7 +110,7 @@ def make(
     where = device_of(device, resolved_backend)
     if asynchronous:
         check_asynchronous(config, where, resolved_backend)
-    check_split(split, len(settings_of), where, asynchronous)
+    check_split(split, len(settings_of), where, asynchronous, sweep)
     own_agent = AGENTS[agent].agent(own, *dimensions)
     for name, value in ((name, value) for name, values in sweep.items() for value in values):
         AGENTS[agent].agent(dataclasses.replace(own, **{name: value}), *dimensions)  # it may refuse what it cannot use
@@ -166,7 +166,9 @@ def check_asynchronous(config: Any, device: str, backend: str) -> None:
         raise UsageError(f"--async: the environments of backend {backend} share the GPU with the agents; leave it out")
 
 
-def check_split(split: int, members: int, device: str, asynchronous: bool) -> None:
+def check_split(
+    split: int, members: int, device: str, asynchronous: bool, sweep: Mapping[str, Sequence[float]]
+) -> None:
     """Raises UsageError where members cannot be spread over so many processes."""
     records.check_positive({"split": split})
     if split == 1:
@@ -179,6 +181,11 @@ def check_split(split: int, members: int, device: str, asynchronous: bool) -> No
         raise UsageError("--split: not under torchrun, whose processes all have all members")
     if device == "cuda":
         raise UsageError("--split: the processes would share one GPU, which one keeps busy; leave it out")
+    if min(replayed := sweep.get("replayed_updates", [0.0])) == 0.0 < max(replayed):
+        raise UsageError(
+            "--split --replayed-updates 0 and others: a process may have those without any alone, and tell less of "
+            "them than the others do; leave --split out, or train those without any in a run of their own"
+        )
 
 
 def check_hints(env_id: str, config: Any, backend: str) -> None:
@@ -282,6 +289,8 @@ _ACTS_IF: dict[str, tuple[Callable[[Any], bool], str]] = {
     "clip": (lambda config: getattr(config, "objective", "") not in ("kl", "p3o"), "another --objective"),
     "divergence_coef": (lambda config: config.objective == "clip", "--objective clip"),
     "draw": (lambda config: config.replay > 0, "--replay K"),
+    "width": (lambda config: config.phi == "mass", "--phi mass"),
+    "gp_points": (lambda config: config.prior == "gp", "--prior gp"),
 }
 
 

@@ -20,6 +20,7 @@ from ess_rl.gaussian import Gaussian
 from ess_rl.networks import value
 from ess_rl.objectives import vargrad_trajectory_balance
 from ess_rl.population import Population, members
+from ess_rl.returns import Correction
 from ess_rl.transitions import Transitions
 
 OBS, ACT, N, T, MINIBATCH = 5, 2, 3, 8, 12
@@ -322,6 +323,7 @@ def test_bpo_learns_a_mean_and_a_median():
     data = population.prepare(collect(population, 0))
     data["obs"] = torch.zeros_like(data["obs"])
     data["value_target"] = torch.where(torch.arange(T * N) % 3 == 0, 9.0, 0.0).expand(len(SEEDS), -1).contiguous()
+    data["action_value"] = data["value_target"].clone()
     index = torch.arange(T * N).expand(len(SEEDS), -1)
     for _ in range(400):
         metrics = population.update(data, index)
@@ -330,6 +332,24 @@ def test_bpo_learns_a_mean_and_a_median():
     assert_close(mean, torch.full((3,), 3.0), rtol=0.0, atol=0.05)
     assert_close(median, torch.full((3,), math.log(3.0)), rtol=0.0, atol=0.01)
     assert_close(metrics["above_median"], torch.full((3,), 1.0 / 3.0))
+
+
+@pytest.mark.parametrize("correction", ["none", "vtrace", "retrace", "ess"])
+def test_the_action_value_of_bpo_has_no_ratio_of_its_own_action_in_it(correction: Correction):
+    """An action that the policy has all but given up, at the end of an episode: its return is its reward. V-trace's
+    value target lies at the value still, for it is the state's."""
+    population = Population(build("bpo", correction=correction), SEEDS)
+    rollout = collect(population, 0)
+    rollout.terminated[:] = True
+    rollout.reward.clamp_(-1.0, 1.0)  # the scale of rewards has a bound
+    rollout.behavior_mean[:] = rollout.action
+    rollout.behavior_log_std[:] = -9.0
+    data = population.prepare(rollout)
+    reward = rollout.reward.transpose(0, 1).flatten(1)
+    assert (data["log_ratio"] < -3.0).all()
+    assert_close(data["action_value"], reward, rtol=1e-4, atol=1e-5)
+    at_the_reward = torch.allclose(data["value_target"], reward, rtol=1e-4, atol=1e-5)
+    assert at_the_reward == (correction != "vtrace")
 
 
 @pytest.mark.parametrize("discount", [1.0, 0.9])

@@ -33,6 +33,7 @@ def minibatch() -> dict[str, Tensor]:
         "obs": draw(3, COUNT, OBS), "next_obs": draw(4, COUNT, OBS), "reward": draw(6, COUNT),
         "action": mean + log_std.exp() * draw(5, COUNT, ACT), "behavior_mean": mean, "behavior_log_std": log_std,
         "advantage": 1.0 + 2.0 * draw(7, COUNT), "value_target": 2.0 * draw(8, COUNT),
+        "action_value": 2.0 * draw(16, COUNT),
         "terminated": torch.arange(COUNT) % 5 == 0, "noise": draw(10, COUNT, 2, ACT),
         "expert_obs": draw(11, COUNT, OBS), "expert_action": 0.5 * draw(12, COUNT, ACT),
         "prior_mean": 0.5 * draw(13, COUNT, ACT), "prior_variance": 0.1 * draw(14, COUNT, ACT).square(),
@@ -122,7 +123,7 @@ def loss_of_p4o(params: Any, batch: dict[str, Tensor], state: dict[str, Any]) ->
 
 
 def loss_of_bpo(params: Any, batch: dict[str, Tensor], state: dict[str, Any]) -> Tensor:
-    pi, q = policy(params, batch["obs"]), batch["value_target"]
+    pi, q = policy(params, batch["obs"]), batch["action_value"]
     v, u = (value(params, batch["obs"], name) for name in ("value", "median"))
     goal = 0.8 + 0.4 * torch.sigmoid((q - u) / 0.5).detach()
     pinball = 0.4 * ((1.0 + (q - u).exp()).log() - 0.5 * (q - u)).mean()

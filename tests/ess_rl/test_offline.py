@@ -119,6 +119,20 @@ def test_a_behavior_model_finds_the_gaussian_that_acted():
     assert held.float().mean() == pytest.approx(0.1) and (held.all(1) | ~held.any(1)).all()  # whole episodes
 
 
+def test_a_model_is_what_it_is_alone_though_others_learn_longer():
+    """With a patience of one look: the first look without gain ends a model, whatever the others do."""
+    obs, action, last = known_behavior(600)
+    config = behavior.Config(hidden=(8,), max_updates=400, check_every=10, patience=1, learning_rate=1e-2, minibatch=32)
+    seeds = tuple(range(6))
+    together, alone = (
+        behavior.fit(obs, action, last, seeds=seeds, config=config),
+        [behavior.fit(obs, action, last, seeds=(seed,), config=config) for seed in seeds],
+    )
+    assert len({model.updates for model in alone}) > 1 and together.updates == max(model.updates for model in alone)
+    own = torch.cat([model.held_out_nll for model in alone])
+    torch.testing.assert_close(together.held_out_nll, own, rtol=1e-4, atol=1e-5)
+
+
 def test_the_floor_is_counted_and_its_effect_reported():
     obs, action, last = known_behavior(600)
     config = behavior.Config(hidden=(8,), max_updates=150, check_every=50, learning_rate=1e-2, minibatch=128)

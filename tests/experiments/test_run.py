@@ -269,6 +269,12 @@ def test_a_population_that_cannot_fit_is_refused_before_it_starts(tmp_path: Path
         ("ppo", {"settings": {"objective": "kl"}, "sweep": {"clip": [0.1, 0.2]}}, "--clip 0.1 0.2: does nothing here"),
         ("p3o", {"sweep": {"hint_lambda": [0.5, 1.0]}}, "--hint-lambda 0.5 1: does nothing here; give --hints G too"),
         ("p3o", {"settings": {"draw": "ess"}}, "--draw ess: does nothing here; give --replay K too"),
+        ("chord", {"settings": {"phi": "one", "width": "fixed"}}, "--width fixed: does nothing here; give --phi mass"),
+        (
+            "p3o_prior",
+            {"settings": {"prior": "mle", "gp_points": 50}},
+            "--gp-points 50: does nothing here; give --prior",
+        ),
         ("p3o", {"seeds": range(10**9)}, "1,000,000,000 members, of 1,000,000,000 seeds: at most 1,000,000"),
         ("p3o", {"episodes": 10**6, "seeds": [1, 2]}, "--episodes 1000000: 2 members .* at most: --episodes 500000"),
         ("p3o", {"steps": 10**17}, "--steps 100000000000000000: must be at most 2.53"),

@@ -19,6 +19,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "fresh": {"env": "InvertedPendulum-v5", "settings": SETTINGS},
     "replay": {"settings": {**SETTINGS, "replay": 1}, "save_replay": 3},
     "lag": {"settings": {**SETTINGS, "lag": 2, "starts": "staggered"}},
+    "turns": {
+        "agent": "p3o_2019",
+        "settings": {**SETTINGS, "minibatch": 256, "replay": 2, "segments": 8, "warm_up": 1},
+    },
 }
 
 
@@ -117,6 +121,10 @@ def test_demonstrations_reach_every_part(monkeypatch: pytest.MonkeyPatch) -> Non
     [
         ({"split": 0}, "--split 0: must be at least 1"),
         ({"split": 7}, "--split 7: 6 members, .* --split 6 at most"),
+        (
+            {"split": 2, **KINDS["turns"], "sweep": {"replayed_updates": [2.0, 0.0]}},
+            "--split --replayed-updates 0 and others",
+        ),
         ({"split": 2, "asynchronous": True, "settings": {**SETTINGS, "lag": 1}}, "--split --async: .* leave one"),
     ],
 )
