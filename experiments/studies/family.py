@@ -1,8 +1,10 @@
 """The whole family, on fresh data and on data of a policy four and sixteen iterations old.
 
-Every method has the numbers it has everywhere; none was tuned for a lag. An iteration of P3O 2019 is a sixteenth of
-PPO's env steps, so its lag is as many policies old, but not as many env steps. P3O stands here twice: as it is by
-default, and with all the updates of an iteration (keep_ess 0), as in its paper.
+Every method has the numbers it has everywhere; none was tuned for a lag. A lag counts iterations, and these are not
+equally long: of P3O, P4O, P3O-DA and V-trace 4096 env steps, twice as many as of PPO, its other objectives, DAPO, BPO
+and TBA, and of P3O 2019 256. So P3O's data are as many policies old as PPO's and twice as many env steps; the study
+`equal-iterations` has them equal. P3O stands here twice: as it is by default, and with all the updates of an iteration
+(keep_ess 0), as in its paper.
 """
 
 from __future__ import annotations
