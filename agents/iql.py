@@ -34,9 +34,7 @@ class Config:
     expectile: float = 0.7  # of Q over the actions of the data; 0.5 is the value of the behavior policy
     inverse_temperature: float = 3.0  # beta of the paper, in units of 1 / scaled reward; higher is greedier
     return_range: float = 1000.0  # rewards are scaled so that returns of the data span this; 0 leaves them as they are
-    # Actions as the environment saw them, which is all that other sets have, or as they were sampled: a mean within the
-    # bounds cannot follow one beyond them.
-    imitates: Literal["clipped", "sampled"] = "clipped"
+    imitates: Literal["clipped", "sampled"] = "clipped"  # actions as the environment saw them, or as they were sampled
     learning_rate: float = 3e-4  # of Adam; the policy's falls to 0 as a cosine
     discount: float = 0.99  # per control step
     tau: float = 0.005  # share of the critics that enters their targets at each update
@@ -97,6 +95,7 @@ class IQL:
             advantage = (old_q - v).detach()
             weight = advantage_weights(advantage, 1.0 / hyper["inverse_temperature"], "exponential")
             pi = self._policy(params["policy"], obs, hyper)
+            # A mean within the bounds cannot follow an action beyond them.
             imitated = action if self.config.imitates == "clipped" else batch["action"]
             policy_loss = -(weight * pi.log_prob(imitated)).mean()
             return policy_loss + q_loss + value_loss, {

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 class Transitions:
     """Steps of T x B environments, with the behavior policy that chose their actions.
 
-    Written for time-major segments [T, B]; any leading shape is allowed ([P, T, N] for a population).
+    Written for time-major segments [T, B]; any leading shape is allowed ([T, P, N] for a population).
     No field is optional: ratios, log-probabilities and the closed-form KL all come from the two behavior parameters.
 
     Law, tested over every source: next_obs[t] == obs[t + 1] unless the episode ended at t.
@@ -28,7 +28,9 @@ class Transitions:
     next_obs: Tensor  # [T, B, obs_dim] what the dynamics reached, never the obs after a reset
     behavior_mean: Tensor  # [T, B, act_dim]
     behavior_log_std: Tensor  # [T, B, act_dim]
-    version: Tensor  # [T, B] int64: number of the iteration that collected it, from 0; -1 for a logged data set
+    # [T, B] int64: number of the iteration that collected it, from 0. Below 0: before this run, the newest rollout -1;
+    # -1 for all of a logged data set.
+    version: Tensor
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Transitions:
         """The record with `function` applied to each field."""

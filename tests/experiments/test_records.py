@@ -223,10 +223,11 @@ def test_a_place_that_holds_something_else_is_not_published_to(tmp_path: Path) -
 
 
 def test_options_come_from_the_config_and_its_remarks() -> None:
-    from agents import AGENTS
+    from agents import AGENTS, OFFLINE_AGENTS
 
-    for entry in AGENTS.values():
+    for entry in (AGENTS | OFFLINE_AGENTS).values():
         assert all(options.remarks(entry.config).values()), "every field of a Config has its remark"
+    for entry in AGENTS.values():
         kind = options.of_agent(entry.config)
         settings, sweep = options.split(entry.config, kind(env="Pendulum-v1"))
         assert entry.config(**settings) == entry.config() and not sweep
