@@ -32,7 +32,7 @@ from ess_rl.errors import UsageError
 from ess_rl.gaussian import Gaussian, kl
 from ess_rl.networks import policy, policy_init, value, value_init
 from ess_rl.objectives import imitation, p3o, ppo_clip, width_correction
-from ess_rl.optim import adam_init, adam_steps, clip_by_global_norm, gradient
+from ess_rl.optim import adam_init, adam_steps, clip_by_global_norm, gradient, linear_decay
 from ess_rl.random import fold_in
 from ess_rl.returns import Correction, corrected
 from ess_rl.transitions import Transitions, flat_samples
@@ -117,11 +117,11 @@ class CHORD:
         )
         return flat_samples(rollout, obs=obs, advantage=advantage, value_target=value_target, log_ratio=log_ratio)
 
-    refresh = None
     begin_epoch = None
+    refresh = None
 
     def update(self, state: State, batch: dict[str, Tensor]) -> tuple[State, Metrics]:
-        hyper, mu = state["hyper"], self._mu(state)
+        hyper, progress, mu = state["hyper"], state["progress"], self._mu(state)
         if "expert_obs" not in batch:
             raise UsageError("chord: no demonstrations; give `Population.demonstrations` their obs and action")
         expert_obs = normalizer.standardize(state["obs_stats"], batch["expert_obs"])
@@ -153,8 +153,8 @@ class CHORD:
         grads, metrics = gradient(loss_function, state["params"])
         grads, metrics["grad_norm"] = clip_by_global_norm(grads, hyper["max_grad_norm"])
         rates = {
-            "policy": hyper["learning_rate"] * (1.0 - (1.0 - hyper["final_learning_rate"]) * state["progress"]),
-            "value": hyper["value_learning_rate"] * (1.0 - state["progress"]),
+            "policy": linear_decay(hyper["learning_rate"], progress, hyper["final_learning_rate"]),
+            "value": linear_decay(hyper["value_learning_rate"], progress),
         }
         params, optimizer = adam_steps(state["params"], grads, state["optimizer"], rates)
         return {**state, "params": params, "optimizer": optimizer}, metrics

@@ -35,7 +35,7 @@ from ess_rl.diagnostics import share
 from ess_rl.gaussian import Gaussian, kl
 from ess_rl.networks import policy, policy_init, value, value_init
 from ess_rl.objectives import Divergence, divergence_slope, p3o, policy_ratio, ppo_clip
-from ess_rl.optim import adam_init, adam_steps, clip_by_global_norm, gradient
+from ess_rl.optim import adam_init, adam_steps, clip_by_global_norm, gradient, linear_decay
 from ess_rl.random import fold_in
 from ess_rl.returns import Correction, corrected, divergence_ahead
 from ess_rl.transitions import Transitions, flat_samples
@@ -135,7 +135,7 @@ class DAPO:
         return self.act(state, rollout.obs).log_prob(rollout.action) - b.log_prob(rollout.action)
 
     def update(self, state: State, batch: dict[str, Tensor]) -> tuple[State, Metrics]:
-        hyper = state["hyper"]
+        hyper, progress = state["hyper"], state["progress"]
 
         def loss_function(params: Tree) -> tuple[Tensor, Metrics]:
             pi = policy(params["policy"], batch["obs"])
@@ -164,8 +164,8 @@ class DAPO:
         grads, metrics = gradient(loss_function, state["params"])
         grads, metrics["grad_norm"] = clip_by_global_norm(grads, hyper["max_grad_norm"])
         rates = {
-            "policy": hyper["learning_rate"] * (1.0 - (1.0 - hyper["final_learning_rate"]) * state["progress"]),
-            "value": hyper["value_learning_rate"] * (1.0 - state["progress"]),
+            "policy": linear_decay(hyper["learning_rate"], progress, hyper["final_learning_rate"]),
+            "value": linear_decay(hyper["value_learning_rate"], progress),
         }
         params, optimizer = adam_steps(state["params"], grads, state["optimizer"], rates)
         return {**state, "params": params, "optimizer": optimizer}, metrics

@@ -32,7 +32,7 @@ from ess_rl.gaussian import Gaussian, kl
 from ess_rl.hints import affinity_weight
 from ess_rl.networks import policy, policy_init, value, value_init
 from ess_rl.objectives import k3, p3o
-from ess_rl.optim import adam_init, adam_steps, clip_by_global_norm, gradient, held_back
+from ess_rl.optim import adam_init, adam_steps, clip_by_global_norm, gradient, held_back, linear_decay
 from ess_rl.random import fold_in
 from ess_rl.returns import Correction, corrected
 from ess_rl.transitions import Transitions, flat_samples
@@ -116,8 +116,6 @@ class P3O:
         )
         return flat_samples(rollout, obs=obs, advantage=advantage, value_target=value_target, log_ratio=log_ratio)
 
-    refresh = None
-
     @property
     def begin_epoch(self) -> BeginEpoch | None:
         return self._ess_of_epoch if self.config.ess == "batch" else None
@@ -128,8 +126,10 @@ class P3O:
         pi = policy(state["params"]["policy"], batch["obs"])
         return {**state, "ess": effective_sample_size(pi.log_prob(batch["action"]) - b.log_prob(batch["action"]))}
 
+    refresh = None
+
     def update(self, state: State, batch: dict[str, Tensor]) -> tuple[State, Metrics]:
-        hyper = state["hyper"]
+        hyper, progress = state["hyper"], state["progress"]
 
         def loss_function(params: Tree) -> tuple[Tensor, Metrics]:
             pi = policy(params["policy"], batch["obs"])
@@ -140,17 +140,7 @@ class P3O:
                 log_ratio, power = log_prob - behavior_log_prob, hyper["hint_lambda"]
                 trust = affinity_weight(log_ratio, advantage, batch["hinted"], power, act_dim=self.act_dim)
                 advantage = trust * advantage
-            behavior_kl = pull_kl = kl(pi, b)
-            if self.config.behavior_kl != "closed_form":
-                pull_kl = kl(b, pi) if self.config.behavior_kl == "reverse" else k3(log_prob, behavior_log_prob)
-            cap, pull = self.config.cap, self.config.pull
-            e = state["ess"] if self.config.ess == "batch" else None
-            policy_loss, metrics = p3o(
-                log_prob, behavior_log_prob, advantage, pull_kl, cap=cap, pull=pull, act_dim=self.act_dim, ess=e
-            )
-            if self.config.behavior_kl != "closed_form":
-                metrics |= {"pull_kl": metrics["behavior_kl"], "behavior_kl": behavior_kl.mean()}
-            metrics |= {} if e is None else {"ess_batch": e}
+            policy_loss, metrics = self._objective(state, log_prob, behavior_log_prob, advantage, pi, b)
             weight = metrics.pop("weight")
             if self.config.replay > 0:
                 metrics["replayed_share"] = share(weight * advantage, batch["age"] > 0)
@@ -165,14 +155,30 @@ class P3O:
         grads, metrics = gradient(loss_function, state["params"])
         grads, metrics["grad_norm"] = clip_by_global_norm(grads, hyper["max_grad_norm"])
         rates = {
-            "policy": state["rate_factor"]
-            * hyper["learning_rate"]
-            * (1.0 - (1.0 - hyper["final_learning_rate"]) * state["progress"]),
-            "value": hyper["value_learning_rate"] * (1.0 - state["progress"]),
+            "policy": linear_decay(
+                state["rate_factor"] * hyper["learning_rate"], progress, hyper["final_learning_rate"]
+            ),
+            "value": linear_decay(hyper["value_learning_rate"], progress),
         }
         metrics["learning_rate"] = rates["policy"]
         params, optimizer = adam_steps(state["params"], grads, state["optimizer"], rates)
         return {**state, "params": params, "optimizer": optimizer}, metrics
+
+    def _objective(
+        self, state: State, log_prob: Tensor, behavior_log_prob: Tensor, advantage: Tensor, pi: Gaussian, b: Gaussian
+    ) -> tuple[Tensor, Metrics]:
+        """`p3o`, or what the ablations make of it: another cap or pull, another KL, the ESS of another set."""
+        behavior_kl = pull_kl = kl(pi, b)
+        if self.config.behavior_kl != "closed_form":
+            pull_kl = kl(b, pi) if self.config.behavior_kl == "reverse" else k3(log_prob, behavior_log_prob)
+        cap, pull = self.config.cap, self.config.pull
+        e = state["ess"] if self.config.ess == "batch" else None
+        loss, metrics = p3o(
+            log_prob, behavior_log_prob, advantage, pull_kl, cap=cap, pull=pull, act_dim=self.act_dim, ess=e
+        )
+        if self.config.behavior_kl != "closed_form":
+            metrics |= {"pull_kl": metrics["behavior_kl"], "behavior_kl": behavior_kl.mean()}
+        return loss, metrics | ({} if e is None else {"ess_batch": e})
 
     def observe(self, state: State, rollout: Transitions) -> State:
         new, obs = state["params"]["policy"], normalizer.standardize(state["obs_stats"], rollout.obs)

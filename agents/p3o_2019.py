@@ -32,7 +32,7 @@ from ess_rl.contract import Metrics, Precision, Starts, State, Tree
 from ess_rl.gaussian import Gaussian, kl
 from ess_rl.networks import policy, policy_init, value, value_init
 from ess_rl.objectives import p3o
-from ess_rl.optim import adam_init, adam_step, clip_by_global_norm, gradient, rmsprop_init, rmsprop_step
+from ess_rl.optim import adam_init, adam_step, clip_by_global_norm, gradient, linear_decay, rmsprop_init, rmsprop_step
 from ess_rl.random import fold_in
 from ess_rl.returns import Correction, corrected
 from ess_rl.transitions import Transitions, flat_samples
@@ -113,8 +113,8 @@ class P3O2019:
         )
         return flat_samples(rollout, obs=obs, advantage=advantage, value_target=value_target, log_ratio=log_ratio)
 
-    refresh = None
     begin_epoch = None
+    refresh = None
 
     def update(self, state: State, batch: dict[str, Tensor]) -> tuple[State, Metrics]:
         hyper, replayed = state["hyper"], "age" in batch
@@ -142,7 +142,7 @@ class P3O2019:
 
         grads, metrics = gradient(loss_function, state["params"])
         grads, metrics["grad_norm"] = clip_by_global_norm(grads, hyper["max_grad_norm"])
-        rate = hyper["learning_rate"] * (1.0 - state["progress"])
+        rate = linear_decay(hyper["learning_rate"], state["progress"])
         params, optimizer = self._optimizer_step(state["params"], grads, state["optimizer"], rate)
         return {**state, "params": params, "optimizer": optimizer}, metrics
 

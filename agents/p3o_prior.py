@@ -37,7 +37,7 @@ from ess_rl.diagnostics import share
 from ess_rl.gaussian import Gaussian, kl
 from ess_rl.networks import gaussian_init, mlp, mlp_init, value, value_init
 from ess_rl.objectives import p3o
-from ess_rl.optim import adam_init, adam_steps, clip_by_global_norm, gradient
+from ess_rl.optim import adam_init, adam_steps, clip_by_global_norm, gradient, linear_decay
 from ess_rl.random import fold_in
 from ess_rl.returns import Correction, corrected
 from ess_rl.transitions import Transitions, flat_samples
@@ -147,11 +147,11 @@ class P3OPrior:
         samples["prior_mean"], samples["prior_variance"] = self.prior(state, rollout.obs.flatten(0, -2))
         return samples
 
-    refresh = None
     begin_epoch = None
+    refresh = None
 
     def update(self, state: State, batch: dict[str, Tensor]) -> tuple[State, Metrics]:
-        hyper = state["hyper"]
+        hyper, progress = state["hyper"], state["progress"]
         prior = Gaussian(batch["prior_mean"], 0.5 * torch.log(hyper["prior_std"].square() + batch["prior_variance"]))
 
         def loss_function(params: Tree) -> tuple[Tensor, Metrics]:
@@ -172,8 +172,10 @@ class P3OPrior:
 
         grads, metrics = gradient(loss_function, state["params"])
         grads, metrics["grad_norm"] = clip_by_global_norm(grads, hyper["max_grad_norm"])
-        left = 1.0 - state["progress"]
-        rates = {"policy": left * hyper["learning_rate"], "value": left * hyper["value_learning_rate"]}
+        rates = {
+            "policy": linear_decay(hyper["learning_rate"], progress),
+            "value": linear_decay(hyper["value_learning_rate"], progress),
+        }
         params, optimizer = adam_steps(state["params"], grads, state["optimizer"], rates)
         return {**state, "params": params, "optimizer": optimizer}, metrics
 

@@ -29,7 +29,7 @@ from ess_rl.diagnostics import share
 from ess_rl.gaussian import Gaussian, kl
 from ess_rl.networks import policy, policy_init, value, value_init
 from ess_rl.objectives import MixtureKL, p4o
-from ess_rl.optim import adam_init, adam_steps, clip_by_global_norm, gradient, held_back
+from ess_rl.optim import adam_init, adam_steps, clip_by_global_norm, gradient, held_back, linear_decay
 from ess_rl.random import fold_in
 from ess_rl.returns import Correction, corrected
 from ess_rl.transitions import Transitions, flat_samples
@@ -109,8 +109,6 @@ class P4O:
         )
         return flat_samples(rollout, obs=obs, advantage=advantage, value_target=value_target, log_ratio=log_ratio)
 
-    refresh = None
-
     @property
     def begin_epoch(self) -> BeginEpoch | None:
         return self._take_proximal if self.config.proximal == "epoch" else None
@@ -119,8 +117,10 @@ class P4O:
         """p is the policy as it is now. It needs nothing of the samples."""
         return {**state, "proximal": tree_map(torch.clone, state["params"]["policy"])}
 
+    refresh = None
+
     def update(self, state: State, batch: dict[str, Tensor]) -> tuple[State, Metrics]:
-        hyper = state["hyper"]
+        hyper, progress = state["hyper"], state["progress"]
 
         def loss_function(params: Tree) -> tuple[Tensor, Metrics]:
             pi = policy(params["policy"], batch["obs"])
@@ -130,10 +130,10 @@ class P4O:
             policy_loss, metrics = p4o(
                 pi.log_prob(batch["action"]),
                 b.log_prob(batch["action"]),
-                p.log_prob(batch["action"]),
                 advantage,
                 kl(pi, b),
-                kl(pi, p),
+                proximal_log_prob=p.log_prob(batch["action"]),
+                proximal_kl=kl(pi, p),
                 mixture_kl=self.config.mixture_kl,
             )
             weight = metrics.pop("weight")
@@ -148,10 +148,10 @@ class P4O:
         grads, metrics = gradient(loss_function, state["params"])
         grads, metrics["grad_norm"] = clip_by_global_norm(grads, hyper["max_grad_norm"])
         rates = {
-            "policy": state["rate_factor"]
-            * hyper["learning_rate"]
-            * (1.0 - (1.0 - hyper["final_learning_rate"]) * state["progress"]),
-            "value": hyper["value_learning_rate"] * (1.0 - state["progress"]),
+            "policy": linear_decay(
+                state["rate_factor"] * hyper["learning_rate"], progress, hyper["final_learning_rate"]
+            ),
+            "value": linear_decay(hyper["value_learning_rate"], progress),
         }
         metrics["learning_rate"] = rates["policy"]
         params, optimizer = adam_steps(state["params"], grads, state["optimizer"], rates)

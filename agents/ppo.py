@@ -28,7 +28,7 @@ from ess_rl.gaussian import Gaussian, kl
 from ess_rl.hints import affinity_weight
 from ess_rl.networks import policy, policy_init, value, value_init
 from ess_rl.objectives import ppo_band, ppo_clip, ppo_decoupled, ppo_generalized, ppo_kl, ppo_variance
-from ess_rl.optim import adam_init, adam_steps, clip_by_global_norm, gradient
+from ess_rl.optim import adam_init, adam_steps, clip_by_global_norm, gradient, linear_decay
 from ess_rl.random import fold_in
 from ess_rl.returns import Correction, corrected
 from ess_rl.transitions import Transitions, flat_samples
@@ -40,7 +40,7 @@ Objective = Literal["clip", "decoupled", "generalized", "band", "kl", "variance"
 class Config:
     objective: Objective = "clip"  # by a recent policy: decoupled, generalized; CISPO's band; penalties: kl, variance
     clip: float = 0.2  # how far the ratio may leave 1 before its sample stops pulling; the root of its variance
-    target_kl: float = 0.01  # of the objective kl: KL(b || pi) in nats, to which the weight of that KL is led
+    target_kl: float = 0.01  # of the objective kl: KL(b || pi) in nats, to which the weight of that KL is adapted
     learning_rate: float = 3e-4  # of Adam, for the policy, at the start
     final_learning_rate: float = 0.0  # what is left of it at the end, as a fraction; falls linearly
     value_learning_rate: float = 3e-4  # of Adam, for the value, at the start; falls linearly to 0
@@ -116,7 +116,7 @@ class PPO:
     refresh = None
 
     def update(self, state: State, batch: dict[str, Tensor]) -> tuple[State, Metrics]:
-        hyper = state["hyper"]
+        hyper, progress = state["hyper"], state["progress"]
 
         def loss_function(params: Tree) -> tuple[Tensor, Metrics]:
             pi = policy(params["policy"], batch["obs"])
@@ -145,8 +145,8 @@ class PPO:
         grads, metrics = gradient(loss_function, state["params"])
         grads, metrics["grad_norm"] = clip_by_global_norm(grads, hyper["max_grad_norm"])
         rates = {
-            "policy": hyper["learning_rate"] * (1.0 - (1.0 - hyper["final_learning_rate"]) * state["progress"]),
-            "value": hyper["value_learning_rate"] * (1.0 - state["progress"]),
+            "policy": linear_decay(hyper["learning_rate"], progress, hyper["final_learning_rate"]),
+            "value": linear_decay(hyper["value_learning_rate"], progress),
         }
         params, optimizer = adam_steps(state["params"], grads, state["optimizer"], rates)
         return {**state, "params": params, "optimizer": optimizer}, metrics
@@ -158,9 +158,9 @@ class PPO:
         log_prob, behavior_log_prob = pi.log_prob(batch["action"]), b.log_prob(batch["action"])
         proximal, clip, coefficient = batch["proximal_log_prob"], state["hyper"]["clip"], state["kl_coef"]
         if self.config.objective == "decoupled":
-            return ppo_decoupled(log_prob, proximal, behavior_log_prob, advantage, clip=clip)
+            return ppo_decoupled(log_prob, behavior_log_prob, advantage, proximal_log_prob=proximal, clip=clip)
         if self.config.objective == "generalized":
-            return ppo_generalized(log_prob, proximal, behavior_log_prob, advantage, clip=clip)
+            return ppo_generalized(log_prob, behavior_log_prob, advantage, proximal_log_prob=proximal, clip=clip)
         if self.config.objective == "band":
             return ppo_band(log_prob, behavior_log_prob, advantage, clip=clip)
         if self.config.objective == "variance":
@@ -172,10 +172,10 @@ class PPO:
         return_scale = normalizer.return_scale_update(
             state["return_scale"], rollout.reward, rollout.last, state["hyper"]["discount"]
         )
-        state = {**state, "kl_coef": self._led(state, rollout)}
+        state = {**state, "kl_coef": self._adapted(state, rollout)}
         return {**state, "obs_stats": obs_stats, "return_scale": return_scale}
 
-    def _led(self, state: State, rollout: Transitions) -> Tensor:
+    def _adapted(self, state: State, rollout: Transitions) -> Tensor:
         """The weight of a penalty, twice or half of what it was where the penalized has left its range (Section 4), and
         as it was before anything is learned.
 

@@ -54,7 +54,7 @@ from ess_rl.ess import effective_sample_size
 from ess_rl.gaussian import Gaussian, kl
 from ess_rl.networks import policy, policy_init, value, value_init
 from ess_rl.objectives import subtrajectory_balance
-from ess_rl.optim import adam_init, adam_steps, clip_by_global_norm, gradient
+from ess_rl.optim import adam_init, adam_steps, clip_by_global_norm, gradient, linear_decay
 from ess_rl.processes import largest
 from ess_rl.random import fold_in
 from ess_rl.returns import path_residuals, path_weights, windows, within_episode
@@ -159,7 +159,7 @@ class TBA:
     refresh = None
 
     def update(self, state: State, batch: dict[str, Tensor]) -> tuple[State, Metrics]:
-        hyper = state["hyper"]
+        hyper, progress = state["hyper"], state["progress"]
 
         def loss_function(params: Tree) -> tuple[Tensor, Metrics]:
             pi = policy(params["policy"], batch["obs"])  # of all steps of the segments, [n, k, act_dim]
@@ -198,8 +198,8 @@ class TBA:
         grads, metrics = gradient(loss_function, state["params"])
         grads, metrics["grad_norm"] = clip_by_global_norm(grads, hyper["max_grad_norm"])
         rates = {
-            "policy": hyper["learning_rate"] * (1.0 - (1.0 - hyper["final_learning_rate"]) * state["progress"]),
-            "value": hyper["value_learning_rate"] * (1.0 - state["progress"]),
+            "policy": linear_decay(hyper["learning_rate"], progress, hyper["final_learning_rate"]),
+            "value": linear_decay(hyper["value_learning_rate"], progress),
         }
         params, optimizer = adam_steps(state["params"], grads, state["optimizer"], rates)
         return {**state, "params": params, "optimizer": optimizer}, metrics

@@ -57,7 +57,7 @@ from ess_rl.errors import UsageError
 from ess_rl.ess import effective_sample_size
 from ess_rl.gaussian import Gaussian, kl
 from ess_rl.networks import policy, policy_init
-from ess_rl.optim import adam_init, adam_steps, clip_by_global_norm, gradient
+from ess_rl.optim import adam_init, adam_steps, clip_by_global_norm, gradient, linear_decay
 from ess_rl.processes import largest
 from ess_rl.random import fold_in
 from ess_rl.transitions import Transitions
@@ -145,7 +145,7 @@ class TBAGroup:
     begin_epoch = None
 
     def update(self, state: State, batch: dict[str, Tensor]) -> tuple[State, Metrics]:
-        hyper = state["hyper"]
+        hyper, progress = state["hyper"], state["progress"]
 
         def loss_function(params: Tree) -> tuple[Tensor, Metrics]:
             pi = policy(params["policy"], batch["obs"])
@@ -168,7 +168,7 @@ class TBAGroup:
 
         grads, metrics = gradient(loss_function, state["params"])
         grads, metrics["grad_norm"] = clip_by_global_norm(grads, hyper["max_grad_norm"])
-        rate = hyper["learning_rate"] * (1.0 - (1.0 - hyper["final_learning_rate"]) * state["progress"])
+        rate = linear_decay(hyper["learning_rate"], progress, hyper["final_learning_rate"])
         params, optimizer = adam_steps(state["params"], grads, state["optimizer"], {"policy": rate})
         return {**state, "params": params, "optimizer": optimizer}, metrics
 

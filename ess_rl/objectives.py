@@ -123,11 +123,11 @@ def p3o(
 def p4o(
     log_prob: Tensor,
     behavior_log_prob: Tensor,
-    proximal_log_prob: Tensor,
     advantage: Tensor,
     behavior_kl: Tensor,
-    proximal_kl: Tensor,
     *,
+    proximal_log_prob: Tensor,
+    proximal_kl: Tensor,
     mixture_kl: MixtureKL = "variational",
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """P4O: P3O with two anchors, the policy b that acted and a recent policy p. The further one pulls more.
@@ -153,8 +153,8 @@ def p4o(
     near; the pull of the second grows with the distance to both.
 
     Args:
-        proximal_log_prob: log p(a|s); like `behavior_log_prob` without gradient.
         behavior_kl: KL(pi || b) in each sample's state, with gradient.
+        proximal_log_prob: log p(a|s); like `behavior_log_prob` without gradient.
         proximal_kl: KL(pi || p), likewise.
 
     Returns:
@@ -165,8 +165,8 @@ def p4o(
         ValueError: shapes differ; another name of a KL.
     """
     same_shape(
-        log_prob=log_prob, behavior_log_prob=behavior_log_prob, proximal_log_prob=proximal_log_prob,
-        advantage=advantage, behavior_kl=behavior_kl, proximal_kl=proximal_kl,
+        log_prob=log_prob, behavior_log_prob=behavior_log_prob, advantage=advantage, behavior_kl=behavior_kl,
+        proximal_log_prob=proximal_log_prob, proximal_kl=proximal_kl,
     )  # fmt: skip
     behavior_log_prob, proximal_log_prob = behavior_log_prob.detach(), proximal_log_prob.detach()
     e_b = effective_sample_size(log_prob - behavior_log_prob)
@@ -223,7 +223,7 @@ def _clipped_about(
 
 
 def ppo_decoupled(
-    log_prob: Tensor, proximal_log_prob: Tensor, behavior_log_prob: Tensor, advantage: Tensor, *, clip: float | Tensor
+    log_prob: Tensor, behavior_log_prob: Tensor, advantage: Tensor, *, proximal_log_prob: Tensor, clip: float | Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """PPO whose clip holds on to a recent policy p, while the weight of a sample still corrects for b, that acted.
 
@@ -234,7 +234,7 @@ def ppo_decoupled(
     Metrics: `ess` of pi / b, `clipped_fraction` of r, `log_ratio_max` of pi / b, `weight`.
     """
     same_shape(
-        log_prob=log_prob, proximal_log_prob=proximal_log_prob, behavior_log_prob=behavior_log_prob, advantage=advantage
+        log_prob=log_prob, behavior_log_prob=behavior_log_prob, advantage=advantage, proximal_log_prob=proximal_log_prob
     )  # fmt: skip
     correction = policy_ratio(proximal_log_prob - behavior_log_prob).detach()
     loss, metrics = ppo_clip(log_prob, proximal_log_prob, advantage.detach() * correction, clip=clip)
@@ -244,7 +244,7 @@ def ppo_decoupled(
 
 
 def ppo_generalized(
-    log_prob: Tensor, proximal_log_prob: Tensor, behavior_log_prob: Tensor, advantage: Tensor, *, clip: float | Tensor
+    log_prob: Tensor, behavior_log_prob: Tensor, advantage: Tensor, *, proximal_log_prob: Tensor, clip: float | Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """PPO whose clip range lies about the ratio that a recent policy p has, and not about 1: for older data.
 
@@ -253,11 +253,11 @@ def ppo_generalized(
     With p = b it is `ppo_clip`. Where p has become unlikelier than b at an action, the range is wide as measured in
     pi / p, and narrow where it has become likelier; `ppo_decoupled` weighs such samples and keeps the range in pi / p.
     Source: GePPO, Queeney, Paschalidis, Cassandras 2021 (arXiv 2111.00072), the surrogate of its Algorithm 1. Not taken
-    over: its choice of how many older policies to learn from, and its learning rate led by the total variation.
+    over: its choice of how many older policies to learn from, and its learning rate adapted to the total variation.
     Metrics: `ess` of rho, `clipped_fraction` (|rho - center| > clip), `log_ratio_max` of rho, `weight`.
     """
     same_shape(
-        log_prob=log_prob, proximal_log_prob=proximal_log_prob, behavior_log_prob=behavior_log_prob, advantage=advantage
+        log_prob=log_prob, behavior_log_prob=behavior_log_prob, advantage=advantage, proximal_log_prob=proximal_log_prob
     )  # fmt: skip
     center = policy_ratio(proximal_log_prob - behavior_log_prob).detach()
     return _clipped_about(center, log_prob - behavior_log_prob.detach(), advantage.detach(), clip)
@@ -273,14 +273,13 @@ def ppo_variance(
     E_b[rho] is 1, so the penalty estimates Var rho, and 1 / (1 + Var rho) is what the ESS estimates: a bound on one is
     a bound on the other. Source: the idea of R2VPO, Luo et al. 2026 (arXiv 2605.26784): a bounded variance of the ratio
     as a trust region, by primal and dual steps; of its text the abstract alone was at hand, so the form of penalty,
-    bound and dual step is ours (the rule that leads `coefficient` is with the agent). Metrics: `ess`,
+    bound and dual step is ours (the rule that adapts `coefficient` is with the agent). Metrics: `ess`,
     `ratio_variance`, `coefficient`, `log_ratio_max`, `weight` (of the first term).
     """
     same_shape(log_prob=log_prob, behavior_log_prob=behavior_log_prob, advantage=advantage)
     penalty = (policy_ratio(log_prob - behavior_log_prob.detach()) - 1.0).square()
-    loss, metrics = ppo_kl(log_prob, behavior_log_prob, advantage, penalty, kl_coef=coefficient)
-    named = {"ratio_variance": penalty.mean().detach(), "coefficient": metrics.pop("kl_coef")}
-    return loss, metrics | named
+    loss, coefficient, metrics = _penalized(log_prob, behavior_log_prob, advantage, penalty, coefficient)
+    return loss, metrics | {"ratio_variance": penalty.mean().detach(), "coefficient": coefficient}
 
 
 def bpo(
@@ -355,7 +354,7 @@ def ppo_kl(
     log_prob: Tensor,
     behavior_log_prob: Tensor,
     advantage: Tensor,
-    behavior_kl: Tensor,
+    forward_kl: Tensor,
     *,
     kl_coef: float | Tensor,
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -363,23 +362,32 @@ def ppo_kl(
 
         loss = -mean( rho A ) + kl_coef mean( KL(b || pi) )
 
-    Source: Schulman et al. 2017 (arXiv 1707.06347), Eq. 8; the rule that leads `kl_coef` is with the agent. Metrics:
+    `forward_kl` is KL(b || pi), not the KL(pi || b) of `p3o`; in each sample's state, with gradient.
+    Source: Schulman et al. 2017 (arXiv 1707.06347), Eq. 8; the rule that adapts `kl_coef` is with the agent. Metrics:
     `ess`, `kl_coef`, `log_ratio_max`, `weight`.
     """
     same_shape(
-        log_prob=log_prob, behavior_log_prob=behavior_log_prob, advantage=advantage, behavior_kl=behavior_kl
+        log_prob=log_prob, behavior_log_prob=behavior_log_prob, advantage=advantage, forward_kl=forward_kl
     )  # fmt: skip
+    loss, coefficient, metrics = _penalized(log_prob, behavior_log_prob, advantage, forward_kl, kl_coef)
+    return loss, metrics | {"kl_coef": coefficient}
+
+
+def _penalized(
+    log_prob: Tensor, behavior_log_prob: Tensor, advantage: Tensor, penalty: Tensor, coefficient: float | Tensor
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """-mean( rho A ) + coefficient mean( penalty ), the coefficient as a tensor, and the metrics of both that do so."""
     log_ratio = log_prob - behavior_log_prob.detach()
-    coefficient = _filled(kl_coef, log_ratio.detach().sum())
+    coefficient = _filled(coefficient, log_ratio.detach().sum())
     ratio = policy_ratio(log_ratio)
-    loss = -(ratio * advantage.detach()).mean() + coefficient * behavior_kl.mean()
+    loss = -(ratio * advantage.detach()).mean() + coefficient * penalty.mean()
     log_ratio = log_ratio.detach()
-    return loss, {
+    metrics = {
         "ess": effective_sample_size(log_ratio),
-        "kl_coef": coefficient,
         "log_ratio_max": largest(log_ratio.max()),
         "weight": _weight(ratio, log_ratio),
     }
+    return loss, coefficient, metrics
 
 
 def subtrajectory_balance(

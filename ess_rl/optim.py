@@ -122,6 +122,11 @@ def held_back(rate_factor: float | Tensor, log_ratio: Tensor, keep_ess: float | 
     return (rate_factor * change).clamp(0.01, 1.0)
 
 
+def linear_decay(rate: Tensor, progress: Tensor, final: float | Tensor = 0.0) -> Tensor:
+    """`rate` at the beginning of training, `final` times it at its end, where `progress` is 1; 0-dim."""
+    return rate * (1.0 - (1.0 - final) * progress)
+
+
 def polyak(target: Tree, params: Tree, share: float | Tensor) -> Tree:
     """(1 - share) target + share params: a target network that follows slowly (Polyak and Juditsky 1992)."""
     return pytree.tree_map(lambda old, new: old + share * (new - old), target, params)

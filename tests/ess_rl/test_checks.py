@@ -27,10 +27,10 @@ BALANCE: Any = {"beta": 1.0, "discount": 0.9}
 BROADCASTS: dict[str, Callable[[], Any]] = {
     "p3o": lambda: objectives.p3o(ROW, COLUMN, ROW, ROW),
     "p3o, kl": lambda: objectives.p3o(ROW, ROW, ROW, COLUMN),
-    "p4o": lambda: objectives.p4o(ROW, ROW, COLUMN, ROW, ROW, ROW),
+    "p4o": lambda: objectives.p4o(ROW, ROW, ROW, ROW, proximal_log_prob=COLUMN, proximal_kl=ROW),
     "ppo_clip": lambda: objectives.ppo_clip(ROW, ROW, COLUMN, clip=0.2),
-    "ppo_decoupled": lambda: objectives.ppo_decoupled(ROW, COLUMN, ROW, ROW, clip=0.2),
-    "ppo_generalized": lambda: objectives.ppo_generalized(ROW, COLUMN, ROW, ROW, clip=0.2),
+    "ppo_decoupled": lambda: objectives.ppo_decoupled(ROW, ROW, ROW, proximal_log_prob=COLUMN, clip=0.2),
+    "ppo_generalized": lambda: objectives.ppo_generalized(ROW, ROW, ROW, proximal_log_prob=COLUMN, clip=0.2),
     "ppo_variance": lambda: objectives.ppo_variance(ROW, ROW, COLUMN, coefficient=1.0),
     "ppo_band": lambda: objectives.ppo_band(ROW, COLUMN, ROW, clip=0.2),
     "ppo_kl": lambda: objectives.ppo_kl(ROW, ROW, ROW, COLUMN, kl_coef=1.0),

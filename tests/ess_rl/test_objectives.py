@@ -257,8 +257,9 @@ def test_the_stand_ins_bound_the_kl_to_the_mixture(pi: tuple[float, float]):
 
     policy, b, p = gaussian(*pi), gaussian(0.0, 1.0), gaussian(0.5, 0.8)
     log_prob, log_b, log_p = (each.log_prob(x) for each in (policy, b, p))
-    numbers = (log_prob, log_b, log_p, torch.ones_like(log_b), kl(policy, b), kl(policy, p))
-    bounds = {name: p4o(*numbers, mixture_kl=name)[1] for name in ("variational", "convex")}
+    numbers, of_p = (log_prob, log_b, torch.ones_like(log_b), kl(policy, b)), (log_p, kl(policy, p))
+    given: dict[str, Any] = dict(zip(("proximal_log_prob", "proximal_kl"), of_p, strict=True))
+    bounds = {name: p4o(*numbers, **given, mixture_kl=name)[1] for name in ("variational", "convex")}
     w = bounds["convex"]["behavior_share"]
     assert 0.0 < w < 1.0
     mixture = torch.log(w * log_b.exp() + (1.0 - w) * log_p.exp())
@@ -366,7 +367,9 @@ def test_ppo_decoupled_by_hand():
     # times p / b:           0.6           -3.0          d loss / d log_prob: 0, 3 / 2
     proximal = torch.log(torch.tensor([0.5, 2.0])).requires_grad_()
     log_prob = torch.log(torch.tensor([0.75, 3.0])).requires_grad_()
-    loss, metrics = ppo_decoupled(log_prob, proximal.detach(), torch.zeros(2), torch.tensor([1.0, -1.0]), clip=0.2)
+    loss, metrics = ppo_decoupled(
+        log_prob, torch.zeros(2), torch.tensor([1.0, -1.0]), proximal_log_prob=proximal.detach(), clip=0.2
+    )
     assert float(loss.detach()) == pytest.approx(-(0.6 - 3.0) / 2.0)
     loss.backward()
     assert log_prob.grad is not None
@@ -377,19 +380,11 @@ def test_ppo_decoupled_by_hand():
     assert float(metrics["log_ratio_max"]) == pytest.approx(math.log(3.0))
 
 
-def test_ppo_decoupled_about_the_behavior_is_ppo_clip():
+@pytest.mark.parametrize("objective", [ppo_decoupled, ppo_generalized])
+def test_about_the_behavior_it_is_ppo_clip(objective: Any):
     theta, behavior, action, advantage = policy_and_batch(shift=0.2)
     log_prob, behavior_log_prob = policy_at(theta).log_prob(action), behavior.log_prob(action)
-    one, metrics = ppo_decoupled(log_prob, behavior_log_prob, behavior_log_prob, advantage, clip=0.1)
-    other, expected = ppo_clip(log_prob, behavior_log_prob, advantage, clip=0.1)
-    torch.testing.assert_close(torch.autograd.grad(one, theta, retain_graph=True), torch.autograd.grad(other, theta))
-    torch.testing.assert_close(metrics, expected)
-
-
-def test_ppo_generalized_about_the_behavior_is_ppo_clip():
-    theta, behavior, action, advantage = policy_and_batch(shift=0.2)
-    log_prob, behavior_log_prob = policy_at(theta).log_prob(action), behavior.log_prob(action)
-    one, metrics = ppo_generalized(log_prob, behavior_log_prob, behavior_log_prob, advantage, clip=0.1)
+    one, metrics = objective(log_prob, behavior_log_prob, advantage, proximal_log_prob=behavior_log_prob, clip=0.1)
     other, expected = ppo_clip(log_prob, behavior_log_prob, advantage, clip=0.1)
     torch.testing.assert_close(torch.autograd.grad(one, theta, retain_graph=True), torch.autograd.grad(other, theta))
     torch.testing.assert_close(metrics, expected)
@@ -400,7 +395,7 @@ def test_ppo_generalized_by_hand():
     log_prob = torch.log(torch.tensor([2.1, 2.3, 0.1])).requires_grad_()
     proximal = torch.log(torch.tensor([2.0, 2.0, 0.5]))
     advantage = torch.tensor([1.0, 1.0, 3.0])
-    loss, metrics = ppo_generalized(log_prob, proximal, torch.zeros(3), advantage, clip=0.2)
+    loss, metrics = ppo_generalized(log_prob, torch.zeros(3), advantage, proximal_log_prob=proximal, clip=0.2)
     loss.backward()
     assert float(loss.detach()) == pytest.approx(-(2.1 + 2.2 + 0.3) / 3.0)
     assert log_prob.grad is not None and log_prob.grad.tolist() == pytest.approx([-0.7, 0.0, -0.1])
@@ -458,21 +453,21 @@ def test_ppo_band_by_hand():
 def test_ppo_kl_by_hand():
     # -(1.5 * 1 + 0.5 * 2) / 2 + 3 * 0.2; d loss / d log_prob = -rho A / 2
     log_prob = torch.log(torch.tensor([1.5, 0.5])).requires_grad_()
-    behavior_kl = torch.tensor([0.1, 0.3], requires_grad=True)
-    loss, metrics = ppo_kl(log_prob, torch.zeros(2), torch.tensor([1.0, 2.0]), behavior_kl, kl_coef=3.0)
+    forward_kl = torch.tensor([0.1, 0.3], requires_grad=True)
+    loss, metrics = ppo_kl(log_prob, torch.zeros(2), torch.tensor([1.0, 2.0]), forward_kl, kl_coef=3.0)
     assert float(loss.detach()) == pytest.approx(-1.25 + 0.6)
     loss.backward()
-    assert log_prob.grad is not None and behavior_kl.grad is not None
+    assert log_prob.grad is not None and forward_kl.grad is not None
     assert log_prob.grad.tolist() == pytest.approx([-0.75, -0.5])
-    assert behavior_kl.grad.tolist() == pytest.approx([1.5, 1.5])
+    assert forward_kl.grad.tolist() == pytest.approx([1.5, 1.5])
     assert metrics["kl_coef"] == 3.0
 
 
 OBJECTIVES: dict[str, Any] = {
     "p3o": lambda x, b, p, a: p3o(x, b, a, torch.zeros(len(a))),
     "ppo_clip": lambda x, b, p, a: ppo_clip(x, b, a, clip=0.2),
-    "ppo_decoupled": lambda x, b, p, a: ppo_decoupled(x, p, b, a, clip=0.2),
-    "ppo_generalized": lambda x, b, p, a: ppo_generalized(x, p, b, a, clip=0.2),
+    "ppo_decoupled": lambda x, b, p, a: ppo_decoupled(x, b, a, proximal_log_prob=p, clip=0.2),
+    "ppo_generalized": lambda x, b, p, a: ppo_generalized(x, b, a, proximal_log_prob=p, clip=0.2),
     "ppo_variance": lambda x, b, p, a: ppo_variance(x, b, a, coefficient=0.0),
     "bpo": lambda x, b, p, a: bpo(x, b, a, a - 0.3, clip=0.2, temperature=1e-3),
     "ppo_band": lambda x, b, p, a: ppo_band(x, b, a, clip=0.2),
