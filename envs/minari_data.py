@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import gymnasium
 import numpy as np
@@ -230,7 +231,7 @@ def _cached(
     """A local data set, flattened if it was not. -> (its metadata, hash, folder in the cache, info there, columns)"""
     folder, metadata = folder_of(dataset_id), metadata_of(dataset_id)
     source = _hash(folder)
-    place = root() / CACHE / f"{dataset_id.replace('/', '-')}-{source}"
+    place = root() / CACHE / f"{quote(dataset_id, safe='')}-{source}"  # no two sets have one name
     if not (place / "info.json").exists():
         say(f"flattening {dataset_id} ...")
         recorded_spaces = "observation_space" in metadata and "action_space" in metadata

@@ -286,7 +286,7 @@ def evaluate(
     env: VectorEnv,
     *,
     seed: int = 0,
-    max_steps: int = 100_000,
+    max_steps: int | None = None,
 ) -> Tensor:
     """Undiscounted returns of the mean action, one episode of each environment: [P, N] float64, on the CPU.
 
@@ -294,7 +294,7 @@ def evaluate(
     or observed. Member p's environments are a function of its seed and of `seed`.
 
     Raises:
-        UsageError: if an episode does not end within `max_steps`.
+        UsageError: if an episode does not end within `max_steps`, by default the task's time limit.
         NonFiniteError: if a return is not a finite number.
     """
     members, num_envs = population.size, env.num_envs // population.size
@@ -302,6 +302,7 @@ def evaluate(
     obs = env.reset(env_seeds(seeds, num_envs).to(env.device))
     total = torch.zeros(env.num_envs, dtype=torch.float64, device=env.device)
     running = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
+    max_steps = max_steps or env.max_episode_steps or 100_000
     for _ in range(max_steps):
         mean = population.policy(obs.view(members, num_envs, -1).to(population.device)).mean
         step = env.step(mean.flatten(0, 1).to(env.device))

@@ -9,6 +9,7 @@ Where jobs run is an `Executor`'s affair: `Local` is this machine, `experiments.
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import os
 import signal
 import subprocess
@@ -125,9 +126,17 @@ def _prepare(job: Job, folder: Path) -> None:
 
     common: Any = {"settings": job.settings, "seeds": job.seeds, "steps": job.steps, **job.options}
     if job.agent not in AGENTS and job.agent not in OFFLINE_AGENTS:
-        if not (folder / "result.json").exists():
-            module, source = (offline_peers, job.dataset) if job.dataset else (peers, job.env)
-            module.start(job.agent, source, out=folder, **common)
+        module, task, source = (offline_peers, "dataset", job.dataset) if job.dataset else (peers, "env", job.env)
+        if (folder / "result.json").exists():  # looked at here: `start` asks for the peer's library, and its data
+            config = dataclasses.asdict(module.PEERS[job.agent].config(**job.settings))
+            now = {"agent": job.agent, task: source, "steps": job.steps, "config": config}
+            now |= {"sweep": {}, "episodes": 20, **job.options}
+            before = records.read_config(folder)
+            if words := collection.differing(before, now, ("agent", task, "steps", "episodes", "config")):
+                raise UsageError(f"{folder} holds another run, of {words}: choose another --out")
+            if before["seeds"] == list(job.seeds):
+                return
+        module.start(job.agent, source, out=folder, **common)
         return
     kind, start, source = (offline_run, offline_run.start, job.dataset) if job.dataset else (plan, run.start, job.env)
     if (folder / "result.json").exists() and _not_here([job]):

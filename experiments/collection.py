@@ -48,6 +48,8 @@ LATER_FIELDS: dict[str, dict[str, Callable[[Record], Any]]] = {
     "ppo": {**_LATER, **_HINTS, "objective": lambda config: "clip", "target_kl": lambda config: 0.01},
     **{name: {"starts": lambda config: "together"} for name in ("p4o", "dapo", "tba", "p3o_2019")},
     "iql": {"imitates": lambda config: "sampled"},
+    "d3rlpy-awac": {"entropy_temperature": lambda config: 1.0, "first_weights": lambda config: "theirs"},
+    **{name: {"first_weights": lambda config: "theirs"} for name in ("d3rlpy-iql", "d3rlpy-td3_bc")},
     # What SB3 itself has, which nothing had asked to be otherwise.
     "sb3-ppo": {"discount": lambda config: 0.99, "lambda_": lambda config: 0.95, "clip": lambda config: 0.2},
 }

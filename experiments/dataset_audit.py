@@ -62,7 +62,7 @@ def _some_episodes(starts: torch.Tensor, steps: int) -> torch.Tensor:
         return chosen
     number = torch.bucketize(chosen, starts, right=True) - 1  # of the episode that a step is in
     share = _SAMPLES / steps
-    return chosen[torch.floor((number + 1) * share) > torch.floor(number * share)]
+    return chosen[torch.ceil((number + 1) * share) > torch.ceil(number * share)]  # the first episode is one of them
 
 
 def _digest(obs: np.ndarray, action: np.ndarray) -> bytes:

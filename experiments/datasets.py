@@ -91,7 +91,7 @@ def score(dataset_id: Positional[str], runs: Positional[tuple[Path, ...]]) -> st
     rows = [["run", "learned from", "seeds", "return", "normalized score", "min", "max"]]
     for folder in runs:
         result = records.read_result(folder)
-        task, options = result["env"], result.get("env_options", {})
+        task, options = result["env"], records.read_config(folder).get("env_options", {})
         if not minari_env.is_of(metadata, task, options):
             where = f"{task} with {options}" if options else task
             raise UsageError(

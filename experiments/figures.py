@@ -130,17 +130,7 @@ def publish(run: Path, out: Path, *, overwrite: bool = False) -> list[str]:
         UsageError: the run is not finished, or `out` holds something else than a published run, or that of other seeds
             or settings, and `overwrite` is False.
     """
-    if run.resolve() in (out.resolve(), *out.resolve().parents):
-        raise UsageError(f"{out} lies in the run folder {run} itself: choose another place")
-    config, result = records.read_config(run), records.read_result(run)
-    collection.check_result(config, result)
-    if (out / "config.json").exists() and not overwrite:
-        there = records.read_config(out)
-        differ = [x for x in ("agent", "env", "dataset", "seeds", "sweep", "config") if there.get(x) != config.get(x)]
-        if differ:
-            raise UsageError(
-                f"{out} holds another run, whose {differ[0]} differs: choose another place, or --overwrite"
-            )
+    config, result = check_publishable(run, out, overwrite=overwrite)
     curves = read_curves(run) if "iterations" in config else None
     records.prepare_published(out, ("config.json", "result.json", "curves.csv", "curves.csv.part"))
     (out / "curves.csv").unlink(missing_ok=True)  # it may be another run's
@@ -157,6 +147,21 @@ def publish(run: Path, out: Path, *, overwrite: bool = False) -> list[str]:
                     writer.writerow([steps, member, *("" if np.isnan(x) else f"{x:.6g}" for x in row)])
         part.replace(out / "curves.csv")
     return ["config.json", "result.json"] + ["curves.csv"] * (curves is not None)
+
+
+def check_publishable(run: Path, out: Path, *, overwrite: bool) -> tuple[Record, Record]:
+    """Raises UsageError as `publish` does, and writes nothing. -> (config, result)"""
+    if run.resolve() in (out.resolve(), *out.resolve().parents):
+        raise UsageError(f"{out} lies in the run folder {run} itself: choose another place")
+    config, result = records.read_config(run), records.read_result(run)
+    collection.check_result(config, result)
+    if (out / "config.json").exists() and not overwrite:
+        there = records.read_config(out)
+        names = ["agent", "env", "dataset", "backend", "seeds", "sweep", "steps", "episodes", "config"]
+        names += ["source"] * ("source" in there and "source" in config)
+        if words := collection.differing(there, config, names):
+            raise UsageError(f"{out} holds another run, of {words}: choose another place, or --overwrite")
+    return config, result
 
 
 def _from_csv(config: Record, path: Path) -> Curves:

@@ -118,6 +118,8 @@ def task_of(
     task = minari_env.Task(eval_env, {}) if eval_env else minari_env.task_of(metadata, trust=trust)
     if task is None:
         raise UsageError(f"{dataset_id} does not say in which task it was recorded: name one with --eval-env")
+    if task.options.get("max_episode_steps") == -1:  # which the backends but Gymnasium take for a number of steps
+        raise UsageError(f"{dataset_id} is of a {task.env_id} without a time limit: choose another --eval-env")
     data = minari_data.load(dataset_id, trust=trust, say=_say)  # after what is quickly said: it may fit a model
     backend = "gymnasium" if backend == "auto" and task.options else backend  # the others know other options
     probe = envs.make(task.env_id, 1, backend=backend, **task.options)

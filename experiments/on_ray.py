@@ -13,6 +13,7 @@ import importlib
 import logging
 import os
 import socket
+import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -233,8 +234,12 @@ def _stamps(folder: Path, everything: bool = False) -> dict[str, tuple[int, int]
     stamps = {}
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and name != "lock" and path.suffix != ".part" and (everything or "tensorboard" not in name):
-            stamps[name] = (path.stat().st_mtime_ns, path.stat().st_size)
+        if name == "lock" or path.suffix == ".part" or ("tensorboard" in name and not everything):
+            continue
+        with suppress(FileNotFoundError):  # an old replay, removed meanwhile
+            status = path.stat()
+            if stat.S_ISREG(status.st_mode):
+                stamps[name] = (status.st_mtime_ns, status.st_size)
     return stamps
 
 

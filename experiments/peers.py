@@ -18,9 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 import envs
 from ess_rl.child import peak_memory_mib
-from ess_rl.errors import LostProcessError, UsageError
+from ess_rl.errors import LostProcessError, NonFiniteError, UsageError
 from experiments import benchmark, collection, plan, records
 from experiments.records import Record
 
@@ -42,7 +44,10 @@ class PPOConfig:
 
 @dataclass(frozen=True)
 class SACConfig:
-    """Defaults are those of SB3 and of the paper (Haarnoja et al. 2018, arXiv 1812.05905)."""
+    """Defaults are those of SB3 and of the paper (Haarnoja et al. 2018, arXiv 1812.05905).
+
+    But for `learning_starts`, which is 100 in SB3 and 10,000 for HalfCheetah in the paper.
+    """
 
     learning_rate: float = 3e-4  # of Adam, for policy, critics and temperature
     discount: float = 0.99  # per control step
@@ -53,6 +58,16 @@ class SACConfig:
     learning_starts: int = 10_000  # random steps before the first update
 
 
+def _as_ours(env: Any) -> Any:
+    """Observations as one vector, and actions in [-1, 1], where the task has others: PPO's numbers are of that unit."""
+    from gymnasium.wrappers import FlattenObservation, RescaleAction
+
+    space, low, high = env.action_space, np.float32(-1.0), np.float32(1.0)
+    if len(env.observation_space.shape or ()) != 1:
+        env = FlattenObservation(env)
+    return env if (space.low == low).all() and (space.high == high).all() else RescaleAction(env, low, high)
+
+
 def ppo(env: str, seed: int, config: PPOConfig) -> tuple[Any, Any]:
     """-> (SB3 PPO with an MlpPolicy, its environments under VecNormalize)"""
     from stable_baselines3 import PPO
@@ -60,7 +75,8 @@ def ppo(env: str, seed: int, config: PPOConfig) -> tuple[Any, Any]:
     from stable_baselines3.common.vec_env import VecNormalize
 
     envs.backends_of(env)  # registers this project's own tasks, in whichever process this is
-    vector = VecNormalize(make_vec_env(env, config.num_envs, seed=seed), gamma=config.discount)
+    made = make_vec_env(env, config.num_envs, seed=seed, wrapper_class=_as_ours)
+    vector = VecNormalize(made, gamma=config.discount)
     model = PPO(
         "MlpPolicy",
         vector,
@@ -84,7 +100,7 @@ def sac(env: str, seed: int, config: SACConfig) -> tuple[Any, Any]:
     from stable_baselines3.common.env_util import make_vec_env
 
     envs.backends_of(env)
-    vector = make_vec_env(env, config.num_envs, seed=seed)
+    vector = make_vec_env(env, config.num_envs, seed=seed, wrapper_class=_as_ours)
     model = SAC(
         "MlpPolicy",
         vector,
@@ -147,6 +163,8 @@ def start(
     plan.check_numbers(config, {})
     if config.minibatch < 2:
         raise UsageError(f"--minibatch {config.minibatch}: must be at least 2, for its advantages are standardized")
+    if config.num_envs * getattr(config, "rollout", 2) < 2:
+        raise UsageError("--num-envs 1 --rollout 1: one step has no spread to standardize; --rollout 2 or more")
     envs.make(env_id, 1, backend="gymnasium").close()  # refuses what cannot be had, before a folder is made
     record = {
         "format": records.FORMAT, "agent": agent, "env": env_id, "backend": "gymnasium",
@@ -246,7 +264,6 @@ def _end_with_command() -> None:
 
 def train_one(config: Record, seed: int) -> Record:
     """Train and evaluate one seed in this process."""
-    import numpy as np
     import torch
     from stable_baselines3.common.evaluation import evaluate_policy
     from stable_baselines3.common.vec_env import VecNormalize
@@ -256,7 +273,10 @@ def train_one(config: Record, seed: int) -> Record:
     model, environments = peer.build(config["env"], seed, peer.config(**config["config"]))
     late: list[float] = []  # returns of the episodes that ended in the last tenth of training
     began = time.perf_counter()
-    model.learn(steps, callback=_collect_late(late, steps))
+    try:
+        model.learn(steps, callback=_collect_late(late, steps))
+    except ValueError as error:  # what torch's distributions say of a policy that is no number any more
+        raise _diverged(config, seed, str(error).split("\n")[0]) from None
     seconds = time.perf_counter() - began
     if isinstance(environments, VecNormalize):
         environments.training = environments.norm_reward = False
@@ -265,6 +285,8 @@ def train_one(config: Record, seed: int) -> Record:
     returns, _ = evaluate_policy(
         model, environments, config["episodes"], deterministic=True, return_episode_rewards=True
     )
+    if not np.isfinite(returns).all():
+        raise _diverged(config, seed, "a final return is no finite number")
     return {
         "seed": seed,
         "env_steps": model.num_timesteps,
@@ -273,6 +295,10 @@ def train_one(config: Record, seed: int) -> Record:
         "training_seconds": seconds,
         "peak_memory_mib": peak_memory_mib(),
     }
+
+
+def _diverged(config: Record, seed: int, why: str) -> NonFiniteError:
+    return NonFiniteError(f"{config['agent']} on {config['env']}, seed {seed}: {why}; seeds that were done stay")
 
 
 def _collect_late(late: list[float], steps: int) -> Callable[[dict[str, Any], dict[str, Any]], bool]:

@@ -218,9 +218,9 @@ def prepare_folder(out: Path, *, overwrite: bool) -> None:
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file: choose another place")
-    # What a start that was cut short leaves is no run yet.
-    before_config = {"config.json.part", "lock", *COPIED, *(f"{name}.part" for name in COPIED)}
-    if out.exists() and {path.name for path in out.iterdir()} - before_config:
+    # What a start that was cut short leaves is no run yet: these, their .part, and what safetensors names .tmp*.
+    before_config = ("config.json.part", "lock", ".tmp", *COPIED)
+    if out.exists() and any(not path.name.startswith(before_config) for path in out.iterdir()):
         try:
             read_config(out)
         except UsageError:

@@ -134,11 +134,13 @@ def publish(folder: Path, out: Path, *, overwrite: bool = False) -> list[str]:
     """
     runs = sorted(path.parent for path in folder.glob("*/result.json"))
     names = ["study.json", "study.png", *(run.name for run in runs)]
+    for run in runs:  # all of them, before anything is replaced
+        figures.check_publishable(run, out / run.name, overwrite=overwrite)
     records.prepare_published(out, names)
-    for name in names[:2]:
-        shutil.copyfile(folder / name, out / name)
     for run in runs:
         figures.publish(run, out / run.name, overwrite=overwrite)
+    for name in names[:2]:
+        shutil.copyfile(folder / name, out / name)
     return names
 
 

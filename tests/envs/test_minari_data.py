@@ -142,6 +142,13 @@ def test_a_set_that_changed_is_flattened_again():
     assert [path.name for path in kept] == [f"a-v0-{second.source}"]  # of what it held before, nothing stays
 
 
+def test_sets_of_like_names_keep_what_is_cached_of_each():
+    for name in ("mine/sub/x-v0", "mine/sub-x-v0"):
+        minari_write.write(name, "Pendulum-v1", [episode(5, 0)], {})
+        minari_data.load(name)
+    assert len(list((minari_data.root() / minari_data.CACHE).iterdir())) == 2
+
+
 def test_files_that_stay_are_read_once_for_their_hash(monkeypatch: pytest.MonkeyPatch):
     minari_write.write("a-v0", "Pendulum-v1", [episode(5, 0)], {})
     first = minari_data.load("a-v0")

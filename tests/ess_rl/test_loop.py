@@ -573,6 +573,15 @@ def test_evaluate_takes_the_mean_action_and_seeds_of_its_own():
     assert torch.equal(env.seeds, seeds[N:])
 
 
+def test_evaluate_takes_as_many_steps_as_an_episode_may_have():
+    population, env, _ = build(env=Countdown)
+    env.max_episode_steps = 8  # of the eighth and last environment
+    assert evaluate(population, env).flatten().tolist() == [float(i + 1) for i in range(8)]
+    env.max_episode_steps = 3
+    with pytest.raises(UsageError, match="5 episodes did not end within 3 steps"):
+        evaluate(population, env)
+
+
 def test_evaluate_refuses_episodes_without_end():
     with pytest.raises(UsageError, match="RandomWorld-v0: 5 episodes did not end within 3 steps"):
         evaluate(*build(env=Countdown)[:2], max_steps=3)

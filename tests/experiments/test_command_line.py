@@ -215,7 +215,8 @@ def test_a_folder_that_holds_something_is_refused(run: Path, tmp_path: Path) -> 
     assert "holds no run" in refused(*train, "--out", tmp_path / "mine", "--overwrite", cwd=tmp_path)
     assert (tmp_path / "mine" / "thesis.txt").exists()
     (tmp_path / "begun").mkdir()  # a start that was cut short, while it copied what the run begins with
-    (tmp_path / "begun" / "replay-from.safetensors.part").write_bytes(b"half")
+    for name in ("replay-from.safetensors.part", "demonstrations.safetensors.part.part", ".tmp1234"):
+        (tmp_path / "begun" / name).write_bytes(b"half")
     assert ess_rl(*train, "--out", tmp_path / "begun", cwd=tmp_path).returncode == 0
     (copy / "notes.txt").write_text("kept")
     assert ess_rl(*train, "--out", copy, "--overwrite", cwd=tmp_path).returncode == 0

@@ -19,6 +19,7 @@ from agents import p3o, p3o_prior
 from envs import minari_data, minari_env, minari_write
 from envs.minari_write import Episode
 from ess_rl import gaussian_process
+from ess_rl.errors import UsageError
 from ess_rl.population import Population
 from ess_rl.replay import Replay
 from experiments import (
@@ -339,6 +340,10 @@ def test_a_random_policy_is_recorded_too(place: Path):
     works("train", "td3_bc", "--dataset", "ess/lqr/random-v0", *QUICK, "--out", "lqr")
     assert records.read_json(place / "lqr" / "result.json")["normalized_score"] is None
     assert "no normalized score" in refused("dataset", "score", "ess/lqr/random-v0", "lqr")
+    config = records.read_config(place / "lqr")
+    records.write_json(place / "lqr" / "config.json", config | {"env_options": {"max_episode_steps": 50}})
+    said = refused("dataset", "score", SET, "lqr")
+    assert "lqr was evaluated in ess/LQR-v0 with {'max_episode_steps': 50}" in said
 
 
 def test_what_does_not_fit_is_refused_in_one_line(place: Path):
@@ -401,6 +406,13 @@ def test_references_of_an_imported_file_must_be_two(place: Path):
     assert "must be finite numbers" in refused(*words, "--ref-max", "nan")
 
 
+def test_a_task_without_a_time_limit_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch):
+    endless = minari_env.Task("Pendulum-v1", {"max_episode_steps": -1})
+    monkeypatch.setattr(minari_env, "task_of", lambda *_, **__: endless)
+    with pytest.raises(UsageError, match="is of a Pendulum-v1 without a time limit: choose another --eval-env"):
+        offline_run.task_of(SET, eval_env=None, trust=False, download=False, backend="torch")
+
+
 def test_a_run_that_lacks_a_field_is_not_taken_up_with_todays_default(place: Path):
     folder = offline_run.start(
         "td3_bc", SET, out=place / "lacks", settings={"hidden": (8,)}, sweep={}, seeds=[0], steps=10, compiled="off"
@@ -415,7 +427,8 @@ def test_an_audit_is_of_all_policies_of_a_set(monkeypatch: pytest.MonkeyPatch):
     """20 episodes of 100 steps: half of the steps are every second episode."""
     monkeypatch.setattr(dataset_audit, "_SAMPLES", 1000)
     chosen = dataset_audit._some_episodes(torch.arange(0, 2000, 100), 2000)
-    assert chosen.tolist() == [step for step in range(2000) if step // 100 % 2 == 1]
+    assert chosen.tolist() == [step for step in range(2000) if step // 100 % 2 == 0]
+    assert len(dataset_audit._some_episodes(torch.tensor([0, 3000]), 6000)) == 3000  # long ones: the first
 
 
 def test_an_audit_sees_an_observation_that_never_changes(place: Path):

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gymnasium
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -19,7 +21,8 @@ from agents import AGENTS
 from ess_rl.contract import Step
 from ess_rl.errors import LostProcessError, NonFiniteError, UsageError
 from ess_rl.population import Population
-from experiments import figures, memory, peers, quickstart, records, report, run
+from experiments import benchmark, figures, memory, peers, quickstart, records, report, run
+from experiments.suites import Job
 
 SMALL = {"num_envs": 4, "rollout": 64, "epochs": 1, "minibatch": 64, "hidden": (8,)}
 
@@ -92,7 +95,9 @@ def test_published_files_hold_the_run(tmp_path: Path) -> None:
         records.write_json(peer / name, {key: x for key, x in record.items() if key != "iterations"})
     changed = records.read_json(peer / "config.json")
     records.write_json(peer / "config.json", changed | {"config": {**changed["config"], "clip": 0.3}})
-    with pytest.raises(UsageError, match="published holds another run, whose config differs: choose another place, or"):
+    with pytest.raises(
+        UsageError, match=r"published holds another run, of clip .*, not 0\.3: choose another place, or"
+    ):
         figures.publish(peer, tmp_path / "published")
     assert figures.publish(peer, tmp_path / "published", overwrite=True) == ["config.json", "result.json"]
     assert not (tmp_path / "published" / "curves.csv").exists()  # they were those of another run
@@ -161,7 +166,43 @@ def test_a_peer_leaves_the_same_records_and_goes_on_where_it_was(tmp_path: Path)
     with pytest.raises(UsageError, match="sb3 is not finished"):
         report.comparison([out])
     result = train_peer(out, seeds=range(3))
+    assert not _is_done_as(out, seeds=range(3)) and "of steps 1024, not 4" in _is_done_as(out, steps=4)
+    assert "of learning_rate 0.0003, not 0.1" in _is_done_as(out, settings={"num_envs": 2, "learning_rate": 0.1})
     assert result["seeds"] == [0, 1, 2] and result["final_return"][0] == -7.0
+
+
+def _is_done_as(out: Path, **changes: Any) -> str:
+    """Why a finished run of `train_peer` is not that of a suite's job; "" where it is."""
+    failed: dict[str, str] = {}
+    how: dict[str, Any] = {"settings": {"num_envs": 2}, "seeds": range(3), "steps": 1024, "options": {"episodes": 2}}
+    job = Job("sb3-ppo", "Pendulum-v1", **how | changes)
+    shutil.copytree(out, out.parent / job.name, dirs_exist_ok=True)
+    assert benchmark._is_done(job, out.parent, failed)
+    return "".join(failed.values())
+
+
+def test_a_peer_acts_in_the_unit_of_our_agents_and_sees_one_vector() -> None:
+    """Pendulum's torques are in +-2, Reacher's in +-1; a Dict of observations becomes one vector."""
+    pendulum = peers._as_ours(gymnasium.make("Pendulum-v1"))
+    assert pendulum.action_space.low == -1.0 and pendulum.action_space.high == 1.0
+    pendulum.reset(seed=0)
+    pendulum.step(np.array([0.5], dtype=np.float32))
+    assert pendulum.unwrapped.last_u == 1.0
+    plain = gymnasium.make("Reacher-v5")
+    assert peers._as_ours(plain) is plain
+    spaces = gymnasium.spaces.Dict({name: gymnasium.spaces.Box(-1.0, 1.0, (2,)) for name in "ab"})
+    several = gymnasium.make("Pendulum-v1")
+    several.observation_space = spaces
+    assert peers._as_ours(several).observation_space.shape == (4,)
+
+
+def test_a_peer_that_diverges_says_so(tmp_path: Path) -> None:
+    folder = peers.start(
+        "sb3-ppo", "Pendulum-v1", out=tmp_path / "a", settings={"learning_rate": 1e30, "num_envs": 1, "rollout": 64},
+        seeds=[3], steps=300,
+    )  # fmt: skip
+    with pytest.raises(NonFiniteError, match=r"sb3-ppo on Pendulum-v1, seed 3: .*; seeds that were done stay"):
+        peers.train_one(records.read_config(folder), 3)
 
 
 def die(config: dict[str, Any], seed: int) -> dict[str, Any]:
@@ -191,6 +232,7 @@ def test_a_peer_trains_on_tasks_of_this_project() -> None:
         ({"seeds": [-1]}, "give different numbers from 0"),
         ({"seeds": [2**32]}, "whose seeds are below 2"),
         ({"settings": {"minibatch": 1}}, "--minibatch 1: must be at least 2"),
+        ({"settings": {"num_envs": 1, "rollout": 1}}, "--num-envs 1 --rollout 1: one step has no spread"),
         ({"settings": {"learning_rate": math.nan}}, "--learning-rate nan: must be a finite number"),
         ({"settings": {"clip": -1.0}}, "--clip -1: must be"),
         ({"settings": {"discount": 2.0}}, "--discount 2: must be"),

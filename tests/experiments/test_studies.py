@@ -592,8 +592,14 @@ def test_a_quick_study_goes_through(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert study.publish(out, tmp_path / "published") == ["study.json", "study.png", *runs]
     assert records.read_json(tmp_path / "published" / "study.json") == records.read_json(out / "study.json")
     assert all((tmp_path / "published" / run / "curves.csv").exists() for run in runs)
-    with pytest.raises(UsageError, match=r"holds other files .* \(checkpoints, "):
+    with pytest.raises(UsageError, match="lies in the run folder"):
         study.publish(out, out / runs[0])
+    for name, change in (("study.json", {"question": "another"}), (f"{runs[1]}/config.json", {"episodes": 7})):
+        records.write_json(out / name, records.read_json(out / name) | change)
+    with pytest.raises(UsageError, match="ppo-Pendulum-v1 holds another run, of episodes 2, not 7"):
+        study.publish(out, tmp_path / "published")
+    published = records.read_json(tmp_path / "published" / "study.json")
+    assert published["question"] != "another"  # nothing was replaced
     assert (out / "p3o-Pendulum-v1" / "result.json").stat().st_mtime_ns == before
 
 
