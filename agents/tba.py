@@ -55,7 +55,7 @@ from ess_rl.gaussian import Gaussian, kl
 from ess_rl.networks import policy, policy_init, value, value_init
 from ess_rl.objectives import subtrajectory_balance
 from ess_rl.optim import adam_init, adam_steps, clip_by_global_norm, gradient, linear_decay
-from ess_rl.processes import largest
+from ess_rl.processes import all_max
 from ess_rl.random import fold_in
 from ess_rl.returns import path_residuals, path_weights, windows, within_episode
 from ess_rl.transitions import Transitions
@@ -188,7 +188,7 @@ class TBA:
             log_ratio = (log_prob[:, 0] - b.log_prob(batch["action"][:, 0])).detach()
             metrics |= {
                 "ess": effective_sample_size(log_ratio),
-                "log_ratio_max": largest(log_ratio.max()),
+                "log_ratio_max": all_max(log_ratio.max()),
                 "behavior_kl": kl(first, b).mean(),
                 "entropy": first.entropy().mean(),
                 "loss": loss,

@@ -58,7 +58,7 @@ from ess_rl.ess import effective_sample_size
 from ess_rl.gaussian import Gaussian, kl
 from ess_rl.networks import policy, policy_init
 from ess_rl.optim import adam_init, adam_steps, clip_by_global_norm, gradient, linear_decay
-from ess_rl.processes import largest
+from ess_rl.processes import all_max
 from ess_rl.random import fold_in
 from ess_rl.transitions import Transitions
 
@@ -156,7 +156,7 @@ class TBAGroup:
             log_ratio = (log_prob - b.log_prob(batch["action"])).detach()
             metrics = {
                 "ess": effective_sample_size(log_ratio),
-                "log_ratio_max": largest(log_ratio.max()),
+                "log_ratio_max": all_max(log_ratio.max()),
                 "behavior_kl": kl(pi, b).mean(),
                 "entropy": pi.entropy().mean(),
                 "imbalance": batch["advantage"].square().mean(),

@@ -72,7 +72,7 @@ class ReplayedUpdates:
         left = count.clamp(min=1) - self._done
         chosen = left.topk(taking(len(left))).indices  # [K]
         has_turn = left[chosen] > 0
-        seeds = random.fold_in(random.fold_in(seeds[chosen], self._done[chosen]), processes.number())
+        seeds = random.fold_in(random.fold_in(seeds[chosen], self._done[chosen]), processes.rank())
         replay, config = self._replay, self._config
         age = torch.arange(1 + config.replay, device=self._head.device)
         weight = torch.ones_like(age).double() if config.draw == "uniform" else 1.0 / (1.0 + age.double())

@@ -47,7 +47,7 @@ def demonstrated(population: Population, samples: int, iteration: int | Tensor) 
         return {}
     count, num_envs = len(population.demonstrations["obs"]), population.agent.config.num_envs
     seeds = random.fold_in(random.fold_in(population.seed, random.DEMONSTRATIONS), iteration)
-    drawn = random.uniform(seeds, (samples // num_envs, num_envs * processes.count()), torch.float64)
+    drawn = random.uniform(seeds, (samples // num_envs, num_envs * processes.world_size()), torch.float64)
     index = (processes.share(drawn, 2).flatten(1) * count).long()
     return {f"expert_{name}": x[index] for name, x in population.demonstrations.items()}
 
@@ -97,8 +97,8 @@ def order(seeds: Tensor, config: AgentConfig, weights: Tensor) -> Tensor:
 
     Drawn without replacement within the epoch, by `weights` [P, K * samples].
     """
-    if processes.count() > 1:
-        seeds = random.fold_in(seeds, processes.number())
+    if processes.world_size() > 1:
+        seeds = random.fold_in(seeds, processes.rank())
     samples = config.rollout * config.num_envs
     if config.draw == "uniform":
         return random.permutation(seeds, weights.shape[1])[:, :samples]
@@ -111,7 +111,7 @@ def check_minibatch(config: AgentConfig) -> None:
         if getattr(config, name) < 1:
             raise UsageError(f"{name} {getattr(config, name)}: must be at least 1")
     samples = config.rollout * config.num_envs
-    if config.minibatch * processes.count() < 2:  # each of several processes has its share of one
+    if config.minibatch * processes.world_size() < 2:  # each of several processes has its share of one
         raise UsageError(f"minibatch {config.minibatch}: advantages are standardized over it, so it must be at least 2")
     if samples % config.minibatch:
         near = min((d for d in range(1, samples + 1) if samples % d == 0), key=lambda d: abs(d - config.minibatch))

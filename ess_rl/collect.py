@@ -37,7 +37,7 @@ def collect(
     """
     members, num_envs, device = population.size, env.num_envs // population.size, population.device
     seeds = random.fold_in(random.fold_in(population.seed, random.ACTIONS), iteration)
-    noise = random.normal(seeds, (steps, num_envs * processes.count(), env.act_dim)).transpose(0, 1)
+    noise = random.normal(seeds, (steps, num_envs * processes.world_size(), env.act_dim)).transpose(0, 1)
     noise = processes.share(noise, 2)  # [T, P, N, act_dim]
     parts = turns(env, num_envs)
     count = len(parts)

@@ -39,7 +39,7 @@ def diagnose(pi: Gaussian, b: Gaussian, action: Tensor, advantage: Tensor) -> Me
     advantage = advantage.flatten()
     advantage = advantage - processes.mean(advantage)
     ess = effective_sample_size(log_ratio)
-    in_order = processes.of_all(log_ratio).sort().values
+    in_order = processes.all_samples(log_ratio).sort().values
     count, epsilon = len(in_order), AFFINITY_EPSILON * math.sqrt(action.shape[-1])
     return {
         "ess_end": ess,
@@ -77,10 +77,10 @@ def affinity(log_ratio: Tensor, advantage: Tensor, epsilon: float | Tensor) -> M
     log_ratio, weight = log_ratio.detach(), advantage.detach().abs()
     band = torch.where((log_ratio.exp() - 1.0).abs() <= epsilon, weight, 0.0)
     inner = torch.where(band > 0.0, log_ratio, 0.0)  # what lies outside may be infinite
-    whole, within, first = processes.total(torch.stack([weight.sum(), band.sum(), (band * inner).sum()])).unbind(0)
+    whole, within, first = processes.all_sum(torch.stack([weight.sum(), band.sum(), (band * inner).sum()])).unbind(0)
     tiny = torch.finfo(weight.dtype).tiny
     eur, mean = within / whole.clamp(min=tiny), first / within.clamp(min=tiny)
-    uc = torch.sqrt(processes.total((band * (inner - mean).square()).sum()) / within.clamp(min=tiny))
+    uc = torch.sqrt(processes.all_sum((band * (inner - mean).square()).sum()) / within.clamp(min=tiny))
     tau = 0.5 * (torch.log1p(epsilon) if isinstance(epsilon, Tensor) else math.log1p(epsilon))
     return {"affinity": eur * torch.exp(-uc / tau), "affinity_eur": eur, "affinity_uc": uc}
 
@@ -88,5 +88,5 @@ def affinity(log_ratio: Tensor, advantage: Tensor, epsilon: float | Tensor) -> M
 def share(weight: Tensor, mask: Tensor) -> Tensor:
     """sum |weight| where `mask`, over sum |weight|: 0-dim in [0, 1], and 0 where all weights are."""
     size = weight.detach().abs()
-    part, whole = processes.total(torch.stack([torch.where(mask, size, 0.0).sum(), size.sum()])).unbind(0)
+    part, whole = processes.all_sum(torch.stack([torch.where(mask, size, 0.0).sum(), size.sum()])).unbind(0)
     return part / whole.clamp(min=torch.finfo(size.dtype).tiny)

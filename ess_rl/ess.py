@@ -36,10 +36,10 @@ def effective_sample_size(
     dims = tuple(range(log_ratio.ndim)) if dim is None else dim
     valid = torch.ones_like(log_ratio, dtype=torch.bool) if mask is None else mask
     log_ratio = torch.where(valid, log_ratio, -torch.inf)
-    top = processes.largest(log_ratio.amax(dims, keepdim=True))
+    top = processes.all_max(log_ratio.amax(dims, keepdim=True))
     ratio = torch.exp(log_ratio - top)
     sums = torch.stack([ratio.sum(dims), ratio.square().sum(dims), valid.to(ratio.dtype).sum(dims)])
-    first, second, count = processes.total(sums).unbind(0)
+    first, second, count = processes.all_sum(sums).unbind(0)
     # Rounding can carry the quotient past its bounds, and 1 - e below 0. clamp keeps NaN.
     return torch.clamp(first.square() / (count * second), min=1.0 / count, max=torch.ones_like(count))
 

@@ -27,7 +27,7 @@ def what_broke(env: VectorEnv, population: Population, iteration: int, rollout: 
     if not found:
         return None
     t, member, which, name = min(found, key=lambda one: one[0])  # min keeps the order of the fields within a step
-    which += processes.number() * rollout.reward.shape[2]
+    which += processes.rank() * rollout.reward.shape[2]
     return (
         f"{env.env_id}: non-finite {name} in {_who(population, member)}, "
         f"environment {which}, step {t} of iteration {iteration + 1}; training stopped, older checkpoints are kept"

@@ -116,7 +116,7 @@ def train(
         if iteration % reset_every:
             return None
         seeds = random.fold_in(random.fold_in(population.seed, random.ENVS), iteration)
-        seeds = env_seeds(seeds, config.num_envs * processes.count()).view(population.size, -1)
+        seeds = env_seeds(seeds, config.num_envs * processes.world_size()).view(population.size, -1)
         return processes.share(seeds, 1).flatten()
 
     # The stages of an iteration. A recording is of the very tensors that they were given: its name says which.
@@ -130,9 +130,9 @@ def train(
         population.age()
         episodes, return_sum = _episodes(rollout, running, short, hinted)
         found = {"episodes": episodes, "return_sum": return_sum, "broken": (~finite.finite(rollout)).long()}
-        found = {name: processes.total(x) for name, x in found.items()}
+        found = {name: processes.all_sum(x) for name, x in found.items()}
         if hinted is not None:
-            found["hinted_share"] = processes.averaged(hinted.float().mean((0, 2)))
+            found["hinted_share"] = processes.all_mean(hinted.float().mean((0, 2)))
         return rollout, found
 
     def targets(rollouts: list[Transitions]) -> tuple[dict[str, Tensor], Tensor]:
@@ -213,7 +213,7 @@ def train(
             _check_recorded(metrics)
         yield Progress(
             iteration=iteration + 1,
-            env_steps=(iteration + 1) * samples * processes.count(),
+            env_steps=(iteration + 1) * samples * processes.world_size(),
             metrics=metrics,
             episodes=episodes.long(),
             return_sum=return_sum,

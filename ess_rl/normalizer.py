@@ -43,11 +43,11 @@ def standardize(stats: Tree, x: Tensor, clip: float = 10.0) -> Tensor:
 
 def standardize_batch(x: Tensor) -> Tensor:
     """(x - mean) / std of a minibatch [n], with the n - 1 of torch.std; of the whole one where processes share it."""
-    if processes.count() == 1:
+    if processes.world_size() == 1:
         return (x - x.mean()) / (x.std() + 1e-8)
     wide = x.to(torch.float64)  # one message instead of two; squares that are subtracted want the digits
-    first, second = processes.total(torch.stack([wide.sum(), wide.square().sum()])).unbind(0)
-    n = x.numel() * processes.count()
+    first, second = processes.all_sum(torch.stack([wide.sum(), wide.square().sum()])).unbind(0)
+    n = x.numel() * processes.world_size()
     std = torch.sqrt((second - first.square() / n).clamp(min=0.0) / (n - 1))
     return (x - (first / n).to(x.dtype)) / (std.to(x.dtype) + 1e-8)
 

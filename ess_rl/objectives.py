@@ -20,7 +20,7 @@ from torch import Tensor
 from ess_rl.checks import same_shape
 from ess_rl.ess import effective_sample_size
 from ess_rl.gaussian import Gaussian
-from ess_rl.processes import largest
+from ess_rl.processes import all_max
 from ess_rl.returns import path_residuals, path_weights
 
 MixtureKL = Literal["variational", "convex", "k3"]
@@ -115,7 +115,7 @@ def p3o(
         "ess": own,
         "behavior_kl": mean_kl.detach(),
         "capped_fraction": (ratio > limit * (1.0 + 1e-6)).to(ratio.dtype).mean(),
-        "log_ratio_max": largest(log_ratio.max()),
+        "log_ratio_max": all_max(log_ratio.max()),
         "weight": weight,
     }
 
@@ -217,7 +217,7 @@ def _clipped_about(
     return loss, {
         "ess": effective_sample_size(log_ratio),
         "clipped_fraction": ((ratio - center).abs() > clip).to(ratio.dtype).mean().detach(),
-        "log_ratio_max": largest(log_ratio.detach().max()),
+        "log_ratio_max": all_max(log_ratio.detach().max()),
         "weight": torch.where(ratio * advantage <= clipped * advantage, _weight(ratio, log_ratio), 0.0),
     }
 
@@ -240,7 +240,7 @@ def ppo_decoupled(
     loss, metrics = ppo_clip(log_prob, proximal_log_prob, advantage.detach() * correction, clip=clip)
     log_ratio, weight = (log_prob - behavior_log_prob).detach(), correction * metrics["weight"]
     ess = effective_sample_size(log_ratio)
-    return loss, metrics | {"ess": ess, "log_ratio_max": largest(log_ratio.max()), "weight": weight}
+    return loss, metrics | {"ess": ess, "log_ratio_max": all_max(log_ratio.max()), "weight": weight}
 
 
 def ppo_generalized(
@@ -322,7 +322,7 @@ def bpo(
     return loss, {
         "ess": effective_sample_size(log_ratio),
         "overshot_fraction": beyond.to(ratio.dtype).mean(),
-        "log_ratio_max": largest(log_ratio.detach().max()),
+        "log_ratio_max": all_max(log_ratio.detach().max()),
         "weight": torch.sign(short) * _weight(ratio, log_ratio) * torch.sign(advantage.detach()),
     }
 
@@ -345,7 +345,7 @@ def ppo_band(
     return loss, {
         "ess": effective_sample_size(log_ratio),
         "clipped_fraction": ((ratio - 1.0).abs() > clip).to(ratio.dtype).mean(),
-        "log_ratio_max": largest(log_ratio.max()),
+        "log_ratio_max": all_max(log_ratio.max()),
         "weight": weight,
     }
 
@@ -384,7 +384,7 @@ def _penalized(
     log_ratio = log_ratio.detach()
     metrics = {
         "ess": effective_sample_size(log_ratio),
-        "log_ratio_max": largest(log_ratio.max()),
+        "log_ratio_max": all_max(log_ratio.max()),
         "weight": _weight(ratio, log_ratio),
     }
     return loss, coefficient, metrics

@@ -17,7 +17,7 @@ def gradient(loss_function: Callable[[Tree], tuple[Tensor, Metrics]], params: Tr
 
     Both are means over the processes, should several share the minibatch: its loss must be a mean over samples.
     """
-    return processes.averaged(grad(loss_function, has_aux=True)(params))
+    return processes.all_mean(grad(loss_function, has_aux=True)(params))
 
 
 def adam_init(params: Tree) -> Tree:

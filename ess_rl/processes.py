@@ -20,76 +20,76 @@ from torch.utils import _pytree as pytree
 from ess_rl.contract import Tree
 
 
-def count() -> int:
+def world_size() -> int:
     """How many processes share the run: K."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def number() -> int:
+def rank() -> int:
     """Which of them this is, from 0."""
-    return dist.get_rank() if count() > 1 else 0
+    return dist.get_rank() if world_size() > 1 else 0
 
 
-def beside() -> int:
+def local_world_size() -> int:
     """How many of them are on this machine, this one included."""
-    return int(os.environ["LOCAL_WORLD_SIZE"]) if count() > 1 and "LOCAL_WORLD_SIZE" in os.environ else 1
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if world_size() > 1 and "LOCAL_WORLD_SIZE" in os.environ else 1
 
 
-def total(x: Tensor) -> Tensor:
+def all_sum(x: Tensor) -> Tensor:
     """Sum over the processes, element by element. No gradient passes."""
-    return _all_reduce(x, "sum") if count() > 1 else x
+    return _all_reduce(x, "sum") if world_size() > 1 else x
 
 
-def largest(x: Tensor) -> Tensor:
+def all_max(x: Tensor) -> Tensor:
     """Largest over the processes, element by element. No gradient passes."""
-    return _all_reduce(x, "max") if count() > 1 else x
+    return _all_reduce(x, "max") if world_size() > 1 else x
 
 
 def mean(x: Tensor) -> Tensor:
     """Mean of all elements of all processes. No gradient passes between them."""
-    return averaged(x.mean())
+    return all_mean(x.mean())
 
 
-def of_all(x: Tensor) -> Tensor:
+def all_samples(x: Tensor) -> Tensor:
     """The samples [n, ...] of every process, one after the other: [K n, ...]. No gradient passes."""
-    return _all_gather(x).flatten(0, 1) if count() > 1 else x
+    return _all_gather(x).flatten(0, 1) if world_size() > 1 else x
 
 
-def averaged(tree: Tree) -> Tree:
+def all_mean(tree: Tree) -> Tree:
     """Each leaf's mean over the processes, element by element, in one message. Leaves are of one dtype."""
-    if count() == 1:
+    if world_size() == 1:
         return tree
     leaves, spec = pytree.tree_flatten(tree)
-    flat = total(torch.cat([leaf.flatten() for leaf in leaves])) / count()
+    flat = all_sum(torch.cat([leaf.flatten() for leaf in leaves])) / world_size()
     parts = flat.split([leaf.numel() for leaf in leaves])
     return pytree.tree_unflatten([part.view(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)], spec)
 
 
 def pooled(samples: int, mean: Tensor, var: Tensor) -> tuple[int, Tensor, Tensor]:
     """Number, mean and variance (of division by n) of all processes' samples, from those of each."""
-    if count() == 1:
+    if world_size() == 1:
         return samples, mean, var
-    of_all = averaged(mean)
-    return samples * count(), of_all, averaged(var + (mean - of_all).square())
+    of_all = all_mean(mean)
+    return samples * world_size(), of_all, all_mean(var + (mean - of_all).square())
 
 
 def share(x: Tensor, dim: int) -> Tensor:
     """This process's equal part of `x` along `dim`, which holds something for every environment."""
-    return x.chunk(count(), dim)[number()]
+    return x.chunk(world_size(), dim)[rank()]
 
 
 def gathered(x: Tensor, dim: int) -> Tensor:
     """The parts of all processes along `dim`, as `share` divides them: on every process."""
-    if count() == 1:
+    if world_size() == 1:
         return x
-    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(count())]
+    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
     dist.all_gather(parts, x.contiguous())
     return torch.cat(parts, dim)
 
 
-def of_first(tree: Tree) -> Tree:
+def broadcast(tree: Tree) -> Tree:
     """The first process's leaves, on every process; shapes and dtypes are the same on all."""
-    if count() == 1:
+    if world_size() == 1:
         return tree
     leaves, spec = pytree.tree_flatten(tree)
     copies = [leaf.clone(memory_format=torch.contiguous_format) for leaf in leaves]
@@ -101,8 +101,8 @@ def of_first(tree: Tree) -> Tree:
 def first_word(word: str | None) -> str | None:
     """What the first of the processes that have something to say says; None where none has."""
     words: list[str | None] = [word]
-    if count() > 1:
-        words = [None] * count()
+    if world_size() > 1:
+        words = [None] * world_size()
         dist.all_gather_object(words, word)
     return next((said for said in words if said is not None), None)
 
@@ -121,7 +121,7 @@ def join() -> None:
 def tell(task: Any) -> None:
     """From the first process to all others: what `hear` gives them. Once; JSON-like, or None for nothing to do."""
     global _told
-    if count() > 1 and not _told:
+    if world_size() > 1 and not _told:
         _told = True
         dist.broadcast_object_list([task], src=0)
 
@@ -135,7 +135,7 @@ def hear() -> Any:
 
 def leave() -> None:
     """Part. The first process lets the others go, should they still wait to be told what to do."""
-    if number() == 0:
+    if rank() == 0:
         tell(None)
     dist.destroy_process_group()
 
@@ -159,14 +159,14 @@ def _(info: Any, in_dims: tuple[int | None, None], x: Tensor, how: str) -> tuple
 
 @torch.library.custom_op("ess_rl::all_gather", mutates_args=())
 def _all_gather(x: Tensor) -> Tensor:
-    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(count())]
+    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
     dist.all_gather(parts, x.contiguous())
     return torch.stack(parts)
 
 
 @_all_gather.register_fake
 def _(x: Tensor) -> Tensor:
-    return x.new_empty(count(), *x.shape)
+    return x.new_empty(world_size(), *x.shape)
 
 
 @_all_gather.register_vmap

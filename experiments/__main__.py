@@ -501,7 +501,7 @@ def _together(arguments: list[str]) -> None:
 
     processes.join()
     try:
-        if processes.number() > 0:
+        if processes.rank() > 0:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for as long as there is something to print)
             run.follow()
         elif arguments[0] not in ("train", "resume") or {*arguments[1:2]} & alone:
@@ -509,7 +509,7 @@ def _together(arguments: list[str]) -> None:
         else:
             _run(arguments)
     except NonFiniteError:
-        if processes.number() == 0:
+        if processes.rank() == 0:
             raise  # all of them find the same, and one says it
         sys.exit(3)
     finally:

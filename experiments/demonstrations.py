@@ -83,13 +83,13 @@ def take_up(shown: Tree, population: Population, iteration: int) -> None:
 
     A prior is part of the state, so after `iteration` 0 the checkpoint has it.
     """
-    shown = {name: x.to(population.device) for name, x in processes.of_first(shown).items()}
+    shown = {name: x.to(population.device) for name, x in processes.broadcast(shown).items()}
     config = population.agent.config
     if isinstance(config, p3o_prior.Config):
         if iteration > 0:
             return
         prior = fitted_prior(config, shown["obs"], shown["action"], population.seeds)
-        population.state = {**population.state, "prior": processes.of_first(prior)}
+        population.state = {**population.state, "prior": processes.broadcast(prior)}
     else:
         population.demonstrations = shown
 

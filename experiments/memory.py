@@ -86,7 +86,7 @@ def check(
     need, ring = needed(agent, config, obs_dim, act_dim, members, kept) + file, max(1 + config.replay, kept)
     replayed = f", the last {ring} rollouts of each kept," if ring > 1 else ""
     _refuse(
-        need * (processes.beside() if device == "cpu" else 1),  # of CUDA devices each process has its own
+        need * (processes.local_world_size() if device == "cpu" else 1),  # of CUDA devices each process has its own
         device,
         f"{members:,} members of {config.num_envs} environments x {config.rollout} steps{replayed}",
         "a smaller --num-envs or --rollout" + " or --replay" * (ring > 1) + " or --lag" * (config.lag > 0),

@@ -50,7 +50,7 @@ def room(config: Record, replay: Replay, population: Population, iteration: int)
     """A tree like it, to be filled. Empty where a run has nothing to take up before `iteration`."""
     if iteration == 0 and not config["config"].get("replay_from"):
         return {}
-    empty = tree(config, replay, population, lambda part, dim: torch.cat([part] * processes.count(), dim))
+    empty = tree(config, replay, population, lambda part, dim: torch.cat([part] * processes.world_size(), dim))
     return tree_map(lambda x: x.to(population.device), empty)
 
 
@@ -60,7 +60,7 @@ def read(
     """What a run folder has of it. -> (the tree, standard deviations of older data raised: [P], or None without any)"""
     if iteration == 0 and config["config"].get("replay_from"):
         older = replay
-        if processes.count() > 1:  # this one has room for its share alone
+        if processes.world_size() > 1:  # this one has room for its share alone
             num_envs, act_dim = config["config"]["num_envs"], replay.store.action.shape[-1]
             sizes = (population.size, num_envs, replay.store.obs.shape[-1], act_dim)
             older = Replay(replay.capacity, *sizes, population.device)
@@ -84,7 +84,7 @@ def read(
 
 def take_up(past: Tree, replay: Replay, population: Population) -> None:
     """What the first process read, this one's share of it."""
-    past = processes.of_first(past)
+    past = processes.broadcast(past)
     if past:
         store = {name: processes.share(x, 2).contiguous() for name, x in past["replay"]["store"].items()}
         replay.load({**past["replay"], "store": store})

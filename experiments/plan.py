@@ -70,7 +70,7 @@ def make(
     batches.check_minibatch(config)
     if isinstance(config, AlternatingConfig):
         records.check_positive({"segments": config.segments})
-    own = share(config, processes.count())
+    own = share(config, processes.world_size())
     counts = {"replay": (config.replay, "older rollouts"), "lag": (config.lag, "iterations")}
     counts |= {"warm-up": (config.warm_up, "iterations")} if isinstance(config, AlternatingConfig) else {}
     hints = getattr(config, "hints", 0)
@@ -124,7 +124,7 @@ def make(
         "sweep": {name: [member[name] for member in settings_of] for name in sweep},
         "steps": steps,
         "iterations": iterations,
-        "processes": processes.count(),
+        "processes": processes.world_size(),
         # Some episodes must have room between two fresh starts, else none would end.
         "reset_every": max(math.ceil(iterations / checkpoints), math.ceil(4 * episode / config.rollout)),
         "checkpoints": checkpoints,
@@ -160,7 +160,7 @@ def check_asynchronous(config: Any, device: str, backend: str) -> None:
         raise UsageError("--async: who collects while the policy learns acts with an older one; give --lag 1 or more")
     if getattr(config, "hints", 0):
         raise UsageError("--async --hints: hints are given in the process that learns; leave one of them out")
-    if processes.count() > 1:
+    if processes.world_size() > 1:
         raise UsageError("--async: not under torchrun, whose processes all collect and learn")
     if device == "cuda" and backend in ("torch", "warp"):
         raise UsageError(f"--async: the environments of backend {backend} share the GPU with the agents; leave it out")
@@ -177,7 +177,7 @@ def check_split(
         raise UsageError(f"--split {split}: {members} members, each in one process: --split {members} at most")
     if asynchronous:
         raise UsageError("--split --async: both are ways to use all cores; leave one of them out")
-    if processes.count() > 1:
+    if processes.world_size() > 1:
         raise UsageError("--split: not under torchrun, whose processes all have all members")
     if device == "cuda":
         raise UsageError("--split: the processes would share one GPU, which one keeps busy; leave it out")
@@ -317,9 +317,9 @@ def device_of(asked: str, backend: str) -> str:
         raise UsageError(
             "--device cuda: this torch sees no CUDA device; use --device cpu, or install a CUDA build of torch"
         )
-    if asked == "cuda" and processes.beside() > torch.cuda.device_count():
+    if asked == "cuda" and processes.local_world_size() > torch.cuda.device_count():
         raise UsageError(
-            f"{processes.beside()} processes for {torch.cuda.device_count()} CUDA devices of this machine: "
+            f"{processes.local_world_size()} processes for {torch.cuda.device_count()} CUDA devices of this machine: "
             "give torchrun no more processes than devices, or use --device cpu"
         )
     return asked

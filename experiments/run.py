@@ -68,10 +68,10 @@ def carry_on(run: Path) -> Record:
         config = records.read_config(run)
         if (run / "result.json").exists():
             return records.read_json(run / "result.json")
-        if (began := config.get("processes", 1)) != processes.count():
+        if (began := config.get("processes", 1)) != processes.world_size():
             how = "'ess-rl resume" if began == 1 else f"'torchrun --nproc-per-node {began} -m experiments resume"
             raise UsageError(
-                f"{run} was begun with {began} process{'es' * (began > 1)}, not {processes.count()}: "
+                f"{run} was begun with {began} process{'es' * (began > 1)}, not {processes.world_size()}: "
                 f"{how} {run}' goes on with it"
             )
         return _carry_on(run, config)

@@ -104,7 +104,7 @@ def _here(
 ) -> Training:
     """Take up what the first process read, and compile."""
     if begun.iteration > 0:
-        population.state = processes.of_first(population.state)
+        population.state = processes.broadcast(population.state)
     older, shown = begun.take()
     past.take_up(older, replay, population)
     demonstrations.take_up(shown, population, begun.iteration)

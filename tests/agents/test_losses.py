@@ -313,6 +313,10 @@ def test_an_update_follows_the_loss_as_it_is_written(case: str):
     assert_moved(state, new, plain_gradient(loss, batch, state), rates)
 
 
+def test_every_agent_that_acts_has_its_loss_here():
+    assert {name for name, *_ in CASES.values()} | {"tba"} >= AGENTS.keys()
+
+
 def test_trajectory_balance_follows_the_squared_residuals():
     """delta_j = V(s_0) - discount^j V(s_j) + sum_{i < j} discount^i (beta log(pi / pi_ref) + tau log pi - r), weighted
     as the lambda-return is; the policy's part of the gradient is that of half its square, over beta + tau."""

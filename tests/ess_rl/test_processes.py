@@ -63,7 +63,7 @@ class Broken:
 def learn(variant, broken=False):
     name, changes = VARIANTS[variant]
     config = AGENTS[name].config(**COMMON | changes)
-    config = replace(config, num_envs=N // processes.count(), minibatch=config.minibatch // processes.count())
+    config = replace(config, num_envs=N // processes.world_size(), minibatch=config.minibatch // processes.world_size())
     count, group = len(SEEDS) * config.num_envs, changes.get("group", 0)
     if group:
         env = envs.make_grouped("ess/LQR-v0", count, group, max_episode_steps=T)
@@ -89,7 +89,7 @@ def batch_numbers(x):
     def of_row(x):
         def loss_function(p):
             e = effective_sample_size(p.detach() * x)
-            return (e * p * standardize_batch(x)).square().mean(), {"ess": e, "max": processes.largest(x.max())}
+            return (e * p * standardize_batch(x)).square().mean(), {"ess": e, "max": processes.all_max(x.max())}
 
         return gradient(loss_function, x.new_ones(())), normalizer.update(normalizer.init((), x.device), x)
 

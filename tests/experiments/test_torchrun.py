@@ -65,7 +65,7 @@ def test_two_processes_write_one_run_and_resume_it_bit_for_bit(tmp_path: Path):
 
 
 def test_shares_that_are_not_equal_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(processes, "count", lambda: 3)
+    monkeypatch.setattr(processes, "world_size", lambda: 3)
     with pytest.raises(UsageError, match="--num-envs 16 over 3 processes: must be a multiple of 3"):
         run.start("ppo", "Pendulum-v1", out=tmp_path / "run", settings={}, sweep={}, seeds=[0], steps=10_000)
     with pytest.raises(UsageError, match="--minibatch 64 over 3 processes: must be a multiple of 3"):
