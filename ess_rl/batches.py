@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ess_rl import processes, random
-from ess_rl.contract import AgentConfig, AlternatingConfig
+from ess_rl.contract import AgentConfig, AlternatingConfig, option
 from ess_rl.errors import UsageError
 from ess_rl.ess import effective_sample_size
 from ess_rl.population import Population
@@ -84,7 +84,7 @@ def draw_weights(config: AgentConfig, rollouts: list[Transitions], ess: Tensor) 
         weight = weight * ess[:, :, None]
     if config.draw == "reward":
         reward = torch.stack([rollout.reward.double().mean(0) for rollout in rollouts], dim=1)
-        if group := getattr(config, "group", 0):
+        if group := option(config, "group"):
             groups = reward.unflatten(2, (-1, group))
             reward = (groups - groups.mean(3, keepdim=True)).flatten(2)
         spread = reward.std(dim=(1, 2), correction=0, keepdim=True)

@@ -138,6 +138,28 @@ class AgentConfig(Protocol):
     def rollout_precision(self) -> Precision: ...  # of the network that acts
 
 
+# Fields that a Config may have beside them, and what holds where it has not.
+OPTIONAL: dict[str, Any] = {
+    # Of episodes after a reset: "staggered" asks for environments whose clocks do not all begin together.
+    "starts": "together",
+    # Size of a group of environments that start from a hint where all of it failed (`StartsFromHints`). Each sample
+    # then has "hinted", bool: its episode did.
+    "hints": 0,
+    # Size of a group of environments, which stand together, whose episodes begin in one state and fill a rollout.
+    "group": 0,
+    # An older run or a data set that fills the replay at first.
+    "replay_from": "",
+    # Where demonstrations come from, for an agent that needs some. Each sample then has one beside it: "expert_obs",
+    # raw, and "expert_action". None: it takes none; "": nobody has said from where.
+    "demonstrations": None,
+}
+
+
+def option(config: Any, name: str) -> Any:
+    """One of the `OPTIONAL` fields of a Config."""
+    return getattr(config, name, OPTIONAL[name])
+
+
 @runtime_checkable
 class AlternatingConfig(AgentConfig, Protocol):
     """Of an agent whose on-policy updates take turns with others on replayed data, instead of mixing both.
@@ -207,18 +229,7 @@ class Agent(Protocol):
         """One gradient step on a minibatch of those samples.
 
         With replay each has its "age", 0 in the fresh rollout. Where fresh and replayed data take turns
-        (`AlternatingConfig`), those of replayed segments alone have one.
-
-        Where the population has demonstrations, each has one beside it: "expert_obs", raw, and "expert_action". An
-        agent that needs them has a field `demonstrations` in its Config, the name of where they come from.
-
-        Where environments start from hints (`StartsFromHints`), each sample has "hinted", bool: its episode did. An
-        agent that makes use of that has a field `hints` in its Config, the size of a group; 0 is no hints.
-
-        An agent with a field `starts` may ask for environments whose episodes do not all begin together.
-
-        An agent with a field `group` gets rollouts of one whole episode in each environment, and of every `group`
-        environments, which stand together, those episodes begin in one state (`envs.make_grouped`).
+        (`AlternatingConfig`), those of replayed segments alone have one. What else a sample may have: `OPTIONAL`.
         """
         ...
 

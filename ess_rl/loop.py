@@ -30,6 +30,7 @@ from ess_rl.contract import (
     Collector,
     StartsFromHints,
     VectorEnv,
+    option,
 )
 from ess_rl.errors import NonFiniteError, UsageError
 from ess_rl.graphs import Graphs, Stopwatch
@@ -232,7 +233,7 @@ def _check_hints(config: AgentConfig, env: VectorEnv) -> None:
 
     What is replayed is told apart by its age alone: no record says whether its episode began from a hint.
     """
-    hints = getattr(config, "hints", 0)
+    hints = option(config, "hints")
     if hints and not isinstance(env, StartsFromHints):
         raise UsageError(f"hints {hints}: {env.env_id} gives none as it was made; envs.make_hinted makes one that does")
     if hints and config.num_envs % hints:
@@ -243,7 +244,7 @@ def _check_hints(config: AgentConfig, env: VectorEnv) -> None:
 
 def _check_group(config: AgentConfig, env: VectorEnv) -> None:
     """Raises UsageError where an agent asks for groups whose episodes begin alike, one a rollout, and gets others."""
-    group = getattr(config, "group", 0)
+    group = option(config, "group")
     if group and (getattr(env, "group", 0) != group or isinstance(env, StartsFromHints)):
         raise UsageError(f"group {group}: {env.env_id} was not made so; envs.make_grouped(..., group={group}) does it")
     if group and env.max_episode_steps != config.rollout:

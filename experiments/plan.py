@@ -16,7 +16,7 @@ import torch
 import envs
 from agents import AGENTS
 from ess_rl import batches, processes
-from ess_rl.contract import AlternatingConfig
+from ess_rl.contract import AlternatingConfig, option
 from ess_rl.errors import UsageError
 from ess_rl.population import members
 from experiments import demonstrations, memory, old_data, records
@@ -63,7 +63,7 @@ def make(
         UsageError: anything in it cannot work.
     """
     config = AGENTS[agent].config(**settings)
-    if getattr(config, "replay_from", ""):  # one place has one name, and it is no folder of this machine
+    if option(config, "replay_from"):  # one place has one name, and it is no folder of this machine
         config = dataclasses.replace(config, replay_from=records.from_here(config.replay_from))
     records.check_positive({"steps": steps, "checkpoints": checkpoints, "episodes": episodes, "seeds": len(seeds)})
     records.check_positive({name: getattr(config, name) for name in ("num_envs", "rollout", "epochs", "minibatch")})
@@ -73,7 +73,7 @@ def make(
     own = share(config, processes.world_size())
     counts = {"replay": (config.replay, "older rollouts"), "lag": (config.lag, "iterations")}
     counts |= {"warm-up": (config.warm_up, "iterations")} if isinstance(config, AlternatingConfig) else {}
-    hints = getattr(config, "hints", 0)
+    hints = option(config, "hints")
     counts |= {"hints": (hints, "environments of a group")}
     for name, (count, of) in (counts | {"save-replay": (save_replay, "rollouts")}).items():
         if count < 0:
@@ -81,17 +81,17 @@ def make(
     check_members(seeds, sweep, episodes)
     check_numbers(config, sweep)
     check_acting(config, sweep)
-    staggered: Any = {"staggered": True} if getattr(config, "starts", "") == "staggered" else {}
+    staggered: Any = {"staggered": True} if option(config, "starts") == "staggered" else {}
     probe = envs.make(env_id, 1, backend=backend, **staggered)  # refuses what cannot be had, before a folder is made
     if hints:
         check_hints(env_id, own, backend)
-    if getattr(config, "group", 0):
+    if option(config, "group"):
         check_group(env_id, own, backend)
     resolved_backend, episode, dimensions = probe.backend, probe.max_episode_steps, (probe.obs_dim, probe.act_dim)
-    older = getattr(config, "replay_from", "")
+    older = option(config, "replay_from")
     file = old_data.check(older, probe, config) if older else 0
     source = old_data.contents(older) if older else ""
-    shown = getattr(config, "demonstrations", None)
+    shown = option(config, "demonstrations")
     if shown is not None:
         file += demonstrations.check(agent, shown, probe, config)
         source = old_data.contents(shown)
@@ -158,7 +158,7 @@ def check_asynchronous(config: Any, device: str, backend: str) -> None:
     """Raises UsageError where nothing can be collected while the agents learn."""
     if config.lag < 1:
         raise UsageError("--async: who collects while the policy learns acts with an older one; give --lag 1 or more")
-    if getattr(config, "hints", 0):
+    if option(config, "hints"):
         raise UsageError("--async --hints: hints are given in the process that learns; leave one of them out")
     if processes.world_size() > 1:
         raise UsageError("--async: not under torchrun, whose processes all collect and learn")

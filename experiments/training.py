@@ -28,7 +28,7 @@ from agents import AGENTS, OFFLINE_AGENTS
 from ess_rl import loop, processes
 from ess_rl.asynchronous import ProcessCollector
 from ess_rl.child import Child, Parent, close
-from ess_rl.contract import Tree, VectorEnv
+from ess_rl.contract import Tree, VectorEnv, option
 from ess_rl.errors import UsageError
 from ess_rl.offline import OfflinePopulation
 from ess_rl.population import Population
@@ -273,11 +273,11 @@ def _population_and_env(config: Record) -> tuple[Population, VectorEnv]:
     population, agent_config = restore_population(config)
     if config.get("split", 1) > 1:  # one that only says what there is: others act
         return population, envs.make(config["env"], 1, backend=config["backend"], device=config["device"])
-    staggered = getattr(agent_config, "starts", "") == "staggered"
+    staggered = option(agent_config, "starts") == "staggered"
     make: Callable[..., VectorEnv] = partial(envs.make, staggered=True) if staggered else envs.make
-    if hints := getattr(agent_config, "hints", 0):
+    if hints := option(agent_config, "hints"):
         make = partial(envs.make_hinted, group=hints)
-    if group := getattr(agent_config, "group", 0):
+    if group := option(agent_config, "group"):
         make = partial(envs.make_grouped, group=group)
     env = make(
         config["env"], population.size * agent_config.num_envs, backend=config["backend"], device=config["device"]
