@@ -42,7 +42,7 @@ from ess_rl.transitions import Transitions, flat_samples
 class Config:
     demonstrations: str = ""  # the data set to imitate; --dataset is another name for it
     objective: Literal["clip", "p3o"] = "clip"  # of the policy beside imitation: PPO's, P3O's
-    clip: float = 0.2  # of PPO's: how far the ratio may leave 1 before its sample stops pulling
+    clip: float = 0.2  # of PPO's: how far the ratio may leave 1 before its sample has no gradient
     phi: Literal["one", "mass"] = "one"  # weight of a demonstration: 1, or u (1 - u)
     width: Literal["corrected", "fixed", "plain"] = "corrected"  # of sigma by phi "mass": unbiased, left, biased
     mu_peak: float = 0.9  # weight of imitation, of the policy loss 1 - mu: the highest

@@ -44,7 +44,7 @@ from ess_rl.transitions import Transitions, flat_samples
 @dataclass(frozen=True)
 class Config:
     objective: Literal["clip", "p3o"] = "clip"  # PPO's clip of the augmented advantage; p3o: 1 - e as the coefficient
-    clip: float = 0.2  # how far the ratio may leave 1 before its sample stops pulling
+    clip: float = 0.2  # how far the ratio may leave 1 before its sample has no gradient
     divergence: Divergence = "kl"  # KL(pi || b), reverse_kl: KL(b || pi), hellinger
     divergence_coef: float = 0.5  # what the divergence costs, in standard deviations of the advantage; of clip alone
     c_bar: float = 0.9  # where ratios are cut that carry the divergence over steps; 0: it looks one step ahead

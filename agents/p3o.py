@@ -4,7 +4,7 @@ Written for one agent; `ess_rl.population` runs P of them as one tensor program.
 those of the usual implementations: orthogonal initialization, observations and rewards normalized by running
 statistics, standardized advantages, clipped gradients, Adam with linearly decayed learning rates of policy and value.
 
-Where PPO's clip ends the pull of a sample, P3O's cap only bounds its weight, and ten epochs on one batch carry the
+Where PPO's clip ends the gradient of a sample, P3O's cap only bounds its weight, and ten epochs on one batch carry the
 policy as far as its learning rate lets them: on some tasks too far. `keep_ess`, which is not in the paper, lets the ESS
 hold that back as well (`ess_rl.optim.held_back`). After an iteration's updates e is taken of the ratio between the
 policies after and before them, on the iteration's own data (with a lag that is not the ratio to the behavior), and the

@@ -39,7 +39,7 @@ Objective = Literal["clip", "decoupled", "generalized", "band", "kl", "variance"
 @dataclass(frozen=True)
 class Config:
     objective: Objective = "clip"  # by a recent policy: decoupled, generalized; CISPO's band; penalties: kl, variance
-    clip: float = 0.2  # how far the ratio may leave 1 before its sample stops pulling; the root of its variance
+    clip: float = 0.2  # how far the ratio may leave 1 before its sample has no gradient; the root of its variance
     target_kl: float = 0.01  # of the objective kl: KL(b || pi) in nats, to which the weight of that KL is adapted
     learning_rate: float = 3e-4  # of Adam, for the policy, at the start
     final_learning_rate: float = 0.0  # what is left of it at the end, as a fraction; falls linearly

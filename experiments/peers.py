@@ -34,7 +34,7 @@ class PPOConfig:
     learning_rate: float = 3e-4  # of Adam, at the start; falls linearly to 0
     discount: float = 0.99  # per control step
     lambda_: float = 0.95  # of GAE
-    clip: float = 0.2  # how far the ratio may leave 1 before its sample stops pulling
+    clip: float = 0.2  # how far the ratio may leave 1 before its sample has no gradient
     log_std: float = -1.0  # of the initial policy; SB3's own default is 0
     num_envs: int = 16  # environments of one seed
     rollout: int = 128  # steps of each environment between updates
