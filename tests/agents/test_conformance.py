@@ -1,4 +1,5 @@
-"""What holds for every entry of agents.AGENTS, in a population and alone."""
+"""What holds for every entry of agents.AGENTS, in a population and alone; and from `test_ess_of_the_batch...` on, what
+holds for one of them."""
 
 import math
 import shutil
@@ -452,7 +453,7 @@ def test_the_divergence_ahead_is_that_of_the_policy_as_it_is():
     assert refreshed["divergence_ahead"].abs().max() > 0.01
 
 
-def test_the_weight_of_the_kl_is_led_to_its_target():
+def test_the_weight_of_the_kl_adapts_to_its_target():
     """Section 4 of PPO's paper: doubled above 1.5 times the target, halved below the target / 1.5, else left."""
     population = Population(build("ppo", objective="kl", target_kl=0.02), SEEDS)
     rollout, state = collect(population, 0), population.state
@@ -470,7 +471,7 @@ def test_the_weight_of_the_kl_is_led_to_its_target():
         assert population.state["kl_coef"].tolist() == [factor] * 3
 
 
-def test_the_weight_of_the_variance_is_led_to_the_square_of_the_clip():
+def test_the_weight_of_the_variance_adapts_to_the_square_of_the_clip():
     """As the KL's, where every ratio is the same distance from 1: the root of what is to be reached."""
     population = Population(build("ppo", objective="variance", clip=0.1), SEEDS)
     rollout, state = collect(population, 0), population.state
