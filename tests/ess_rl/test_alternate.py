@@ -12,7 +12,7 @@ from agents.p3o_2019 import P3O2019, Config
 from envs.pendulum import Pendulum
 from envs.torch_vector import TorchVectorEnv
 from ess_rl import loop, random
-from ess_rl.alternate import ReplayedUpdates
+from ess_rl.alternate import ReplayedUpdates, taking
 from ess_rl.population import Population
 from ess_rl.replay import Replay
 from ess_rl.transitions import Transitions
@@ -95,6 +95,10 @@ def test_a_member_that_waits_stays_as_it_is():
         assert not torch.equal(population.state["params"]["policy"]["log_std"][learned], earlier[learned])
 
 
+def test_half_of_the_members_take_a_turn_and_two_at_the_least():
+    assert [taking(members) for members in (1, 2, 3, 4, 5, 10)] == [1, 2, 2, 2, 3, 5]
+
+
 @pytest.mark.parametrize("mean", [[2.0] * 10, [0.5, 2.0, 9.0], [0.0, 3.0], [4.0]])
 def test_all_updates_that_were_drawn_are_made_in_as_few_turns_as_half_of_the_members_can(mean: list[float]):
     seeds = list(range(len(mean)))
@@ -109,7 +113,7 @@ def test_all_updates_that_were_drawn_are_made_in_as_few_turns_as_half_of_the_mem
         count = random.poisson(random.fold_in(purpose, iteration), torch.tensor(mean))
         assert (population.state["optimizer"]["step"] - before).tolist() == count.tolist()
         shares = count.clamp(min=1)  # who draws none says what a batch is like
-        assert calls == max(int(shares.max()), math.ceil(int(shares.sum()) / math.ceil(len(mean) / 2)))
+        assert calls == max(int(shares.max()), math.ceil(int(shares.sum()) / taking(len(mean))))
         assert (said["replayed_ess"] > 0.0).all()
 
 
