@@ -83,16 +83,16 @@ class IQL:
         action = batch["action"].clamp(-1.0, 1.0)  # what the environment saw of it
         b = Gaussian(batch["behavior_mean"], batch["behavior_log_std"])
 
-        old_q = torch.minimum(*twin_q(state["target_q"], obs, action))
+        target_min_q = torch.minimum(*twin_q(state["target_q"], obs, action))
         next_value = value(state["params"]["value"], next_obs, torch.relu)
         q_target = scale * batch["reward"] + hyper["discount"] * torch.where(batch["terminated"], 0.0, next_value)
 
         def loss_function(params: Tree) -> tuple[Tensor, Metrics]:
             v = value(params["value"], obs, torch.relu)
-            value_loss = expectile_loss(old_q - v, hyper["expectile"])
+            value_loss = expectile_loss(target_min_q - v, hyper["expectile"])
             q_1, q_2 = twin_q(params["q"], obs, action)
             q_loss = (q_1 - q_target).square().mean() + (q_2 - q_target).square().mean()
-            advantage = (old_q - v).detach()
+            advantage = (target_min_q - v).detach()
             weight = advantage_weights(advantage, 1.0 / hyper["inverse_temperature"], "exponential")
             pi = self._policy(params["policy"], obs, hyper)
             # A mean within the bounds cannot follow an action beyond them.

@@ -98,10 +98,10 @@ class TD3BC:
         params, optimizer = adam_steps(state["params"], grads, state["optimizer"], rates)
         moves = optimizer["q"]["step"] % self.config.policy_delay == 0
 
-        def chosen(new: Tree, old: Tree) -> Tree:
+        def if_it_moves(new: Tree, old: Tree) -> Tree:
             return tree_map(lambda x, y: torch.where(moves, x, y), new, old)
 
-        params["policy"] = chosen(params["policy"], state["params"]["policy"])
-        optimizer["policy"] = chosen(optimizer["policy"], state["optimizer"]["policy"])
-        target = chosen(polyak(target, params, hyper["tau"]), target)
+        params["policy"] = if_it_moves(params["policy"], state["params"]["policy"])
+        optimizer["policy"] = if_it_moves(optimizer["policy"], state["optimizer"]["policy"])
+        target = if_it_moves(polyak(target, params, hyper["tau"]), target)
         return {**state, "params": params, "target": target, "optimizer": optimizer}, metrics
