@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map
 
 from ess_rl import normalizer
 from ess_rl.contract import Metrics, State, Tree
+from ess_rl.errors import UsageError
 from ess_rl.gaussian import Gaussian
 from ess_rl.networks import mlp, mlp_init, twin_q, twin_q_init
 from ess_rl.objectives import td3_bc_weight
@@ -42,6 +43,8 @@ class TD3BC:
     """Policy loss -lambda mean( Q(s, pi(s)) ) + mean( (pi(s) - a)^2 ), lambda = alpha / mean |Q|."""
 
     def __init__(self, config: Config, obs_dim: int, act_dim: int):
+        if config.policy_delay < 1:
+            raise UsageError(f"policy_delay {config.policy_delay}: the policy moves every so many updates: 1 or more")
         self.config, self.obs_dim, self.act_dim = config, obs_dim, act_dim
 
     def init(self, seed: Tensor, hyper: dict[str, Tensor]) -> State:

@@ -12,6 +12,7 @@ import torch
 
 from ess_rl import processes, random
 from ess_rl.contract import AlternatingConfig, Metrics
+from ess_rl.errors import UsageError
 from ess_rl.population import Population
 from ess_rl.replay import Replay
 
@@ -32,7 +33,13 @@ class ReplayedUpdates:
     """
 
     def __init__(self, population: Population, replay: Replay, config: AlternatingConfig, purpose: int):
-        """`purpose` of the random numbers: see `ess_rl.random`."""
+        """`purpose` of the random numbers: see `ess_rl.random`.
+
+        Raises:
+            UsageError: a mean number of updates that `ess_rl.random.poisson` cannot draw for.
+        """
+        if not all(0.0 <= mean <= 20.0 for mean in population.numbers["replayed_updates"]):
+            raise UsageError(f"replayed_updates {population.numbers['replayed_updates']}: must lie between 0 and 20")
         self._population, self._replay, self._config, self._purpose = population, replay, config, purpose
         device, numbers = population.device, population.numbers["replayed_updates"]
         self._iteration, self._head, self._held = torch.zeros(3, dtype=torch.int64, device=device).unbind(0)

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from agents import OFFLINE_AGENTS
 from ess_rl import checkpoint, offline
 from ess_rl.contract import OfflineAgent
-from ess_rl.errors import NonFiniteError
+from ess_rl.errors import NonFiniteError, UsageError
 from ess_rl.offline import OfflinePopulation
 from ess_rl.transitions import Transitions
 
@@ -210,6 +210,11 @@ def test_the_policy_of_td3_bc_moves_every_second_update():
         population.updates(offline.samples(data, "cpu"), number, 1, 4)
         seen.append(population.state["params"]["policy"]["0"]["weight"].clone())
     assert torch.equal(seen[1], seen[2]) and not torch.equal(seen[0], seen[1]) and not torch.equal(seen[2], seen[3])
+
+
+def test_a_policy_that_would_never_move_is_refused():
+    with pytest.raises(UsageError, match="policy_delay 0: the policy moves every so many updates: 1 or more"):
+        build("td3_bc", policy_delay=0)
 
 
 def test_a_loss_that_is_no_number_stops_the_run():

@@ -13,6 +13,7 @@ from envs.pendulum import Pendulum
 from envs.torch_vector import TorchVectorEnv
 from ess_rl import loop, random
 from ess_rl.alternate import ReplayedUpdates, taking
+from ess_rl.errors import UsageError
 from ess_rl.population import Population
 from ess_rl.replay import Replay
 from ess_rl.transitions import Transitions
@@ -93,6 +94,11 @@ def test_a_member_that_waits_stays_as_it_is():
         for x, y in zip(pytree.tree_leaves(population.state), pytree.tree_leaves(before), strict=True):
             assert torch.equal(x[1 - learned], y[1 - learned])
         assert not torch.equal(population.state["params"]["policy"]["log_std"][learned], earlier[learned])
+
+
+def test_a_mean_that_no_draw_is_for_is_refused():
+    with pytest.raises(UsageError, match=r"replayed_updates \[2.0, 21.0\]: must lie between 0 and 20"):
+        trained([3, 8], 2, {"replayed_updates": [2.0, 21.0]})
 
 
 def test_half_of_the_members_take_a_turn_and_two_at_the_least():
