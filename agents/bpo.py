@@ -8,8 +8,9 @@ parts better from worse is a median U of Q, learned beside the value V by a smoo
 
     loss(U) = mean( softplus(Q - U) - (Q - U) / 2 ),   with the gradient 1/2 - sigmoid(Q - U)
 
-Q is the lambda-return, A = Q - V with V and U as they are at each update, and in its own unit: PPO takes A once an
-iteration and standardizes it over the minibatch. All else is `agents/ppo.py`.
+Q is the lambda-return, on corrected data without the ratio of the action itself; A = Q - V with V and U as they are at
+each update, and in its own unit: PPO takes A once an iteration and standardizes it over the minibatch. All else is
+`agents/ppo.py`.
 
 Formulas and numbers are those of the released code (its base configuration for MuJoCo; its sweeps tune them for each
 task). Deviations: the details that all agents here share (tanh networks of 64, decayed learning rates, gradients

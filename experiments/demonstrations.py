@@ -58,9 +58,8 @@ def check(agent: str, source: str, env: VectorEnv, config: Any) -> int:
 def copy(source: str, run: Path) -> None:
     """Into a new run folder."""
     found = minari_data.demonstrations(source)
-    part = run / (COPIED + ".part")
-    checkpoint.save(part, {"obs": found.obs, "action": found.action}, {"source": source, "count": len(found.obs)})
-    part.replace(run / COPIED)
+    columns = {"obs": found.obs, "action": found.action}
+    checkpoint.save(run / COPIED, columns, {"source": source, "count": len(found.obs)})
 
 
 def read(run: Path, config: Record, env: VectorEnv) -> Tree:

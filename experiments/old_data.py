@@ -145,7 +145,6 @@ def copy(source: str, run: Path, config: Any) -> None:
     Raises:
         UsageError: `source` is no longer what `check` saw.
     """
-    part = run / (COPIED + ".part")
     if is_data_set(source):
         data = minari_data.load(source)
         _check_length(source, len(data.transitions.reward), config)
@@ -155,10 +154,12 @@ def copy(source: str, run: Path, config: Any) -> None:
             "iterations": config.replay,
             "source": data.source,
         }
-        checkpoint.save(part, as_rollouts(data.transitions, config.replay, config.rollout, config.num_envs), info)
+        rollouts = as_rollouts(data.transitions, config.replay, config.rollout, config.num_envs)
+        checkpoint.save(run / COPIED, rollouts, info)
     else:
+        part = run / (COPIED + ".part")
         shutil.copyfile(Path(source) / SAVED, part)
-    part.replace(run / COPIED)
+        part.replace(run / COPIED)
 
 
 def as_rollouts(data: Transitions, count: int, steps: int, num_envs: int) -> Tree:
