@@ -21,10 +21,10 @@ from ess_rl.errors import LostProcessError, NonFiniteError, UsageError
 def train(arguments: list[str]) -> None:
     """Train an agent, or a peer of another library: ess-rl train AGENT --env ID | --dataset ID [--seeds K ...]"""
     from agents import AGENTS, OFFLINE_AGENTS
-    from experiments import offline_peers
-    from experiments.peers import PEERS
+    from experiments.peers import d3rlpy
+    from experiments.peers.sb3 import PEERS
 
-    from_data = [*OFFLINE_AGENTS, *offline_peers.PEERS]
+    from_data = [*OFFLINE_AGENTS, *d3rlpy.PEERS]
     known = [*AGENTS, *PEERS, *from_data]
     if not arguments or arguments[0].startswith("-"):
         if "-h" not in arguments and "--help" not in arguments:
@@ -41,7 +41,7 @@ def train(arguments: list[str]) -> None:
         hint = f"{', '.join(OFFLINE_AGENTS)} learn from data" if not offline else f"{', '.join(AGENTS)} learn by acting"
         what = f"{other} ID beside it" if name in AGENTS else f"{other} ID, not {given}"
         raise UsageError(f"{name} {learns}: give {what}; {hint}")
-    if name in offline_peers.PEERS:
+    if name in d3rlpy.PEERS:
         _train_offline_peer(name, arguments[1:])
     else:
         (_train_offline if offline else _train_agent if name in AGENTS else _train_peer)(name, arguments[1:])
@@ -104,20 +104,22 @@ def _train_offline(name: str, arguments: list[str]) -> None:
 
 
 def _train_peer(name: str, arguments: list[str]) -> None:
-    from experiments import options, peers
+    from experiments import options
+    from experiments.peers import sb3
 
-    config = peers.PEERS[name].config
+    config = sb3.PEERS[name].config
     chosen = tyro.cli(options.of_peer(config), args=arguments, prog=f"ess-rl train {name}")
     settings = {field.name: getattr(chosen, field.name) for field in dataclasses.fields(config)}
-    _finish(peers.start(name, chosen.env, settings=settings, **_common(name, chosen, chosen.env)), jobs=chosen.jobs)
+    _finish(sb3.start(name, chosen.env, settings=settings, **_common(name, chosen, chosen.env)), jobs=chosen.jobs)
 
 
 def _train_offline_peer(name: str, arguments: list[str]) -> None:
-    from experiments import offline_peers, options
+    from experiments import options
+    from experiments.peers import d3rlpy
 
-    config = offline_peers.PEERS[name].config
+    config = d3rlpy.PEERS[name].config
     chosen = tyro.cli(options.of_offline_peer(config), args=arguments, prog=f"ess-rl train {name}")
-    folder = offline_peers.start(
+    folder = d3rlpy.start(
         name,
         chosen.dataset,
         settings={field.name: getattr(chosen, field.name) for field in dataclasses.fields(config)},
@@ -131,7 +133,7 @@ def _train_offline_peer(name: str, arguments: list[str]) -> None:
 
 
 def _common(name: str, chosen: Any, task: str) -> dict[str, Any]:
-    """What every `start` is asked: that of `run`, `offline_run`, `peers` and `offline_peers`."""
+    """What every `start` is asked: that of `run`, `offline_run` and the `peers`."""
     from experiments import records
 
     records.check_positive({"seeds": chosen.seeds})
@@ -169,7 +171,8 @@ def resume(arguments: list[str]) -> None:
 
 def evaluate(arguments: list[str]) -> None:
     """Score the newest checkpoint of a run with its mean action: ess-rl evaluate RUN [--episodes N --seed S]"""
-    from experiments import plan, records, report, run
+    from experiments import plan, records, run
+    from experiments.report import tables
 
     def command(
         run: tyro.conf.Positional[Path], episodes: int = 20, seed: int = 0, trust_env_spec: bool = False
@@ -193,7 +196,7 @@ def evaluate(arguments: list[str]) -> None:
     returns = run.evaluate(population, config, episodes, seed)
     print(f"{run.describe(config)}; checkpoint of iteration {iteration} of {config['iterations']}")
     print(
-        report.member_table(config, {"return": returns.mean(1).tolist(), "std": returns.std(1, correction=0).tolist()})
+        tables.member_table(config, {"return": returns.mean(1).tolist(), "std": returns.std(1, correction=0).tolist()})
     )
 
 
@@ -226,7 +229,7 @@ def play(arguments: list[str]) -> None:
 
 def compare(arguments: list[str]) -> None:
     """Put finished runs side by side, with intervals, as a table and a picture: ess-rl compare RUN [RUN ...]"""
-    from experiments import report
+    from experiments.report import tables
 
     def command(
         runs: tyro.conf.Positional[tuple[Path, ...]], against: str | None = None, out: Path | None = None
@@ -240,7 +243,7 @@ def compare(arguments: list[str]) -> None:
         return runs, against, out
 
     runs, against, out = tyro.cli(command, args=arguments, prog="ess-rl compare", description=compare.__doc__)
-    print(report.comparison(runs, against))
+    print(tables.comparison(runs, against))
     if out is not None:
         from experiments import figures
 
@@ -270,18 +273,18 @@ def publish(arguments: list[str]) -> None:
 
 
 def report(arguments: list[str]) -> None:
-    """Write report.html of all runs below a directory, from their files alone: ess-rl report DIR [--out FILE]"""
-    from experiments import report as module
+    """Write tables.html of all runs below a directory, from their files alone: ess-rl report DIR [--out FILE]"""
+    from experiments.report import pages
 
     def command(directory: tyro.conf.Positional[Path], out: Path | None = None) -> tuple[Path, Path | None]:
         """
         Args:
             directory: every run folder below it is read.
-            out: the page; default: report.html in the directory. report.md, report.png, scores.csv lie beside it.
+            out: the page; default: tables.html in the directory. tables.md, tables.png, scores.csv lie beside it.
         """
         return directory, out
 
-    print(module.write(*tyro.cli(command, args=arguments, prog="ess-rl report", description=report.__doc__)))
+    print(pages.write(*tyro.cli(command, args=arguments, prog="ess-rl report", description=report.__doc__)))
 
 
 def benchmark(arguments: list[str]) -> None:
@@ -351,8 +354,8 @@ def study(arguments: list[str]) -> None:
 
 def throughput(arguments: list[str]) -> None:
     """Measure training speed against SB3's PPO, or d3rlpy: ess-rl throughput [--env ID | --dataset ID ...]"""
-    from experiments import offline_throughput
-    from experiments import throughput as module
+    from experiments.speed import offline_throughput
+    from experiments.speed import throughput as module
 
     offline = any(word.split("=")[0] == "--dataset" for word in arguments)
     tyro.cli(
@@ -372,7 +375,7 @@ def quickstart(arguments: list[str]) -> None:
 
 def gpu(arguments: list[str]) -> None:
     """Check a GPU against the CPU and time it, into one JSON file: ess-rl gpu [--out FILE]"""
-    from experiments import gpu as script
+    from experiments.speed import gpu as script
 
     tyro.cli(script.measure, args=arguments, prog="ess-rl gpu")
 
@@ -390,9 +393,9 @@ def list_envs(arguments: list[str]) -> None:
 def list_agents(arguments: list[str]) -> None:
     """The agents, and their peers of other libraries: ess-rl agents"""
     from agents import AGENTS, OFFLINE_AGENTS
-    from experiments import offline_peers, peers
+    from experiments.peers import d3rlpy, sb3
 
-    acting, from_data = {**AGENTS, **peers.PEERS}, {**OFFLINE_AGENTS, **offline_peers.PEERS}
+    acting, from_data = {**AGENTS, **sb3.PEERS}, {**OFFLINE_AGENTS, **d3rlpy.PEERS}
     width = max(map(len, acting | from_data))
     for known in (acting, from_data):
         if known is from_data:
@@ -403,14 +406,14 @@ def list_agents(arguments: list[str]) -> None:
 
 def dataset(arguments: list[str]) -> None:
     """Data sets of Minari: ess-rl dataset {list,show,audit,record,score,import-d4rl} ..."""
-    from experiments import datasets
+    from experiments.datasets import commands
 
     if not arguments or arguments[0] in ("-h", "--help"):
-        for name, function in datasets.COMMANDS.items():
+        for name, function in commands.COMMANDS.items():
             print(f"  {name:11} {(function.__doc__ or '').splitlines()[0]}")
         return
-    name = _one_of("dataset command", arguments[0], datasets.COMMANDS)
-    function = datasets.COMMANDS[name]
+    name = _one_of("dataset command", arguments[0], commands.COMMANDS)
+    function = commands.COMMANDS[name]
     print(tyro.cli(function, args=arguments[1:], prog=f"ess-rl dataset {name}"))
 
 
@@ -495,9 +498,10 @@ def _together(arguments: list[str]) -> None:
     """One run over several processes: the first is the command, the others follow it and keep silent."""
     from agents import OFFLINE_AGENTS
     from ess_rl import processes
-    from experiments import offline_peers, peers, run
+    from experiments import run
+    from experiments.peers import d3rlpy, sb3
 
-    alone = {*peers.PEERS, *OFFLINE_AGENTS, *offline_peers.PEERS}
+    alone = {*sb3.PEERS, *OFFLINE_AGENTS, *d3rlpy.PEERS}
 
     processes.join()
     try:
@@ -522,18 +526,20 @@ def _not_together(command: str) -> UsageError:
 
 def _finish(folder: Path, jobs: int | None = None, trust: bool = False) -> None:
     """Train what is left of a run of ours or of a peer, and print its result."""
-    from experiments import offline_peers, peers, records, report
+    from experiments import records
+    from experiments.peers import d3rlpy, sb3
+    from experiments.report import tables
 
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such run folder")
     config = records.read_config(folder)
-    acts = config["agent"] not in peers.PEERS and not config.get("dataset")
+    acts = config["agent"] not in sb3.PEERS and not config.get("dataset")
     if not acts and "TORCHELASTIC_RUN_ID" in os.environ:  # the other processes would wait for what never comes
         raise _not_together("resume")
-    if config["agent"] in peers.PEERS:
-        result = peers.carry_on(folder, jobs)
-    elif config["agent"] in offline_peers.PEERS:
-        result = offline_peers.carry_on(folder, jobs, trust=trust)
+    if config["agent"] in sb3.PEERS:
+        result = sb3.carry_on(folder, jobs)
+    elif config["agent"] in d3rlpy.PEERS:
+        result = d3rlpy.carry_on(folder, jobs, trust=trust)
     elif config.get("dataset"):
         from experiments import offline_run
 
@@ -542,7 +548,7 @@ def _finish(folder: Path, jobs: int | None = None, trust: bool = False) -> None:
         from experiments import run
 
         result = run.carry_on(folder)
-    print(report.summary(folder, result))
+    print(tables.summary(folder, result))
 
 
 def _one_of(kind: str, name: str, known: Collection[str]) -> str:

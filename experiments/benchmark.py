@@ -8,10 +8,8 @@ Where jobs run is an `Executor`'s affair: `Local` is this machine, `experiments.
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -20,8 +18,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ess_rl.errors import UsageError
-from experiments import collection, records, report
+from experiments import collection, machine, records
 from experiments.display import Line, clock
+from experiments.report import tables
 from experiments.suites import SUITES, Job, how_to_record
 
 _LOOK_EVERY = 0.5  # seconds
@@ -82,7 +81,7 @@ def run_jobs(name: str, suite: Sequence[Job], out: Path, on: Callable[[Path], Ex
                 executor.close()
     finished = [out / job.name for job in suite if (out / job.name / "result.json").exists()]
     if finished:
-        print(report.comparison(finished))
+        print(tables.comparison(finished))
     return [f"{name}: {reason}" for name, reason in failed.items()]
 
 
@@ -122,11 +121,12 @@ def _is_done(job: Job, out: Path, failed: dict[str, str]) -> bool:
 def _prepare(job: Job, folder: Path) -> None:
     """Write config.json, or see that the one that stands there is this job's."""
     from agents import AGENTS, OFFLINE_AGENTS
-    from experiments import offline_peers, offline_run, peers, plan, run
+    from experiments import offline_run, plan, run
+    from experiments.peers import d3rlpy, sb3
 
     common: Any = {"settings": job.settings, "seeds": job.seeds, "steps": job.steps, **job.options}
     if job.agent not in AGENTS and job.agent not in OFFLINE_AGENTS:
-        module, task, source = (offline_peers, "dataset", job.dataset) if job.dataset else (peers, "env", job.env)
+        module, task, source = (d3rlpy, "dataset", job.dataset) if job.dataset else (sb3, "env", job.env)
         if (folder / "result.json").exists():  # looked at here: `start` asks for the peer's library, and its data
             config = dataclasses.asdict(module.PEERS[job.agent].config(**job.settings))
             now = {"agent": job.agent, task: source, "steps": job.steps, "config": config}
@@ -197,7 +197,7 @@ class Local:
         return bool(self._free)
 
     def start(self, job: Job) -> None:
-        slot, cores = self._free.pop(0), records.available_cores()
+        slot, cores = self._free.pop(0), machine.available_cores()
         threads = max(1, cores // self._jobs)
         if (asked := os.environ.get("OMP_NUM_THREADS", "")).isdigit():  # who shares the machine with others says so
             threads = max(1, min(threads, int(asked)))
@@ -238,25 +238,16 @@ def launch(folder: Path, threads: int, cpus: Collection[int] = ()) -> subprocess
     }
     with open(log_of(folder), "a") as log:
         process = subprocess.Popen(
-            words, stdout=log, stderr=subprocess.STDOUT, env=environment, preexec_fn=end_with_parent if _LIBC else None
+            words,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            preexec_fn=machine.end_with_parent if sys.platform == "linux" else None,
         )
     if cpus:
         # The simulators' threads go by the CPUs that a process may use. It has not begun to ask.
         os.sched_setaffinity(process.pid, cpus)
     return process
-
-
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded here, not between fork and exec
-
-
-def end_with_parent() -> None:
-    """Ask the kernel to end this process when its parent ends, however it does: else a run would go on unseen.
-
-    On Linux; elsewhere it does nothing.
-    """
-    pr_set_pdeathsig = 1
-    if _LIBC is not None:
-        _LIBC.prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def log_of(folder: Path) -> Path:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 import envs
-from experiments import figures, records, report, run
+from experiments import figures, records, run
+from experiments.report import tables
 
 OUT = Path("runs/quickstart")
 
@@ -54,7 +55,7 @@ def main(
         print()
         folders.append(folder)
     figures.learning_curves(folders, out / "curves.png")
-    print(report.comparison(folders))
+    print(tables.comparison(folders))
     print(f"\n{time.perf_counter() - began:.0f} s in all, compilation and evaluation included.")
     print(f"picture:      {out / 'curves.png'}")
     for folder in folders:

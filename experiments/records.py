@@ -29,6 +29,7 @@ from typing import Any, TextIO
 from filelock import FileLock, Timeout
 
 from ess_rl.errors import UsageError
+from experiments import machine
 
 FORMAT = 1
 FILES = (
@@ -286,7 +287,7 @@ def origin() -> Record:
             continue
     return {
         "versions": versions,
-        "machine": _machine(),
+        "machine": machine.describe(),
         "git_commit": _git_commit(),
         "command": ["ess-rl", *(from_here(word) for word in sys.argv[1:])],
     }
@@ -295,16 +296,6 @@ def origin() -> Record:
 def from_here(word: str) -> str:
     """A word of a command as it would be given in this folder: what is published names no folder of a machine."""
     return word.replace(f"{Path.cwd()}{os.sep}", "")
-
-
-def _machine() -> Record:
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
-    cores = available_cores()
-    return {"system": platform.system(), "cpu": model, "cores": cores}
 
 
 def _git_commit() -> str | None:
@@ -320,11 +311,6 @@ def _git_commit() -> str | None:
         return git("rev-parse", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def available_cores() -> int:
-    """CPUs this process may use, which in a container are often fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 def check_positive(numbers: Mapping[str, int]) -> None:

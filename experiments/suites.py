@@ -13,7 +13,7 @@ from experiments import records
 class Job:
     """One run set: an agent on a task, all its seeds and settings as one program."""
 
-    agent: str  # one of AGENTS, OFFLINE_AGENTS or the PEERS of `peers` and `offline_peers`
+    agent: str  # one of AGENTS, OFFLINE_AGENTS or the PEERS in `experiments.peers`
     env: str
     steps: int = 1_000_000  # env steps of each seed; updates on a data set
     seeds: Sequence[int] = range(10)

@@ -33,7 +33,7 @@ from ess_rl.errors import UsageError
 from ess_rl.offline import OfflinePopulation
 from ess_rl.population import Population
 from ess_rl.replay import Replay
-from experiments import demonstrations, past, plan, records
+from experiments import demonstrations, machine, past, plan
 from experiments.records import Record
 
 
@@ -154,7 +154,7 @@ def _acting_parts(config: Record) -> tuple[Population, VectorEnv]:
 @contextmanager
 def _split(config: Record, population: Population, replay: Replay, begun: Begun) -> Iterator[Training]:
     """One process for each part of the members, on cores of its own."""
-    count, cores = config["split"], records.available_cores()
+    count, cores = config["split"], machine.available_cores()
     threads = max(1, cores // count)
     shares = shares_of(population.size, count)
     cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
@@ -292,11 +292,10 @@ def restore_population(config: Record) -> tuple[Any, Any]:
     """
     name, known = config.get("agent"), AGENTS | OFFLINE_AGENTS
     if name not in known:
-        from experiments import offline_peers, peers  # they need what this module is for
-
-        if name in peers.PEERS or name in offline_peers.PEERS:
-            raise UsageError(f"runs of {name} keep no policy; their scores stand in result.json")
-        raise UsageError(f"config.json: agent {name!r} is not known here; there are {', '.join(known)}")
+        raise UsageError(
+            f"a run of {name!r} has scores in its result.json, but no policy that could act or learn here: "
+            f"config.json names an agent that is none of {', '.join(known)}"
+        )
     entry, kind = known[name], OfflinePopulation if name in OFFLINE_AGENTS else Population
     try:
         values = {key: tuple(v) if isinstance(v, list) else v for key, v in config["config"].items()}

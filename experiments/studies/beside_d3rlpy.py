@@ -1,7 +1,7 @@
 """Do four offline agents end where d3rlpy's end, with equal data and equal numbers?
 
-From equal parameters and data an update is d3rlpy's but for what `experiments.offline_peers` lists, which
-tests/experiments/test_offline_peers.py holds. Here parameters begin as either library has them, and minibatches are
+From equal parameters and data an update is d3rlpy's but for what `experiments.peers.d3rlpy` lists, which
+tests/experiments/test_d3rlpy.py holds. Here parameters begin as either library has them, and minibatches are
 drawn as either draws.
 """
 

@@ -14,8 +14,9 @@ import pytest
 import envs
 from agents import AGENTS, OFFLINE_AGENTS
 from ess_rl.errors import UsageError
-from experiments import benchmark, plan, records, report, run, suites
-from experiments.peers import PEERS
+from experiments import benchmark, machine, plan, records, run, suites
+from experiments.peers.sb3 import PEERS
+from experiments.report import tables
 from experiments.suites import SUITES, Job
 
 TINY: dict[str, Any] = {
@@ -94,7 +95,7 @@ def test_jobs_take_no_more_threads_than_were_asked_for(
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if asked is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", asked)
-    monkeypatch.setattr(records, "available_cores", lambda: 8)
+    monkeypatch.setattr(machine, "available_cores", lambda: 8)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setattr(benchmark, "launch", lambda folder, threads, cpus: given.append((threads, len(cpus))))
     benchmark.Local(tmp_path, jobs=2).start(Job("p3o", "Pendulum-v1"))
@@ -141,7 +142,7 @@ def test_finished_runs_need_no_data_set(tmp_path: Path, monkeypatch: pytest.Monk
     for one in (job, other):
         (tmp_path / one.name).mkdir()
         (tmp_path / one.name / "result.json").write_text("{}")
-    monkeypatch.setattr(report, "comparison", lambda runs: f"{len(runs)} runs")
+    monkeypatch.setattr(tables, "comparison", lambda runs: f"{len(runs)} runs")
     assert benchmark.run_jobs("two", (job, other), tmp_path, benchmark.Local) == []
 
 

@@ -8,7 +8,8 @@ import pytest
 import agents
 import envs
 from ess_rl.errors import UsageError
-from experiments import gpu, gpu_checks, records, throughput
+from experiments import records
+from experiments.speed import gpu, gpu_checks, throughput
 
 
 def in_this_process(function: Any, *arguments: Any) -> Any:

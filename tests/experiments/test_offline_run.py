@@ -22,19 +22,8 @@ from ess_rl import gaussian_process
 from ess_rl.errors import UsageError
 from ess_rl.population import Population
 from ess_rl.replay import Replay
-from experiments import (
-    __main__,
-    collection,
-    dataset_audit,
-    datasets,
-    demonstrations,
-    offline_run,
-    old_data,
-    recording,
-    records,
-    run,
-    suites,
-)
+from experiments import __main__, collection, demonstrations, offline_run, old_data, records, run, suites
+from experiments.datasets import audit, commands, recording
 from experiments.studies import offline_to_online
 
 SET = "ess/pendulum/tiny-v0"
@@ -376,7 +365,7 @@ def test_what_does_not_fit_is_refused_in_one_line(place: Path):
     assert not (place / "no").exists() and not (place / "sets" / "a-v0").exists()
     listed = works("agents")
     assert "p3o_offline" in listed and "--dataset ID" in listed and "import-d4rl" in works("dataset")
-    assert set(datasets.COMMANDS) == {"list", "show", "audit", "record", "score", "import-d4rl"}
+    assert set(commands.COMMANDS) == {"list", "show", "audit", "record", "score", "import-d4rl"}
 
 
 def test_a_task_of_ones_own_is_recorded_and_replayed(place: Path):
@@ -425,10 +414,10 @@ def test_a_run_that_lacks_a_field_is_not_taken_up_with_todays_default(place: Pat
 
 def test_an_audit_is_of_all_policies_of_a_set(monkeypatch: pytest.MonkeyPatch):
     """20 episodes of 100 steps: half of the steps are every second episode."""
-    monkeypatch.setattr(dataset_audit, "_SAMPLES", 1000)
-    chosen = dataset_audit._some_episodes(torch.arange(0, 2000, 100), 2000)
+    monkeypatch.setattr(audit, "_SAMPLES", 1000)
+    chosen = audit._some_episodes(torch.arange(0, 2000, 100), 2000)
     assert chosen.tolist() == [step for step in range(2000) if step // 100 % 2 == 0]
-    assert len(dataset_audit._some_episodes(torch.tensor([0, 3000]), 6000)) == 3000  # long ones: the first
+    assert len(audit._some_episodes(torch.tensor([0, 3000]), 6000)) == 3000  # long ones: the first
 
 
 def test_an_audit_sees_an_observation_that_never_changes(place: Path):
@@ -436,7 +425,7 @@ def test_an_audit_sees_an_observation_that_never_changes(place: Path):
     still = data.transitions.obs.clone()
     still[:, 2] = 0.1  # whose standard deviation, as float32 sums it, is not zero
     data = replace(data, transitions=replace(data.transitions, obs=still))
-    assert "observations that never change: 1" in dataset_audit.audit(data, 1)
+    assert "observations that never change: 1" in audit.audit(data, 1)
 
 
 def test_a_set_of_a_task_with_options_keeps_them(place: Path):

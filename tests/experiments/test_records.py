@@ -8,7 +8,8 @@ import pytest
 from matplotlib.axes import Axes
 
 from ess_rl.errors import UsageError
-from experiments import collection, figures, options, records, report
+from experiments import collection, figures, options, records
+from experiments.report import tables
 from experiments.run import training_return
 
 
@@ -35,8 +36,8 @@ def test_differences_to_one_method_by_hand(tmp_path: Path) -> None:
     low, high = [10.0, 19.0, 21.0, 30.0], [31.0, 39.0, 41.0, 60.0]
     one = write_run(tmp_path / "a", [0, 1, 2, 3], [*low, *high])
     other = write_run(tmp_path / "b", [0, 1, 2, 3], [*high, *high], backend="gymnasium")
-    plain, less = report.comparison([one, other], against="p3o learning_rate 0.001").split("\n\n")
-    assert report.comparison([one, other]) == plain
+    plain, less = tables.comparison([one, other], against="p3o learning_rate 0.001").split("\n\n")
+    assert tables.comparison([one, other]) == plain
     head, _, *rows = less.splitlines()
     assert "IQM less p3o learning_rate 0.001" in head and "P(above p3o learning_rate 0.001)" in head
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
@@ -44,10 +45,10 @@ def test_differences_to_one_method_by_hand(tmp_path: Path) -> None:
     assert cells[0][2] == "+20.00" and cells[0][4:] == ["1.00", "1.00 to 1.00"]
     assert cells[1][2] == "+0.00" and cells[1][4] == "0.50"
     with pytest.raises(UsageError, match=r"--against 'ppo': choose one of p3o learning_rate 0.0001; p3o learn"):
-        report.comparison([one], against="ppo")
+        tables.comparison([one], against="ppo")
     single = write_run(tmp_path / "c", [0], [1.0, 2.0])
     with pytest.raises(UsageError, match="needs at least two seeds of each method"):
-        report.comparison([single], against="p3o learning_rate 0.001")
+        tables.comparison([single], against="p3o learning_rate 0.001")
 
 
 def test_differences_over_all_tasks_by_hand(tmp_path: Path) -> None:
@@ -61,7 +62,7 @@ def test_differences_over_all_tasks_by_hand(tmp_path: Path) -> None:
     against = "p3o learning_rate 0.001"
 
     def last(*runs: Path) -> list[str]:
-        rows = report.comparison(runs, against=against).split("\n\n")[1].splitlines()
+        rows = tables.comparison(runs, against=against).split("\n\n")[1].splitlines()
         return [cell.strip() for cell in rows[-1].strip("|").split("|")]
 
     # Pairs on the one: one tied of 16 (30 and 30), 15 won; on the other all. (15.5 / 16 + 1) / 2.
@@ -78,7 +79,7 @@ def test_runs_on_two_recordings_of_one_name_are_not_put_together(tmp_path: Path)
         folder = write_run(tmp_path / name, seeds, [1.0, 2.0, 3.0, 4.0], dataset="x/a-v0")
         records.write_json(folder / "config.json", {**records.read_json(folder / "config.json"), "source": name})
     with pytest.raises(UsageError, match="x/a-v0 was made anew between these runs"):
-        report.comparison([tmp_path / "1111", tmp_path / "2222"])
+        tables.comparison([tmp_path / "1111", tmp_path / "2222"])
     found = collection.collect(tmp_path)
     assert found.rows == [] and found.problems[-1].startswith("x/a-v0: made anew between its runs")
     for name in ("1111", "2222"):  # the same of what a run that acts learned from beside
@@ -88,7 +89,7 @@ def test_runs_on_two_recordings_of_one_name_are_not_put_together(tmp_path: Path)
         result = records.read_json(tmp_path / name / "result.json")
         records.write_json(tmp_path / name / "result.json", {k: x for k, x in result.items() if k != "dataset"})
     with pytest.raises(UsageError, match="x/a-v0 was made anew between these runs"):
-        report.comparison([tmp_path / "1111", tmp_path / "2222"])
+        tables.comparison([tmp_path / "1111", tmp_path / "2222"])
     assert collection.collect(tmp_path).rows == []
 
 
@@ -137,12 +138,12 @@ def write_run(
 
 def test_a_comparison_reads_files_without_torch(tmp_path: Path) -> None:
     first = write_run(tmp_path / "a", [0, 1], [1.0, 3.0, 10.0, 10.0])
-    rows = report.comparison([first]).splitlines()
+    rows = tables.comparison([first]).splitlines()
     assert "p3o learning_rate 0.001" in rows[2] and "| 2.00 " in rows[2]  # IQM of 1 and 3
     assert "p3o learning_rate 0.0001" in rows[3] and "10.00 to 10.00" in rows[3]
     code = (
-        "import sys; from pathlib import Path; from experiments import report; "
-        f"report.comparison([Path({str(first)!r})]); print('torch' in sys.modules)"
+        "import sys; from pathlib import Path; from experiments.report import tables; "
+        f"tables.comparison([Path({str(first)!r})]); print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.stdout.strip() == "False", done.stderr
@@ -151,21 +152,21 @@ def test_a_comparison_reads_files_without_torch(tmp_path: Path) -> None:
 def test_runs_that_differ_in_their_seeds_alone_are_one_row(tmp_path: Path) -> None:
     first = write_run(tmp_path / "a", [0, 1], [1.0, 3.0, 10.0, 10.0])
     second = write_run(tmp_path / "b", [2, 3], [5.0, 99.0, 10.0, 10.0])
-    rows = report.comparison([first, second]).splitlines()
+    rows = tables.comparison([first, second]).splitlines()
     assert len(rows) == 4 and rows[2].split("|")[5:7] == [
         " 4     ",
         " 4.00  ",
     ]  # the IQM of 1, 3, 5, 99 is that of 3, 5
     with pytest.raises(UsageError, match="share seeds"):
-        report.comparison([first, first])
+        tables.comparison([first, first])
     elsewhere = write_run(tmp_path / "c", [0, 1], [1.0, 3.0, 10.0, 10.0], "gymnasium")
-    assert len(report.comparison([first, elsewhere]).splitlines()) == 6
+    assert len(tables.comparison([first, elsewhere]).splitlines()) == 6
 
 
 def test_methods_named_by_letters_are_explained_below_the_table(tmp_path: Path) -> None:
     first = write_run(tmp_path / "a", [0], [1.0, 2.0])
     second = write_run(tmp_path / "b", [0], [3.0, 4.0], clip=0.1, rollout=256)  # three settings apart, of four methods
-    scores, letters = report.comparison([first, second]).split("\n\n")
+    scores, letters = tables.comparison([first, second]).split("\n\n")
     assert [row.split("|")[2].strip() for row in scores.splitlines()[2:]] == [f"p3o ({x})" for x in "dcba"]
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in letters.splitlines()]
     assert rows[0] == ["agent", "clip", "learning_rate", "rollout"]
@@ -243,4 +244,4 @@ def test_published_results_are_whole() -> None:
         result = json.loads(path.read_text())
         assert len(result["seeds"]) == len(result["final_return"])
         assert len(set(result["seeds"])) >= 10 or result["agent"].startswith("sb3-"), path
-        assert report.comparison([path.parent])
+        assert tables.comparison([path.parent])

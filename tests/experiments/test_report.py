@@ -19,18 +19,9 @@ import pytest
 import tyro
 
 from ess_rl.errors import UsageError
-from experiments import (
-    aggregates,
-    collection,
-    options,
-    records,
-    references,
-    report,
-    report_data,
-    report_picture,
-    report_text,
-)
+from experiments import collection, options, records, references
 from experiments.figures import read_curves
+from experiments.report import aggregates, data, pages, picture, text
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT / "experiments" / "results"
@@ -147,16 +138,16 @@ def test_page_is_one_file_that_needs_nothing(published: Path) -> None:
 def test_the_picture_has_a_panel_of_all_tasks_and_one_of_each(published: Path, tmp_path: Path) -> None:
     assert published.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert published.with_suffix(".png").stat().st_size > 10_000
-    (one, _) = report_data.build(published.parent).groups
-    panels = report_picture._panels(one)
+    (one, _) = data.build(published.parent).groups
+    panels = picture._panels(one)
     assert list(panels) == ["3 tasks, normalized", "HalfCheetah-v5", "Hopper-v5", "Walker2d-v5"]
     assert panels["Hopper-v5"]["p3o"].value == pytest.approx(3038, abs=0.5)  # 2520 to 3240, in the README
     assert panels["Hopper-v5"]["p3o"].interval == pytest.approx((2520, 3240), abs=0.5)
-    for number in range(report_picture.METHODS_UP_TO + 2):  # on a task without a reference: no first panel
+    for number in range(picture.METHODS_UP_TO + 2):  # on a task without a reference: no first panel
         make_run(tmp_path / str(number), env="LunarLanderContinuous-v3", settings={"clip": 0.1 + number})
-    (many,) = report_data.build(tmp_path).groups
-    assert list(report_picture._panels(many)) == ["LunarLanderContinuous-v3"]
-    lines = report.write(tmp_path).splitlines()
+    (many,) = data.build(tmp_path).groups
+    assert list(picture._panels(many)) == ["LunarLanderContinuous-v3"]
+    lines = pages.write(tmp_path).splitlines()
     assert lines[-1] == str(tmp_path / "report.png") and (tmp_path / "report.png").stat().st_size > 10_000
 
 
@@ -190,7 +181,7 @@ def test_bad_folders_are_named_and_change_no_number(tmp_path: Path) -> None:
     for env in ("Hopper-v5", "Walker2d-v5", "HalfCheetah-v5"):
         make_run(tmp_path / f"ppo-{env}", env)
         make_run(tmp_path / f"p3o-{env}", env, agent="p3o")
-    clean = report_data.build(tmp_path)
+    clean = data.build(tmp_path)
     assert clean.found.problems == [] and len(clean.groups) == 1
 
     torn = make_run(tmp_path / "torn", "HalfCheetah-v5", (7, 8))
@@ -208,7 +199,7 @@ def test_bad_folders_are_named_and_change_no_number(tmp_path: Path) -> None:
     for file in old.iterdir():
         os.utime(file, (time.time() - 7200, time.time() - 7200))
 
-    made = report_data.build(tmp_path)
+    made = data.build(tmp_path)
     problems = "\n".join(made.found.problems)
     assert "torn: result.json: not valid JSON" in problems
     assert "nan: result.json: the final return of seed 5 is nan, no finite number" in problems
@@ -220,7 +211,7 @@ def test_bad_folders_are_named_and_change_no_number(tmp_path: Path) -> None:
     assert made.summaries == clean.summaries and made.groups[0].aggregates == clean.groups[0].aggregates
     states = {run.name: run.state for run in made.found.runs}
     assert (states["torn"], states["now"], states["old"]) == ("damaged", "running", "stopped")
-    assert "torn" in report_text.markdown(made)
+    assert "torn" in text.markdown(made)
 
 
 def test_repeated_seeds_are_counted_once_and_left_out_of_aggregates(tmp_path: Path) -> None:
@@ -228,7 +219,7 @@ def test_repeated_seeds_are_counted_once_and_left_out_of_aggregates(tmp_path: Pa
         make_run(tmp_path / f"a-ppo-{env}", env)
         make_run(tmp_path / f"a-p3o-{env}", env, agent="p3o")
     make_run(tmp_path / "b-ppo-Hopper-v5", "Hopper-v5", (1, 2, 3), [9000.0, 9000.0, 1300.0])
-    made = report_data.build(tmp_path)
+    made = data.build(tmp_path)
     (problem,) = (line for line in made.found.problems if "again" in line)
     assert "ppo on Hopper-v5 (envpool, 100,000 env steps): seed 1, 2 in a-ppo-Hopper-v5" in problem
     row = next(row for row in made.found.rows if row.label == "ppo" and row.task.env == "Hopper-v5")
@@ -244,7 +235,7 @@ def test_other_seeds_and_missing_references_stay_out(tmp_path: Path) -> None:
             make_run(tmp_path / f"{agent}-{env}", env, agent=agent)
     make_run(tmp_path / "few", "HalfCheetah-v5", (0, 1))
     make_run(tmp_path / "one", "ess/LQR-v0", (0,))
-    made = report_data.build(tmp_path)
+    made = data.build(tmp_path)
     problems = "\n".join(made.found.problems)
     assert "ppo on HalfCheetah-v5 (envpool, 100,000 env steps): seeds 0, 1, on its other tasks 0 to 2" in problems
     assert (
@@ -261,7 +252,7 @@ def test_other_seeds_and_missing_references_stay_out(tmp_path: Path) -> None:
     assert one.improvements[("p3o", "ppo")].value == 0.5
     lqr = next(i for i, row in enumerate(made.found.rows) if row.task.env == "ess/LQR-v0")
     assert made.summaries[lqr].iqm.interval is None
-    assert "| 1000 | -  " in report_text.markdown(made)
+    assert "| 1000 | -  " in text.markdown(made)
 
 
 def test_backends_budgets_and_settings_are_rows_of_their_own(tmp_path: Path) -> None:
@@ -295,7 +286,7 @@ def test_methods_that_differ_in_much_get_letters_and_a_table(tmp_path: Path) -> 
     make_run(tmp_path / "b", settings={"clip": 0.1, "rollout": 256, "hidden": [8], "new": None})
     found = collection.collect(tmp_path)
     assert sorted(found.labels.values()) == ["ppo (a)", "ppo (b)"]
-    table = report_text.settings_table(found.labels, "ppo", found.differing["ppo"])
+    table = text.settings_table(found.labels, "ppo", found.differing["ppo"])
     assert table[0] == ["agent", "clip", "hidden", "new", "rollout"]
     assert sorted(row[1:] for row in table[1:]) == [["0.1", "8", "None", "256"], ["0.2", "64 64", "-", "128"]]
 
@@ -362,33 +353,33 @@ def test_curves_have_the_capped_fraction_and_damage_is_named(tmp_path: Path) -> 
     shutil.copy(PUBLISHED / "mujoco" / "p3o-Hopper-v5" / "config.json", run.parent / "published")
     shutil.copy(PUBLISHED / "mujoco" / "p3o-Hopper-v5" / "result.json", run.parent / "published")
     (run.parent / "published" / "curves.csv").write_text("env_steps,member,return,ess,behavior_kl\n100,0,1,1,0\n")
-    problems = "\n".join(report_data.build(tmp_path / "a").found.problems)
+    problems = "\n".join(data.build(tmp_path / "a").found.problems)
     assert "run: no curves, metrics.jsonl: line 1 is damaged" in problems
     assert "published: no curves, curves.csv: not the curves of 10 members" in problems
 
 
 def test_names_from_files_are_escaped(tmp_path: Path) -> None:
     make_run(tmp_path / "a", agent="<script>alert(1)</script>")
-    lines = report.write(tmp_path).splitlines()
+    lines = pages.write(tmp_path).splitlines()
     assert lines[0].startswith("1 finished run, 1 agent, 1 env, 3 seeds trained, ")
     assert lines[-1].endswith("scores.csv") and not (tmp_path / "report.png").exists()  # one alone gives no picture
     page = Page((tmp_path / "report.html").read_text())
     assert "script" not in page.tags
-    again = report.write(tmp_path)  # its own files do not disturb it
+    again = pages.write(tmp_path)  # its own files do not disturb it
     assert "1 finished run" in again
 
 
 def test_bad_calls_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such directory"):
-        report.write(tmp_path / "nowhere")
+        pages.write(tmp_path / "nowhere")
     with pytest.raises(UsageError, match="holds no run folder"):
-        report.write(tmp_path)
+        pages.write(tmp_path)
     make_run(tmp_path / "a")
     with pytest.raises(UsageError, match=r"ends in \.html"):
-        report.write(tmp_path, tmp_path / "report.pdf")
+        pages.write(tmp_path, tmp_path / "report.pdf")
     (tmp_path / "report.png").write_bytes(b"my own figure")
     with pytest.raises(UsageError, match=r"report\.png was not written by 'ess-rl report'"):
-        report.write(tmp_path)
+        pages.write(tmp_path)
     assert (tmp_path / "report.png").read_bytes() == b"my own figure" and not (tmp_path / "report.html").exists()
 
 

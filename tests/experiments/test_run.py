@@ -21,7 +21,9 @@ from agents import AGENTS
 from ess_rl.contract import Step
 from ess_rl.errors import LostProcessError, NonFiniteError, UsageError
 from ess_rl.population import Population
-from experiments import benchmark, figures, memory, peers, quickstart, records, report, run
+from experiments import benchmark, figures, memory, quickstart, records, run
+from experiments.peers import by_seed, sb3
+from experiments.report import tables
 from experiments.suites import Job
 
 SMALL = {"num_envs": 4, "rollout": 64, "epochs": 1, "minibatch": 64, "hidden": (8,)}
@@ -113,7 +115,7 @@ def test_a_published_run_that_is_replaced_leaves_no_curves(tmp_path: Path) -> No
     again = start(tmp_path / "published", steps=1024, seeds=[7, 8, 9], overwrite=True)
     run.carry_on(again)
     assert figures.read_curves(again).values["return"].shape[1] == 3
-    assert "published" not in report.comparison([tmp_path / "published", tmp_path / "published" / "config.json"])
+    assert "published" not in tables.comparison([tmp_path / "published", tmp_path / "published" / "config.json"])
 
 
 def test_metrics_that_a_checkpoint_has_outlived_are_not_passed_over(tmp_path: Path) -> None:
@@ -139,7 +141,7 @@ def test_quickstart_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def train_peer(out: Path, agent: str = "sb3-ppo", **changes: Any) -> dict[str, Any]:
     settings = changes.pop("settings", {"num_envs": 2})
     options: dict[str, Any] = {"seeds": range(2), "steps": 1024, "episodes": 2}
-    return peers.carry_on(peers.start(agent, "Pendulum-v1", settings=settings, out=out, **options | changes))
+    return sb3.carry_on(sb3.start(agent, "Pendulum-v1", settings=settings, out=out, **options | changes))
 
 
 def test_a_peer_leaves_the_same_records_and_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -150,9 +152,9 @@ def test_a_peer_leaves_the_same_records_and_goes_on_where_it_was(tmp_path: Path)
     kept = out / "seed-0.json"
     kept.write_text(json.dumps({**records.read_json(kept), "final_return": -7.0}))
     (out / "result.json").unlink()
-    assert peers.carry_on(out)["final_return"][0] == -7.0  # not trained again
+    assert sb3.carry_on(out)["final_return"][0] == -7.0  # not trained again
     assert figures.publish(out, tmp_path / "published") == ["config.json", "result.json"]  # a peer has no curves
-    assert "sb3-ppo" in report.comparison([tmp_path / "published"])
+    assert "sb3-ppo" in tables.comparison([tmp_path / "published"])
     with pytest.raises(UsageError, match="another run, of steps 1024, not 2048"):
         train_peer(out, steps=2048)
     with pytest.raises(UsageError, match=r"holds seeds \[0, 1\], which are not all asked for"):
@@ -162,9 +164,9 @@ def test_a_peer_leaves_the_same_records_and_goes_on_where_it_was(tmp_path: Path)
         train_peer(out, seeds=range(3))
     assert (out / "config.json").read_bytes() == before  # one that trains there is left alone
     assert train_peer(out)["seeds"] == [0, 1] and (out / "config.json").read_bytes() == before
-    peers.start("sb3-ppo", "Pendulum-v1", settings={"num_envs": 2}, out=out, seeds=range(3), steps=1024, episodes=2)
+    sb3.start("sb3-ppo", "Pendulum-v1", settings={"num_envs": 2}, out=out, seeds=range(3), steps=1024, episodes=2)
     with pytest.raises(UsageError, match="sb3 is not finished"):
-        report.comparison([out])
+        tables.comparison([out])
     result = train_peer(out, seeds=range(3))
     assert not _is_done_as(out, seeds=range(3)) and "of steps 1024, not 4" in _is_done_as(out, steps=4)
     assert "of learning_rate 0.0003, not 0.1" in _is_done_as(out, settings={"num_envs": 2, "learning_rate": 0.1})
@@ -183,26 +185,26 @@ def _is_done_as(out: Path, **changes: Any) -> str:
 
 def test_a_peer_acts_in_the_unit_of_our_agents_and_sees_one_vector() -> None:
     """Pendulum's torques are in +-2, Reacher's in +-1; a Dict of observations becomes one vector."""
-    pendulum = peers._as_ours(gymnasium.make("Pendulum-v1"))
+    pendulum = sb3._as_ours(gymnasium.make("Pendulum-v1"))
     assert pendulum.action_space.low == -1.0 and pendulum.action_space.high == 1.0
     pendulum.reset(seed=0)
     pendulum.step(np.array([0.5], dtype=np.float32))
     assert pendulum.unwrapped.last_u == 1.0
     plain = gymnasium.make("Reacher-v5")
-    assert peers._as_ours(plain) is plain
+    assert sb3._as_ours(plain) is plain
     spaces = gymnasium.spaces.Dict({name: gymnasium.spaces.Box(-1.0, 1.0, (2,)) for name in "ab"})
     several = gymnasium.make("Pendulum-v1")
     several.observation_space = spaces
-    assert peers._as_ours(several).observation_space.shape == (4,)
+    assert sb3._as_ours(several).observation_space.shape == (4,)
 
 
 def test_a_peer_that_diverges_says_so(tmp_path: Path) -> None:
-    folder = peers.start(
+    folder = sb3.start(
         "sb3-ppo", "Pendulum-v1", out=tmp_path / "a", settings={"learning_rate": 1e30, "num_envs": 1, "rollout": 64},
         seeds=[3], steps=300,
     )  # fmt: skip
     with pytest.raises(NonFiniteError, match=r"sb3-ppo on Pendulum-v1, seed 3: .*; seeds that were done stay"):
-        peers.train_one(records.read_config(folder), 3)
+        sb3.train_one(records.read_config(folder), 3)
 
 
 def die(config: dict[str, Any], seed: int) -> dict[str, Any]:
@@ -211,16 +213,16 @@ def die(config: dict[str, Any], seed: int) -> dict[str, Any]:
 
 def test_a_lost_process_of_a_peer_is_one_line(tmp_path: Path) -> None:
     how: dict[str, Any] = {"settings": {"num_envs": 2}, "seeds": range(2), "steps": 1024}
-    folder = peers.start("sb3-ppo", "Pendulum-v1", out=tmp_path / "a", **how)
+    folder = sb3.start("sb3-ppo", "Pendulum-v1", out=tmp_path / "a", **how)
     with pytest.raises(LostProcessError, match=r"a process that trained a seed is gone .* 'ess-rl resume .*a' goes on"):
-        peers.train_missing(folder, 1, die)
+        by_seed.train_missing(folder, 1, die)
 
 
 def test_a_peer_trains_on_tasks_of_this_project() -> None:
     """Where nothing has registered them yet, as in a process of its own; SB3 asks for a picture first."""
     code = (
-        "from experiments import peers; config = peers.PPOConfig(num_envs=2, rollout=8, minibatch=8, epochs=1);"
-        "peers.ppo('ess/LQR-v0', 0, config)[0].learn(16); print('learned')"
+        "from experiments.peers import sb3; config = sb3.PPOConfig(num_envs=2, rollout=8, minibatch=8, epochs=1);"
+        "sb3.ppo('ess/LQR-v0', 0, config)[0].learn(16); print('learned')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.stdout.endswith("learned\n"), done.stderr
@@ -241,7 +243,7 @@ def test_a_peer_trains_on_tasks_of_this_project() -> None:
 def test_what_a_peer_cannot_train_is_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     how: dict[str, Any] = {"settings": {}, "seeds": [0], "steps": 64}
     with pytest.raises(UsageError, match=said):
-        peers.start("sb3-ppo", "Pendulum-v1", out=tmp_path / "a", **(how | changes))
+        sb3.start("sb3-ppo", "Pendulum-v1", out=tmp_path / "a", **(how | changes))
     assert not (tmp_path / "a").exists()
 
 

@@ -11,7 +11,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from ess_rl.errors import LostProcessError, NonFiniteError, UsageError
-from experiments import collection, demonstrations, old_data, plan, records, run, training
+from experiments import collection, demonstrations, machine, old_data, plan, records, run, training
 
 SETTINGS = {"num_envs": 4, "rollout": 64, "epochs": 1, "minibatch": 64, "hidden": (8,)}
 # Where a member's state and its past lie: nowhere but in the agents; in the replay; in policies that are still to act.
@@ -31,7 +31,7 @@ def one_thread_each(monkeypatch: pytest.MonkeyPatch):
     """As many threads of torch in this process as there will be in each of two others."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    monkeypatch.setattr(records, "available_cores", lambda: 2)
+    monkeypatch.setattr(machine, "available_cores", lambda: 2)
     yield
     torch.set_num_threads(threads)
 

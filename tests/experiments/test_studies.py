@@ -8,7 +8,8 @@ import pytest
 
 from agents import AGENTS, OFFLINE_AGENTS
 from ess_rl.errors import UsageError
-from experiments import __main__, offline_peers, peers, plan, records, references, statistics, suites
+from experiments import __main__, plan, records, references, statistics, suites
+from experiments.peers import d3rlpy, sb3
 from experiments.studies import (
     STUDIES,
     ablations,
@@ -567,7 +568,7 @@ def test_jobs_have_folders_of_their_own(name: str, quick: bool):
 @pytest.mark.parametrize("name", STUDIES)
 @pytest.mark.parametrize("quick", [True, False])
 def test_the_numbers_of_every_job_are_such_as_a_run_takes(name: str, quick: bool):
-    known: dict[str, Any] = {**AGENTS, **OFFLINE_AGENTS, **peers.PEERS, **offline_peers.PEERS}
+    known: dict[str, Any] = {**AGENTS, **OFFLINE_AGENTS, **sb3.PEERS, **d3rlpy.PEERS}
     for job in STUDIES[name].jobs(quick):
         plan.check_numbers(known[job.agent].config(**job.settings), job.sweep)
 

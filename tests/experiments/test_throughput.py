@@ -13,7 +13,8 @@ from ess_rl import random
 from ess_rl.contract import Step
 from ess_rl.errors import UsageError
 from ess_rl.population import Population
-from experiments import eager_loop, records, throughput
+from experiments import records
+from experiments.speed import eager_loop, throughput
 
 OBS, ACT, SAMPLES = 5, 2, 40
 

@@ -25,8 +25,9 @@ import envs
 from ess_rl.child import peak_memory_mib
 from ess_rl.contract import InTurns, VectorEnv
 from ess_rl.errors import UsageError
-from experiments import records, report
+from experiments import machine, records
 from experiments.records import Record
+from experiments.report.text import table
 
 if TYPE_CHECKING:
     from ess_rl.population import Population
@@ -97,7 +98,7 @@ def measure(
     found: dict[str, Record] = {}
     if peers:
         # With one thread of torch and with all: a peer gets the better of the two.
-        threads = sorted({1, records.available_cores()})
+        threads = sorted({1, machine.available_cores()})
         rivals = {"eager loop, 1 seed": _eager}
         if "gymnasium" in envs.backends_of(env):
             rivals = {"sb3-ppo, 1 seed": _sb3, **rivals}
@@ -117,8 +118,8 @@ def measure(
     for one in found.values():
         one["ratio"] = one["steps_per_second"] / base
     print(f"{env}, {num_envs} envs a seed, {rollout} steps, {epochs} epochs, minibatch {minibatch}, device {where}")
-    print(report.table(_speeds(found)))
-    print(report.table(_profiles(found)))
+    print(table(_speeds(found)))
+    print(table(_profiles(found)))
     record = {"env": env, **shape, "device": where, "compiled": compiled, "subjects": found, **records.origin()}
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -331,10 +332,10 @@ class _Seconds:
 def _sb3(env_id: str, shape: Record, seconds: float, threads: int, backend: str) -> Record:
     import torch
 
-    from experiments import peers
+    from experiments.peers import sb3
 
     torch.set_num_threads(threads)
-    model, _ = peers.ppo(env_id, 0, peers.PPOConfig(**shape))
+    model, _ = sb3.ppo(env_id, 0, sb3.PPOConfig(**shape))
     one = shape["num_envs"] * shape["rollout"]
     model.learn(one)
 
@@ -351,7 +352,7 @@ def _eager(env_id: str, shape: Record, seconds: float, threads: int, backend: st
     import torch
 
     from agents.ppo import Config
-    from experiments import eager_loop
+    from experiments.speed import eager_loop
 
     torch.set_num_threads(threads)
     config = Config(**shape)

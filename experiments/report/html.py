@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import aggregates, references, report_plots, report_text
-from experiments.aggregates import Estimate, Group
+from experiments import references
 from experiments.collection import Row, Task, span
 from experiments.figures import CURVES
-from experiments.report_data import Band, GroupReport, Report, Summary
-from experiments.report_plots import Line
+from experiments.report import aggregates, plots, text
+from experiments.report.aggregates import Estimate, Group
+from experiments.report.data import Band, GroupReport, Report, Summary
+from experiments.report.plots import Line
 
 LINES_UP_TO = 12  # methods in one plot; of more, those with the highest IQM, and the page says so
 Numbered = tuple[Row, Summary, dict[str, Band]]
@@ -40,7 +41,7 @@ def page(report: Report) -> str:
     series = {label: number for number, label in enumerate(sorted(set(report.found.labels.values())))}
     sections = [("scores", "Scores", _scores(report, series))]
     for number, one in enumerate(report.groups):
-        sections.append((f"group-{number}", report_text.group_title(one), _group(one, number, series)))
+        sections.append((f"group-{number}", text.group_title(one), _group(one, number, series)))
     sections += [
         ("curves", "Learning curves", _curves(report, series)),
         ("runs", "Runs", _runs(report)),
@@ -59,7 +60,7 @@ def page(report: Report) -> str:
         f'<link rel="icon" href="data:,"><title>{escape(report.title)}: ess-rl report</title>'
         f"<style>{style}</style></head>\n<body><header>"
         f'<p class="eyebrow">ess-rl report</p><h1>{escape(report.title)}</h1>'
-        f'<p class="lede">{escape(report_text.overview(report))}. {report.made}.</p>{_problems(report)}'
+        f'<p class="lede">{escape(text.overview(report))}. {report.made}.</p>{_problems(report)}'
         f'<nav aria-label="Sections">{links}</nav></header>\n<main>{body}</main>\n'
         "<footer>Made by <code>ess-rl report</code> from the files of the runs alone.</footer></body></html>\n"
     )
@@ -83,7 +84,7 @@ def _scores(report: Report, series: dict[str, int]) -> str:
         "min",
         "max",
         "normalized",
-        report_text.steps_title(report),
+        text.steps_title(report),
     ]
     scales: dict[str, tuple[float, float]] = {}  # one an env: its backends and budgets can be compared by eye
     for row, summary in zip(report.found.rows, report.summaries, strict=True):
@@ -95,7 +96,7 @@ def _scores(report: Report, series: dict[str, int]) -> str:
         body += [_score_line(row, summary, scales[task.env], series[row.label]) for row, summary, _ in rows]
     tables = [_scroll("Scores", _head([*head, "backend", "wall time"]), "".join(body))]
     for agent, names in report.found.differing.items():
-        cells = report_text.settings_table(report.found.labels, agent, names)
+        cells = text.settings_table(report.found.labels, agent, names)
         tables.append(f"<h3>Settings in which runs of {escape(agent)} differ</h3>")
         tables.append(_scroll(f"Settings of {agent}", _head(cells[0]), _lines(cells[1:], series)))
     return "".join([
@@ -106,24 +107,24 @@ def _scores(report: Report, series: dict[str, int]) -> str:
 
 
 def _score_line(row: Row, summary: Summary, scale: tuple[float, float], series: int) -> str:
-    iqm, interval, *others = report_text.numbers(summary)
-    picture = report_plots.strip(row.finals, summary.iqm.value, summary.iqm.interval, *scale, series)
+    iqm, interval, *others = text.numbers(summary)
+    picture = plots.strip(row.finals, summary.iqm.value, summary.iqm.interval, *scale, series)
     cells = [
         _agent(row.label, series),
         f'<td class="number" title="seeds {span(row.seeds)}">{len(row.seeds)}</td>',
         f'<td class="number main">{iqm}</td><td class="number interval">{interval}</td><td>{picture}</td>',
-        *(f'<td class="number">{cell}</td>' for cell in [*others, report_text.env_steps(row)]),
+        *(f'<td class="number">{cell}</td>' for cell in [*others, text.env_steps(row)]),
         f"<td>{escape(row.task.backend)}</td>",
-        f'<td class="number">{report_text.wall_time(row)}</td>',
+        f'<td class="number">{text.wall_time(row)}</td>',
     ]
     return f"<tr>{''.join(cells)}</tr>"
 
 
 def _group(one: GroupReport, number: int, series: dict[str, int]) -> str:
     tasks = ", ".join(f"{task.name} ({task.backend})" for task in one.group.tasks)
-    parts = [f'<p class="note">{escape(tasks)}; {report_text.seeds_of(one)}.</p>']
+    parts = [f'<p class="note">{escape(tasks)}; {text.seeds_of(one)}.</p>']
     if one.aggregates:
-        title = escape(report_text.scores_title(one))
+        title = escape(text.scores_title(one))
         parts += [f"<h3>{title}</h3>", _aggregates(one, series), _profiles(one.group, number, series)]
     if one.improvements:
         parts += ["<h3>Probability of improvement</h3>", _improvements(one, series)]
@@ -159,7 +160,7 @@ def _estimate(value: Estimate, scale: tuple[float, float], series: int, mark: fl
     interval = ""
     if value.interval is not None:
         interval = f' <span class="interval">{value.interval[0]:.2f} to {value.interval[1]:.2f}</span>'
-    picture = report_plots.strip((), value.value, value.interval, *scale, series, mark)
+    picture = plots.strip((), value.value, value.interval, *scale, series, mark)
     return f'<td><span class="main">{value.value:.2f}</span>{interval}{picture}</td>'
 
 
@@ -172,9 +173,7 @@ def _profiles(group: Group, number: int, series: dict[str, int]) -> str:
         lines.append(Line(label, series[label], thresholds, share, low, high))
     half = "; ".join(f"{one.label} {np.interp(1.0, one.x, one.y):.0%}" for one in lines)
     description = f"Performance profiles. Share of runs with a normalized score above 1: {half}"
-    plot = report_plots.panel(
-        f"profile-{number}", lines, x_label="normalized score", unit=True, description=description
-    )
+    plot = plots.panel(f"profile-{number}", lines, x_label="normalized score", unit=True, description=description)
     caption = "Performance profile: share of runs with a score above the one on the axis, and its 95 % interval"
     figure = f'<figure class="single"><figcaption>{caption}</figcaption>{plot}</figure>'
     return _legend([line.label for line in lines], series) + figure
@@ -219,7 +218,7 @@ def _curve(task: Task, name: str, title: str, rows: Sequence[Numbered], series: 
         return ""
     ends = "; ".join(f"{line.label} from {line.y[0]:.3g} to {line.y[-1]:.3g}" for line in lines)
     key = re.sub(r"[^A-Za-z0-9]+", "-", f"{task.name}-{task.backend}-{task.steps}-{name}")
-    plot = report_plots.panel(
+    plot = plots.panel(
         key, lines, x_label=task.unit, unit=name in ("ess", "capped_fraction"),
         description=f"{title} on {task.name} over {task.unit}: {ends}",
     )  # fmt: skip
@@ -227,19 +226,19 @@ def _curve(task: Task, name: str, title: str, rows: Sequence[Numbered], series: 
 
 
 def _runs(report: Report) -> str:
-    cells = report_text.runs_table(report)
+    cells = text.runs_table(report)
     parts = [_scroll("Runs", _head(cells[0]), _lines(cells[1:]), words=True)]
     if report.missing:
         items = "".join(f"<li>{escape(line)}</li>" for line in report.missing)
         parts.append(f"<h3>Missing</h3><ul>{items}</ul>")
-    cells = report_text.origins(report.found.runs)
+    cells = text.origins(report.found.runs)
     parts += ["<h3>Versions and machines</h3>", _scroll("Versions", _head(cells[0]), _lines(cells[1:]), words=True)]
     return "".join(parts)
 
 
 def _commands(report: Report) -> str:
     items = "".join(
-        f"<li>{escape(name)}<code>{escape(line)}</code></li>" for name, line in report_text.commands(report.found.runs)
+        f"<li>{escape(name)}<code>{escape(line)}</code></li>" for name, line in text.commands(report.found.runs)
     )
     return (
         '<p class="note">Each line makes a run again, with every setting spelled out; equal to the last bit only '
@@ -249,7 +248,7 @@ def _commands(report: Report) -> str:
 
 def _definitions(report: Report) -> str:
     terms = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in DEFINITIONS.items())
-    cells = report_text.references_table(report.found)
+    cells = text.references_table(report.found)
     return (
         f'<dl>{terms}</dl><p class="note">After Agarwal et al. 2021, '
         '<a href="https://arxiv.org/abs/2108.13264">arXiv 2108.13264</a>.</p>'
@@ -278,7 +277,7 @@ def _legend(labels: Iterable[str], series: dict[str, int]) -> str:
 
 
 def _swatched(label: str, series: int) -> str:
-    return f"{report_plots.swatch(series)}{escape(label)}"
+    return f"{plots.swatch(series)}{escape(label)}"
 
 
 def _agent(label: str, series: int) -> str:

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from ess_rl.errors import UsageError
-from experiments import aggregates, collection, figures, statistics
-from experiments.aggregates import Estimate, Group
+from experiments import collection, figures, statistics
 from experiments.collection import Collection, Row
 from experiments.figures import CURVES, Curves
+from experiments.report import aggregates
+from experiments.report.aggregates import Estimate, Group
 from experiments.statistics import Array, Interval
 
 

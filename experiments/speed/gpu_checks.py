@@ -1,4 +1,4 @@
-"""Whether a GPU computes what the CPU computes, and nothing waits for it: the checks of `experiments.gpu`.
+"""Whether a GPU computes what the CPU computes, and nothing waits for it: the checks of `gpu`.
 
 Each returns what it found, with `passed`. On the CPU they hold that device against itself.
 """

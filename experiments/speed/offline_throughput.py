@@ -15,9 +15,10 @@ from typing import Any, Literal
 
 from ess_rl.child import peak_memory_mib
 from ess_rl.errors import UsageError
-from experiments import records, report
+from experiments import machine, records
 from experiments.records import Record
-from experiments.throughput import apart, per_second
+from experiments.report.text import table
+from experiments.speed.throughput import apart, per_second
 
 
 def measure(
@@ -52,7 +53,8 @@ def measure(
 
     from agents import OFFLINE_AGENTS
     from envs import minari_data
-    from experiments import offline_peers, plan
+    from experiments import plan
+    from experiments.peers import d3rlpy
 
     if agent not in OFFLINE_AGENTS:
         raise UsageError(f"unknown agent {agent!r}: choose one of {', '.join(OFFLINE_AGENTS)}")
@@ -64,15 +66,15 @@ def measure(
     records.check_file(out)
     found_cuda = "cuda" if torch.cuda.is_available() else "cpu"
     where, compiled = found_cuda if device == "auto" else plan.device_of(device, ""), plan.compiled_of(compile)
-    beside = next((name for name, peer in offline_peers.PEERS.items() if peer.ours == agent), None)
+    beside = next((name for name, peer in d3rlpy.PEERS.items() if peer.ours == agent), None)
     if peers and beside is None:
         raise UsageError(f"d3rlpy is not measured beside {agent}: give --no-peers")
     if peers:
-        offline_peers.library()
+        d3rlpy.library()
     data = minari_data.load(dataset, trust=trust_env_spec)  # refuses what cannot be had, and flattens what was not
     found: dict[str, Record] = {}
     if peers and beside is not None:
-        cores = records.available_cores()
+        cores = machine.available_cores()
         # One process with one thread of torch and with all, the better of the two; and a process a core.
         tried = [apart(_theirs, beside, dataset, shape, seconds / 2, n, trust_env_spec) for n in sorted({1, cores})]
         found[f"{beside}, 1 seed"] = max(tried, key=lambda one: one["updates_per_second"])
@@ -87,7 +89,7 @@ def measure(
     for one in found.values():
         one["ratio"] = one["updates_per_second"] / base
     print(f"{dataset}, {len(data.transitions.reward):,} transitions, hidden {hidden}, minibatch {minibatch}, {where}")
-    print(report.table(_rows(found)))
+    print(table(_rows(found)))
     record = {
         "dataset": dataset, "source": data.source, "agent": agent, "hidden": list(hidden), "minibatch": minibatch,
         "device": where, "compiled": compiled, "subjects": found, **records.origin(),
@@ -147,12 +149,12 @@ def _theirs(peer: str, dataset: str, shape: Record, seconds: float, threads: int
     import torch
 
     from envs import minari_data
-    from experiments import offline_peers
+    from experiments.peers import d3rlpy
 
     torch.set_num_threads(threads)
-    entry = offline_peers.PEERS[peer]
+    entry = d3rlpy.PEERS[peer]
     data = minari_data.load(dataset, trust=trust).transitions
-    learner = offline_peers.Learner(entry, entry.config(**shape), data, 0, 10**9)
+    learner = d3rlpy.Learner(entry, entry.config(**shape), data, 0, 10**9)
 
     def learn() -> int:
         for _ in range(8):

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments import aggregates, report_text, statistics
-from experiments.aggregates import Estimate
-from experiments.report_data import GroupReport, Report
+from experiments import statistics
+from experiments.report import aggregates, text
+from experiments.report.aggregates import Estimate
+from experiments.report.data import GroupReport, Report
 
 METHODS_UP_TO = 12  # in one picture; of more, those with the highest IQM, and its title says so
 COLUMNS = 4
@@ -43,7 +44,7 @@ def write(report: Report, path: Path) -> bool:
         axis.set_title(title, fontsize=9)
     some = f"; the best {len(shown)} of {len(scores)}" if len(shown) < len(scores) else ""
     figure.suptitle(
-        f"IQM and 95 % interval, {report_text.seeds_of(one)}, {one.group.steps:,} {one.group.unit}{some}", fontsize=9
+        f"IQM and 95 % interval, {text.seeds_of(one)}, {one.group.steps:,} {one.group.unit}{some}", fontsize=9
     )
     part = path.with_name(path.name + ".part")
     figure.savefig(part, format="png", dpi=110, metadata={"Software": MARK})
@@ -55,7 +56,7 @@ def _panels(one: GroupReport) -> dict[str, Mapping[str, Estimate]]:
     """title -> method -> IQM"""
     panels: dict[str, Mapping[str, Estimate]] = {}
     if one.aggregates and len(one.group.scored) > 1:
-        tasks = report_text.count(len(one.group.scored), "task")
+        tasks = text.count(len(one.group.scored), "task")
         panels[f"{tasks}, normalized"] = {label: values["IQM"] for label, values in one.aggregates.items()}
     titles = [task.dataset or task.name for task in one.group.tasks]  # longer ones would run into each other
     if len(set(titles)) < len(titles):

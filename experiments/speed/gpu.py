@@ -16,8 +16,9 @@ from typing import Any, Literal
 
 import envs
 from ess_rl.errors import UsageError
-from experiments import gpu_checks, records, throughput
+from experiments import records
 from experiments.records import Record
+from experiments.speed import gpu_checks, throughput
 
 # FP32 operations and bytes a second of the cards we know, without tensor cores (NVIDIA's data sheets).
 CARDS = {"H200": (67e12, 4.8e12), "H100": (67e12, 3.35e12), "A100": (19.5e12, 2.0e12)}

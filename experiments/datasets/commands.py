@@ -11,8 +11,9 @@ import tyro
 
 from envs import minari_data, minari_env
 from ess_rl.errors import UsageError
-from experiments import recording, records
-from experiments.report_text import table
+from experiments import records
+from experiments.datasets import recording
+from experiments.report.text import table
 
 Positional = tyro.conf.Positional
 
@@ -60,10 +61,10 @@ def audit(dataset_id: Positional[str], model_updates: int = 3000, trust_env_spec
         model_updates: of the behavior models, at most.
         trust_env_spec: import the code that its env spec names, should it have recorded no spaces.
     """
-    from experiments import dataset_audit
+    from experiments.datasets import audit
 
     records.check_positive({"model_updates": model_updates})
-    return dataset_audit.audit(minari_data.load(dataset_id, trust=trust_env_spec, say=print), model_updates)
+    return audit.audit(minari_data.load(dataset_id, trust=trust_env_spec, say=print), model_updates)
 
 
 def score(dataset_id: Positional[str], runs: Positional[tuple[Path, ...]]) -> str:

@@ -6,10 +6,11 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 
-from experiments import aggregates, collection, records, references
-from experiments.aggregates import Estimate
+from experiments import collection, records, references
 from experiments.collection import Collection, Method, Row, Run
-from experiments.report_data import GroupReport, Report, Summary
+from experiments.report import aggregates
+from experiments.report.aggregates import Estimate
+from experiments.report.data import GroupReport, Report, Summary
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -10,7 +10,7 @@ import torch
 from envs.minari_data import DataSet
 from ess_rl import behavior
 from ess_rl.gaussian import Gaussian
-from experiments.report_text import table
+from experiments.report.text import table
 
 FLOORS = (-5.0, -4.0, -3.0, -2.0, -1.0)  # of log_std, in units of [-1, 1]
 _SAMPLES = 200_000  # at most, that models are fitted to and reports are of

@@ -1,18 +1,18 @@
-"""Tables of results, from files alone, and the report of a directory: a page, its text, its numbers, a picture."""
+"""Tables of results for a terminal, from files alone."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ess_rl.errors import UsageError
-from experiments import collection, records, report_text, statistics
+from experiments import collection, records, statistics
 from experiments.collection import Method, Series
 from experiments.records import Record
-from experiments.report_text import table
+from experiments.report import text
+from experiments.report.text import table
 from experiments.statistics import Scores
 
 
@@ -104,7 +104,7 @@ def comparison(runs: Sequence[Path], against: str | None = None) -> str:
             raise UsageError(
                 f"{label} on {task.env}: the runs share seeds, and none may count twice: leave one of them out"
             )
-        scores, digits = np.array(finals)[:, None], report_text.decimals(min(finals), max(finals))
+        scores, digits = np.array(finals)[:, None], text.decimals(min(finals), max(finals))
         scores_of[Series(task, method)] = scores
         interval = "-"  # one seed says nothing of how far the next may fall
         if len(finals) > 1:
@@ -120,7 +120,7 @@ def comparison(runs: Sequence[Path], against: str | None = None) -> str:
             iqm, interval, *others, training, f"{speed:,.0f}",
         ])  # fmt: skip
     lettered = [agent for agent in differing if any(label.startswith(f"{agent} (") for label in labels.values())]
-    keys = [table(report_text.settings_table(labels, agent, differing[agent])) for agent in lettered]
+    keys = [table(text.settings_table(labels, agent, differing[agent])) for agent in lettered]
     compared = [] if against is None else [_differences(scores_of, labels, against)]
     return "\n\n".join([table(rows), *compared, *keys])
 
@@ -149,7 +149,7 @@ def _differences(scores_of: Mapping[Series, Scores], labels: Mapping[Method, str
         raise UsageError(f"--against {against!r}: no other has been trained on one of its tasks for as many steps")
     rows = [["env", "agent", f"IQM less {against}", "95 % interval", f"P(above {against})", "95 % interval"]]
     for (task, method), (scores, other) in pairs.items():
-        digits = report_text.decimals(scores.min(), scores.max())
+        digits = text.decimals(scores.min(), scores.max())
         rows.append([task.name, labels[method], *_difference(scores, other, digits)])
     for method in dict.fromkeys(series.method for series in pairs):
         scored = {task: both for (task, of), both in pairs.items() if of == method and task.normalized(0.0) is not None}
@@ -173,40 +173,3 @@ def _difference(scores: Scores, other: Scores, digits: int) -> list[str]:
         low, high = statistics.bootstrap_interval_of_two(scores, other, estimator, np.random.default_rng(0))
         cells += [f"{float(estimator(scores, other)):{form}}", f"{float(low):{form}} to {float(high):{form}}"]
     return cells
-
-
-def write(root: Path, out: Path | None = None) -> str:
-    """Write the report of all runs below `root`. -> what to print: counts and the files
-
-    Args:
-        out: the page, default `root`/report.html; report.md and report.png are named after it, scores.csv lies beside
-            it. There is no picture where no two methods, or tasks, can be put together.
-
-    Raises:
-        UsageError: `root` holds no run, `out` is no .html file, or a file that no report wrote is in the way.
-    """
-    from experiments import report_data, report_html, report_picture
-
-    out = out or root / "report.html"
-    if out.suffix != ".html":
-        raise UsageError(f"--out {out}: name a file that ends in .html")
-    report = report_data.build(root)
-    pages = {
-        out: report_html.page(report),
-        out.with_suffix(".md"): report_text.markdown(report),
-        out.with_name("scores.csv"): report_text.scores_csv(report),
-    }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    picture = out.with_suffix(".png")
-    for path in (*pages, picture):
-        mark = pages[path].splitlines()[0] if path.suffix == ".csv" else report_picture.MARK
-        if path.exists() and mark.encode() not in path.read_bytes():
-            raise UsageError(f"{path} was not written by 'ess-rl report': move it away, or choose another --out")
-    for path, text in pages.items():
-        part = path.with_name(path.name + ".part")
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    files = list(pages)
-    if report_picture.write(report, picture):
-        files.append(picture)
-    return "\n".join([report_text.overview(report), *map(str, files)])

@@ -20,7 +20,7 @@ What no option undoes, read in d3rlpy 2.8.1 (ours; theirs):
              above -4; at -3, within -6 and 0
     iql      log_std begins at -1 and stays above -4; at -1.5, within -5 and 2
     td3_bc   the policy moves at updates 2, 4, 6 ...; 1, 3, 5 ...
-With all that out of the way their gradients are ours: `tests/experiments/test_offline_peers.py`.
+With all that out of the way their gradients are ours: `tests/experiments/test_d3rlpy.py`.
 
 Each seed is a process with one thread, as in `peers`. d3rlpy comes without its requirements, because it pins another
 gymnasium than our environments need: INSTALL says how.
@@ -53,7 +53,8 @@ from ess_rl.contract import Tree
 from ess_rl.errors import NonFiniteError, UsageError
 from ess_rl.gaussian import Gaussian
 from ess_rl.transitions import Transitions
-from experiments import offline_run, peers, plan, records, run
+from experiments import offline_run, plan, records, run
+from experiments.peers import by_seed
 from experiments.records import Record
 
 VERSION = "2.8.1"
@@ -243,7 +244,7 @@ def start(
         "config": {**dataclasses.asdict(config), "hidden": list(config.hidden)}, **records.origin(),
     }  # fmt: skip
     same = ("agent", "dataset", "source", "env", "env_options", "eval_env", "backend", "steps", "episodes", "config")
-    return peers.begin(record, out, same, overwrite=overwrite)
+    return by_seed.begin(record, out, same, overwrite=overwrite)
 
 
 def carry_on(folder: Path, jobs: int | None = None, *, trust: bool = False) -> Record:
@@ -259,7 +260,7 @@ def carry_on(folder: Path, jobs: int | None = None, *, trust: bool = False) -> R
         run.trust_spec(config, trust)
         offline_run.data_of(config, trust=trust)
     score = partial(offline_run.normalized, config["references"])
-    return peers.train_missing(folder, jobs, partial(train_one, trust=trust), normalized_score=score)
+    return by_seed.train_missing(folder, jobs, partial(train_one, trust=trust), normalized_score=score)
 
 
 def train_one(config: Record, seed: int, *, trust: bool = False) -> Record:

@@ -17,17 +17,11 @@ from ess_rl import normalizer, offline
 from ess_rl.errors import UsageError
 from ess_rl.offline import OfflinePopulation
 from ess_rl.transitions import Transitions
-from experiments import (
-    __main__,
-    collection,
-    offline_peers,
-    offline_run,
-    offline_throughput,
-    peers,
-    records,
-    report,
-)
-from experiments.offline_peers import PEERS
+from experiments import __main__, collection, machine, offline_run, records
+from experiments.peers import by_seed, d3rlpy, sb3
+from experiments.peers.d3rlpy import PEERS
+from experiments.report import pages, tables
+from experiments.speed import offline_throughput
 
 SET = "ess/pendulum/random-v0"
 SMALL: dict[str, Any] = {"hidden": (8,), "minibatch": 16}
@@ -63,13 +57,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def start(out: Path, agent: str = "d3rlpy-iql", **changes: Any) -> Path:
     options: dict[str, Any] = {"settings": SMALL, "seeds": range(2), "steps": 20, "episodes": 2}
-    return offline_peers.start(agent, SET, out=out, **options | changes)
+    return d3rlpy.start(agent, SET, out=out, **options | changes)
 
 
 def test_an_episode_cut_by_its_clock_has_a_step_more():
     whole = data()
     stats = offline.data_stats(whole, torch.device("cpu"))
-    found = list(offline_peers.episodes(whole, stats))
+    found = list(d3rlpy.episodes(whole, stats))
     assert [(len(x["rewards"]), x["terminated"]) for x in found] == [(2, True), (4, False), (2, False)]
     obs = normalizer.standardize(stats["obs"], whole.obs)
     next_obs = normalizer.standardize(stats["obs"], whole.next_obs)
@@ -78,7 +72,7 @@ def test_an_episode_cut_by_its_clock_has_a_step_more():
     assert found[1]["rewards"].tolist() == [[2.0], [3.0], [4.0], [0.0]] and found[2]["rewards"].tolist() == [[5.0], [0]]
     assert torch.equal(torch.from_numpy(found[0]["actions"]), whole.action[:2].clamp(-1, 1))
     # Returns 0 + 1 = 1, 2 + 3 + 4 = 9 and 5 span 8: a range of 24 makes rewards three times as large.
-    scaled = list(offline_peers.episodes(whole, stats, return_range=24.0))
+    scaled = list(d3rlpy.episodes(whole, stats, return_range=24.0))
     assert scaled[1]["rewards"].ravel().tolist() == [6.0, 9.0, 12.0, 0.0]
 
 
@@ -86,7 +80,7 @@ def test_an_episode_cut_by_its_clock_has_a_step_more():
 def test_the_numbers_are_those_of_our_agent(name: str):
     peer = PEERS[name]
     ours = OFFLINE_AGENTS[peer.ours].config()
-    assert name == f"d3rlpy-{peer.ours}" and name not in peers.PEERS
+    assert name == f"d3rlpy-{peer.ours}" and name not in sb3.PEERS
     theirs = dataclasses.asdict(peer.config())
     assert theirs.pop("entropy_temperature", 1.0) == 1.0  # which ours has not, and which is theirs if nothing is said
     assert theirs.pop("first_weights", "theirs") == "theirs"
@@ -97,7 +91,7 @@ def test_the_numbers_are_those_of_our_agent(name: str):
 
 
 def test_what_cannot_work_is_refused_before_anything_is_written(place: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(offline_peers, "library", lambda: None)
+    monkeypatch.setattr(d3rlpy, "library", lambda: None)
     for message, changes in {
         "--steps 0: must be at least 1": {"steps": 0},
         "--minibatch 0": {"settings": {"minibatch": 0}},
@@ -113,7 +107,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(place: Path, mon
     }.items():
         given: dict[str, Any] = {"settings": {}, "seeds": range(2), "steps": 20, "dataset_id": SET, **changes}
         with pytest.raises(UsageError, match=message):
-            offline_peers.start(given.pop("agent", "d3rlpy-iql"), out=place / "no", **given)
+            d3rlpy.start(given.pop("agent", "d3rlpy-iql"), out=place / "no", **given)
     assert not (place / "no").exists()
 
 
@@ -141,11 +135,11 @@ def train_nothing(config: records.Record, seed: int, *, trust: bool) -> records.
 
 
 def test_a_peer_leaves_the_records_of_an_offline_run(place: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(offline_peers, "library", lambda: None)
-    monkeypatch.setattr(offline_peers, "train_one", train_nothing)
-    monkeypatch.setattr(peers, "ProcessPoolExecutor", lambda max_workers, **how: ThreadPoolExecutor(max_workers))
+    monkeypatch.setattr(d3rlpy, "library", lambda: None)
+    monkeypatch.setattr(d3rlpy, "train_one", train_nothing)
+    monkeypatch.setattr(by_seed, "ProcessPoolExecutor", lambda max_workers, **how: ThreadPoolExecutor(max_workers))
     out = place / "runs" / "peer"
-    result = offline_peers.carry_on(start(out))
+    result = d3rlpy.carry_on(start(out))
     assert result["final_return"] == [-700.0, -701.0] and result["updates"] == 20 and result["dataset"] == SET
     # (R + 1205) / (-178.3 + 1205); 20 updates in 2 s
     assert result["normalized_score"] == pytest.approx([505 / 1026.7, 504 / 1026.7])
@@ -153,9 +147,9 @@ def test_a_peer_leaves_the_records_of_an_offline_run(place: Path, monkeypatch: p
     ours = {"settings": SMALL, "sweep": {}, "seeds": range(2), "steps": 20, "episodes": 2, "compiled": "off"}
     mine = offline_run.start("iql", SET, out=place / "runs" / "iql", **ours)
     assert offline_run.carry_on(mine)["updates"] == 20
-    table = report.comparison([mine, out])
+    table = tables.comparison([mine, out])
     assert f"| Pendulum-v1 from {SET} | d3rlpy-iql | torch   | 20      | 2     | -700" in table
-    assert "2 finished runs, 2 agents, 1 env" in report.write(place / "runs")
+    assert "2 finished runs, 2 agents, 1 env" in pages.write(place / "runs")
     command = collection.command(records.read_config(out))
     assert command is not None and command.startswith(f"ess-rl train d3rlpy-iql --dataset {SET} --seeds 2")
     assert "--hidden 8 " in command and "--checkpoints" not in command and "--compile" not in command
@@ -164,17 +158,17 @@ def test_a_peer_leaves_the_records_of_an_offline_run(place: Path, monkeypatch: p
     kept.write_text(json.dumps({**records.read_json(kept), "final_return": -7.0}))
     with pytest.raises(UsageError, match="another run, of steps 20, not 30"):
         start(out, steps=30)
-    result = offline_peers.carry_on(start(out, seeds=range(3)))
+    result = d3rlpy.carry_on(start(out, seeds=range(3)))
     assert result["final_return"] == [-7.0, -701.0, -702.0]  # the first two were not trained again
 
 
 def test_a_set_that_changed_stops_a_peer(place: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(offline_peers, "library", lambda: None)
+    monkeypatch.setattr(d3rlpy, "library", lambda: None)
     folder = start(place / "moved")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "source": "another"}))
     with pytest.raises(UsageError, match="has changed since the run began"):
-        offline_peers.carry_on(folder)
+        d3rlpy.carry_on(folder)
 
 
 def test_the_command_line_takes_a_data_set_and_no_env(capsys: pytest.CaptureFixture[str]):
@@ -209,7 +203,7 @@ def test_updates_are_counted(
     how: Any = {"seeds": (3,), "hidden": (8,), "minibatch": 16, "seconds": 0.2, "compile": "off"}
     offline_throughput.measure(SET, "bc", **how, peers=beside, out=out)
     found = records.read_json(out)["subjects"]
-    names = ["d3rlpy-bc, 1 seed", f"d3rlpy-bc, {(cores := records.available_cores())} seeds, a process each"]
+    names = ["d3rlpy-bc, 1 seed", f"d3rlpy-bc, {(cores := machine.available_cores())} seeds, a process each"]
     assert list(found) == [*(names[: 1 + (cores > 1)] if beside else []), "bc, 3 seeds"]
     assert next(iter(found.values()))["ratio"] == 1.0 and found["bc, 3 seeds"]["updates_per_second"] > 0
     assert "update alone" in capsys.readouterr().out
@@ -219,7 +213,7 @@ def test_updates_are_counted(
 @pytest.mark.parametrize("name", PEERS)
 def test_d3rlpy_draws_the_transitions_that_our_agents_see(name: str):
     peer, whole = PEERS[name], data()
-    learner = offline_peers.Learner(peer, peer.config(**SMALL), whole, 3, 10)
+    learner = d3rlpy.Learner(peer, peer.config(**SMALL), whole, 3, 10)
     scale = getattr(peer.config(), "return_range", 0.0) / learner.stats["return_range"].item() or 1.0
     obs = normalizer.standardize(learner.stats["obs"], whole.obs)
     next_obs = normalizer.standardize(learner.stats["obs"], whole.next_obs)
@@ -241,9 +235,9 @@ def test_d3rlpy_draws_the_transitions_that_our_agents_see(name: str):
 @needs_d3rlpy
 def test_d3rlpy_trains_and_is_a_function_of_its_seed(place: Path):
     config = records.read_config(start(place / "true", "d3rlpy-td3_bc"))
-    one, same, other = (offline_peers.train_one(config, seed) for seed in (0, 0, 1))
+    one, same, other = (d3rlpy.train_one(config, seed) for seed in (0, 0, 1))
     assert one["final_return"] == same["final_return"] != other["final_return"] and one["updates"] == 20
-    result = offline_peers.carry_on(place / "true", jobs=2)
+    result = d3rlpy.carry_on(place / "true", jobs=2)
     assert result["final_return"] == [one["final_return"], other["final_return"]]
 
 
@@ -251,20 +245,20 @@ def beside(
     name: str, monkeypatch: pytest.MonkeyPatch, theirs: dict[str, Any] | None = None, **settings: Any
 ) -> tuple[OfflinePopulation, Any, Any]:
     """-> (a population of one, d3rlpy's algorithm with its first weights, a minibatch for it); no noise anywhere"""
-    d3rlpy = offline_peers.library()
+    library = d3rlpy.library()
     peer = PEERS[f"d3rlpy-{name}"]
     numbers = {"hidden": (8, 7), "minibatch": 32, "learning_rate": 3e-3, **settings}
     config = OFFLINE_AGENTS[name].config(**numbers | ({"weights": "softmax"} if name == "awac" else {}))
     whole = data()
     population = OfflinePopulation(OFFLINE_AGENTS[name].agent(config, OBS, ACT), [4])
     population.describe(whole)
-    learner = offline_peers.Learner(peer, peer.config(first_weights="ours", **numbers, **theirs or {}), whole, 4, 10)
+    learner = d3rlpy.Learner(peer, peer.config(first_weights="ours", **numbers, **theirs or {}), whole, 4, 10)
     zeros = lambda shape, dtype, device: torch.zeros(shape, dtype=dtype, device=device)  # noqa: E731
     monkeypatch.setattr("torch.distributions.normal._standard_normal", zeros)
     monkeypatch.setattr(offline, "update_noise", lambda seed, numbers, n, act: torch.zeros(len(numbers), 1, n, 2, act))
     index = offline.minibatch_index(population.seed, torch.arange(1), 6, 32)[0, 0]
     scale = getattr(config, "return_range", 0.0) / learner.stats["return_range"] or 1.0
-    batch = d3rlpy.TorchMiniBatch(
+    batch = library.TorchMiniBatch(
         observations=normalizer.standardize(learner.stats["obs"], whole.obs[index]),
         next_observations=normalizer.standardize(learner.stats["obs"], whole.next_obs[index]),
         actions=whole.action[index].clamp(-1, 1), next_actions=torch.zeros(32, ACT),

@@ -1,0 +1,101 @@
+"""A run of another library's agent: each seed a process of its own, with one thread and one file when it is done.
+
+So a killed run goes on with the seeds that are missing, and a finished one takes more seeds.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+from ess_rl.errors import LostProcessError, UsageError
+from experiments import collection, machine, records
+from experiments.records import Record
+
+
+def begin(record: Record, out: Path, same: Sequence[str], *, overwrite: bool) -> Path:
+    """Make a peer's folder and write `record` as its config.json. -> the folder
+
+    A folder whose config.json agrees in all of `same` is taken as it is, if its seeds are among those asked for.
+    """
+    if overwrite or not (out / "config.json").exists():
+        records.prepare_folder(out, overwrite=overwrite)
+        records.write_json(out / "config.json", record)
+        return out
+    with records.alone(out):
+        before = records.read_config(out)
+        if words := collection.differing(before, record, same):
+            raise UsageError(f"--out {out} holds another run, of {words}: choose another place")
+        if not set(before["seeds"]) <= set(record["seeds"]):
+            raise UsageError(
+                f"--out {out} holds seeds {before['seeds']}, which are not all asked for: ask for them too"
+            )
+        if before["seeds"] != record["seeds"]:  # a result of fewer seeds is made anew from the seeds' own files
+            (out / "result.json").unlink(missing_ok=True)
+            records.write_json(out / "config.json", {**before, "seeds": record["seeds"]})
+    return out
+
+
+def train_missing(run: Path, jobs: int | None, train: Callable[[Record, int], Record], **more: Any) -> Record:
+    """The same with `train`, a function of (config, seed) that is called in other processes.
+
+    more: what else result.json will hold, each a function of the final returns of all seeds.
+    """
+    if jobs is not None:
+        records.check_positive({"jobs": jobs})
+    with records.alone(run):
+        config = records.read_config(run)
+        if (run / "result.json").exists():
+            return records.read_json(run / "result.json")
+        missing = [seed for seed in config["seeds"] if not (run / f"seed-{seed}.json").exists()]
+        _train(run, config, missing, jobs or machine.available_cores(), train)
+        parts = [records.read_json(run / f"seed-{seed}.json") for seed in config["seeds"]]
+        kept = ("format", "agent", "dataset", "references", "env", "backend", "seeds", "sweep", "device", "compiled")
+        finals, steps = [part["final_return"] for part in parts], records.steps_name(config)
+        result = {
+            **{name: config[name] for name in kept if name in config},
+            steps: parts[0][steps],
+            "final_return": finals,
+            "training_return": [part["training_return"] for part in parts],
+            "episodes": config["episodes"],
+            # Of one process on one thread, as a rule beside others: `ess-rl throughput` is the fair measure.
+            "steps_per_second": sum(part[steps] / part["training_seconds"] for part in parts) / len(parts),
+            "peak_memory_mib": max(part["peak_memory_mib"] for part in parts),
+            **{name: function(finals) for name, function in more.items()},
+            **records.origin(),
+        }
+        records.write_json(run / "result.json", result)
+        return result
+
+
+def _train(run: Path, config: Record, seeds: Sequence[int], jobs: int, train: Callable[[Record, int], Record]) -> None:
+    task = config.get("dataset") or config["env"]
+    print(f"{config['agent']} on {task}: {len(seeds)} seeds to train, {jobs} at a time", flush=True)
+    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    with ProcessPoolExecutor(max_workers=jobs, mp_context=context, initializer=_end_with_command) as pool:
+        waiting = {pool.submit(train, config, seed): seed for seed in seeds}
+        try:
+            for done in as_completed(waiting):
+                records.write_json(run / f"seed-{waiting[done]}.json", done.result())
+                print(f"seed {waiting[done]}: final return {done.result()['final_return']:.1f}", flush=True)
+        except BrokenProcessPool:
+            raise LostProcessError(
+                f"{run}: a process that trained a seed is gone (killed, or out of memory); seeds that were done stay, "
+                f"and 'ess-rl resume {run}' goes on"
+            ) from None
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # the seeds that wait would only delay the news
+            raise
+
+
+def _end_with_command() -> None:
+    """In a process of the pool: a seed that outlived its command would train unseen, beside another of the same."""
+    machine.end_with_parent()
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():
+        os._exit(1)
