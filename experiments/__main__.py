@@ -1,4 +1,4 @@
-"""The command `ess-rl`. Each subcommand is a function here; what it does lives in the module it calls."""
+"""The command `ess-rl`. Each subcommand is a function here; the module it calls does the work."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ess_rl.errors import LostProcessError, NonFiniteError, UsageError
 
 
 def train(arguments: list[str]) -> None:
-    """Train an agent, or a peer of another library: ess-rl train AGENT --env ID | --dataset ID [--seeds K ...]"""
+    """Train an agent, or a peer from another library: ess-rl train AGENT --env ID | --dataset ID [--seeds K ...]"""
     from agents import AGENTS, OFFLINE_AGENTS
     from experiments.peers import d3rlpy
     from experiments.peers.sb3 import PEERS
@@ -133,7 +133,7 @@ def _train_offline_peer(name: str, arguments: list[str]) -> None:
 
 
 def _common(name: str, chosen: Any, task: str) -> dict[str, Any]:
-    """What every `start` is asked: that of `run`, `offline_run` and the `peers`."""
+    """Arguments common to every `start`: those of `run`, `offline_run` and the `peers`."""
     from experiments import records
 
     records.check_positive({"seeds": chosen.seeds})
@@ -147,15 +147,16 @@ def _common(name: str, chosen: Any, task: str) -> dict[str, Any]:
 
 
 def resume(arguments: list[str]) -> None:
-    """Go on with a run that was stopped, bit for bit as if it had not been: ess-rl resume RUN"""
+    """Resume a stopped run, bit for bit as if it had never been stopped: ess-rl resume RUN"""
 
     def command(
         run: tyro.conf.Positional[Path], jobs: int | None = None, trust_env_spec: bool = False
     ) -> tuple[Path, int | None, bool]:
-        """
+        """Resume a run.
+
         Args:
             run: the run folder.
-            jobs: of a peer, seeds at a time; default: one a core.
+            jobs: for a peer, seeds at a time; default: one per core.
             trust_env_spec: import the code that the env spec of the run's data set names.
         """
         return run, jobs, trust_env_spec
@@ -164,7 +165,7 @@ def resume(arguments: list[str]) -> None:
 
     folder, jobs, trust = tyro.cli(command, args=arguments, prog="ess-rl resume", description=resume.__doc__)
     if (folder / "result.json").exists():
-        records.read_config(folder)  # or the line that says what is wrong with it
+        records.read_config(folder)  # raises the line that says what is wrong with it, if anything
         print(f"{folder} is finished; its result:")
     _finish(folder, jobs, trust)
 
@@ -177,11 +178,12 @@ def evaluate(arguments: list[str]) -> None:
     def command(
         run: tyro.conf.Positional[Path], episodes: int = 20, seed: int = 0, trust_env_spec: bool = False
     ) -> tuple[Path, int, int, bool]:
-        """
+        """Score the newest checkpoint.
+
         Args:
             run: the run folder.
-            episodes: of each member.
-            seed: of the environments; 0 are those of the run's own final evaluation.
+            episodes: per member.
+            seed: of the environments; 0 gives those of the run's own final evaluation.
             trust_env_spec: import the code that the env spec of the run's data set names.
         """
         return run, episodes, seed, trust_env_spec
@@ -212,12 +214,13 @@ def play(arguments: list[str]) -> None:
         seed: int = 0,
         trust_env_spec: bool = False,
     ) -> dict:
-        """
+        """Film the policy.
+
         Args:
             run: the run folder.
             member: which member of its population.
             out: the file to write, .mp4 or .gif; default: policy.gif in the run folder.
-            steps: film no longer than this.
+            steps: film at most this many.
             seed: of the environment.
             trust_env_spec: import the code that the env spec of the run's data set names.
         """
@@ -228,17 +231,18 @@ def play(arguments: list[str]) -> None:
 
 
 def compare(arguments: list[str]) -> None:
-    """Put finished runs side by side, with intervals, as a table and a picture: ess-rl compare RUN [RUN ...]"""
+    """Compare finished runs side by side, with intervals, as a table and a picture: ess-rl compare RUN [RUN ...]"""
     from experiments.report import tables
 
     def command(
         runs: tyro.conf.Positional[tuple[Path, ...]], against: str | None = None, out: Path | None = None
     ) -> tuple[tuple[Path, ...], str | None, Path | None]:
-        """
+        """Put runs side by side.
+
         Args:
             runs: run folders.
-            against: a method as the table names it, e.g. ppo: what the others have more or less, with intervals.
-            out: a picture (.png) of their learning curves; all runs must be of one env.
+            against: a method as the table names it, e.g. ppo: differences of the others to it, with intervals.
+            out: a picture (.png) of their learning curves; all runs must be on the same env.
         """
         return runs, against, out
 
@@ -252,18 +256,19 @@ def compare(arguments: list[str]) -> None:
 
 
 def publish(arguments: list[str]) -> None:
-    """Copy what is small of a finished run or study (configuration, result, curves): ess-rl publish RUN OUT"""
+    """Copy the small parts of a finished run or study (configuration, result, curves): ess-rl publish RUN OUT"""
     from experiments import figures
     from experiments.studies import study
 
     def command(
         run: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path], overwrite: bool = False
     ) -> tuple[Path, Path, bool]:
-        """
+        """Copy what is small.
+
         Args:
             run: a finished run, or a study's folder.
-            out: where to.
-            overwrite: replace what is published there of other runs.
+            out: the destination folder.
+            overwrite: replace what other runs have published there.
         """
         return run, out, overwrite
 
@@ -273,14 +278,15 @@ def publish(arguments: list[str]) -> None:
 
 
 def report(arguments: list[str]) -> None:
-    """Write tables.html of all runs below a directory, from their files alone: ess-rl report DIR [--out FILE]"""
+    """Write report.html for all runs below a directory, from their files only: ess-rl report DIR [--out FILE]"""
     from experiments.report import pages
 
     def command(directory: tyro.conf.Positional[Path], out: Path | None = None) -> tuple[Path, Path | None]:
-        """
+        """Write the report.
+
         Args:
             directory: every run folder below it is read.
-            out: the page; default: tables.html in the directory. tables.md, tables.png, scores.csv lie beside it.
+            out: the page; default: report.html in the directory. report.md, report.png, scores.csv go next to it.
         """
         return directory, out
 
@@ -288,7 +294,7 @@ def report(arguments: list[str]) -> None:
 
 
 def benchmark(arguments: list[str]) -> None:
-    """Run a suite of agents and tasks, or what is missing of it: ess-rl benchmark SUITE [--jobs K | --on ray ...]"""
+    """Run a suite of agents and tasks, or what is missing from it: ess-rl benchmark SUITE [--jobs K | --on ray ...]"""
     from experiments import benchmark as module
 
     def command(
@@ -299,15 +305,16 @@ def benchmark(arguments: list[str]) -> None:
         address: str | None = None,
         cpus: int | None = None,
     ) -> list[str]:
-        """
+        """Run a suite.
+
         Args:
             suite: smoke, classic, mujoco or offline; experiments/suites.py says what is in them.
             out: where its run folders are; default: runs/SUITE.
             jobs: local: run sets at a time, each with its share of the cores; default: 1.
             on: local: this machine; ray: a Ray cluster, which needs the extra 'ray'.
-            address: ray: HOST:PORT of the cluster, to which this machine belongs; default: the one that runs here,
-                else one of this machine alone.
-            cpus: ray: of each run set; default: 1.
+            address: ray: HOST:PORT of the cluster, which this machine must belong to; default: the cluster running
+                here, else a new one of this machine only.
+            cpus: ray: CPUs per run set; default: 1.
         """
         if on == "local":
             if (address, cpus) != (None, None):
@@ -336,12 +343,13 @@ def study(arguments: list[str]) -> None:
     def command(
         name: tyro.conf.Positional[str], out: Path | None = None, jobs: int = 1, quick: bool = False
     ) -> list[str]:
-        """
+        """Carry out a study.
+
         Args:
-            name: one of those that 'ess-rl study' alone lists; experiments/studies says what each asks.
+            name: one of those that 'ess-rl study' without a name lists; experiments/studies says what each one asks.
             out: where its run folders are; default: runs/NAME.
             jobs: run sets at a time; each gets its share of the cores.
-            quick: a minute on a small task instead: shows that the study works, and says nothing.
+            quick: a minute on a small task instead: shows that the study works, but is no evidence.
         """
         return module.carry_out(module.find(STUDIES, name), out, jobs, quick)
 
@@ -374,14 +382,14 @@ def quickstart(arguments: list[str]) -> None:
 
 
 def gpu(arguments: list[str]) -> None:
-    """Check a GPU against the CPU and time it, into one JSON file: ess-rl gpu [--out FILE]"""
+    """Check a GPU against the CPU and time it, with results in one JSON file: ess-rl gpu [--out FILE]"""
     from experiments.speed import gpu as script
 
     tyro.cli(script.measure, args=arguments, prog="ess-rl gpu")
 
 
 def list_envs(arguments: list[str]) -> None:
-    """The environments, and which backends have them: ess-rl envs"""
+    """List the environments, and the backends that have them: ess-rl envs"""
     import envs
 
     width = max(map(len, envs.ENVS))
@@ -391,7 +399,7 @@ def list_envs(arguments: list[str]) -> None:
 
 
 def list_agents(arguments: list[str]) -> None:
-    """The agents, and their peers of other libraries: ess-rl agents"""
+    """List the agents, and their peers from other libraries: ess-rl agents"""
     from agents import AGENTS, OFFLINE_AGENTS
     from experiments.peers import d3rlpy, sb3
 
@@ -405,7 +413,7 @@ def list_agents(arguments: list[str]) -> None:
 
 
 def dataset(arguments: list[str]) -> None:
-    """Data sets of Minari: ess-rl dataset {list,show,audit,record,score,import-d4rl} ..."""
+    """Work with Minari data sets: ess-rl dataset {list,show,audit,record,score,import-d4rl} ..."""
     from experiments.datasets import commands
 
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -440,10 +448,10 @@ GOES_ON = "'ess-rl resume RUN' goes on with a run, the same command with a bench
 
 
 def main() -> None:
-    """Entry point. A mistake of the user ends in one line and exit status 2, divergence of a run in 3, the loss of
-    another process of it in 4."""
+    """Entry point. A usage error ends in one line and exit status 2, divergence of a run in 3, the loss of another of
+    its processes in 4."""
     # Before torch is imported. Its idle threads spin long enough to take the cores that the simulator needs; letting
-    # them sleep at once (OMP_WAIT_POLICY=PASSIVE) made updates seven times slower. So they spin for some 0.1 ms.
+    # them sleep at once (OMP_WAIT_POLICY=PASSIVE) made updates seven times slower. So they spin for about 0.1 ms.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     arguments = sys.argv[1:]
     try:
@@ -453,10 +461,10 @@ def main() -> None:
             for name, function in COMMANDS.items():
                 print(f"  {name:11} {(function.__doc__ or '').splitlines()[0]}")
             return
-        if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun began this process, and others
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun started this process, and others
             _together(arguments)
             sys.stdout.flush()
-            os._exit(0)  # all is written; Gloo's threads, seldom and under load, abort a process that ends beside them
+            os._exit(0)  # all is written; rarely, under load, Gloo's threads abort a process that exits while they run
         _run(arguments)
     except UsageError as error:
         sys.exit(_complain(error, 2))
@@ -464,11 +472,11 @@ def main() -> None:
         sys.exit(_complain(error, 3))
     except LostProcessError as error:
         sys.exit(_complain(error, 4))
-    except BrokenPipeError:  # who reads our output has read enough
+    except BrokenPipeError:  # the reader of our output has stopped reading
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except OSError as error:  # no such place, no permission
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # seldom with a name: the file was open already
+    except OSError as error:  # no such file or folder, no permission
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # seldom names the file, which was already open
             where = f" ({error.filename})" if error.filename else ""
             sys.exit(_complain(f"the disk is full{where}: make room, then {GOES_ON}", 2))
         sys.exit(_complain(f"{error.filename or 'a file'}: {error.strerror or error}", 2))
@@ -477,7 +485,7 @@ def main() -> None:
 
 
 def _check_packages() -> None:
-    """Raises UsageError where a package of the user's stands before one of ours: `envs` is a name that others have."""
+    """Raises UsageError if a package of the user's shadows one of ours: `envs` is a name that others use too."""
     here = Path(__file__).resolve().parents[1]
     for name in ("ess_rl", "envs", "agents"):
         spec = importlib.util.find_spec(name)
@@ -495,7 +503,7 @@ def _run(arguments: list[str]) -> None:
 
 
 def _together(arguments: list[str]) -> None:
-    """One run over several processes: the first is the command, the others follow it and keep silent."""
+    """Train one run in several processes: the first carries out the command, the others follow it silently."""
     from agents import OFFLINE_AGENTS
     from ess_rl import processes
     from experiments import run
@@ -514,7 +522,7 @@ def _together(arguments: list[str]) -> None:
             _run(arguments)
     except NonFiniteError:
         if processes.rank() == 0:
-            raise  # all of them find the same, and one says it
+            raise  # all of them raise the same error, and only one reports it
         sys.exit(3)
     finally:
         processes.leave()
@@ -525,7 +533,7 @@ def _not_together(command: str) -> UsageError:
 
 
 def _finish(folder: Path, jobs: int | None = None, trust: bool = False) -> None:
-    """Train what is left of a run of ours or of a peer, and print its result."""
+    """Finish training a run, of ours or of a peer, and print its result."""
     from experiments import records
     from experiments.peers import d3rlpy, sb3
     from experiments.report import tables
@@ -534,7 +542,7 @@ def _finish(folder: Path, jobs: int | None = None, trust: bool = False) -> None:
         raise UsageError(f"{folder}: no such run folder")
     config = records.read_config(folder)
     acts = config["agent"] not in sb3.PEERS and not config.get("dataset")
-    if not acts and "TORCHELASTIC_RUN_ID" in os.environ:  # the other processes would wait for what never comes
+    if not acts and "TORCHELASTIC_RUN_ID" in os.environ:  # the other processes would wait forever
         raise _not_together("resume")
     if config["agent"] in sb3.PEERS:
         result = sb3.carry_on(folder, jobs)

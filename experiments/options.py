@@ -15,18 +15,18 @@ from ess_rl.errors import UsageError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What every run is asked, whoever trains."""
+    """Options of every run, whoever trains."""
 
     env: str
     """the task, e.g. HalfCheetah-v5; 'ess-rl envs' lists them"""
     seeds: int = 1
-    """how many seeds"""
+    """number of seeds"""
     seed0: int = 0
-    """the first of them"""
+    """the first seed; the others follow it"""
     steps: int = 1_000_000
     """env steps of each seed"""
     episodes: int = 20
-    """of the final evaluation, for each member"""
+    """episodes of the final evaluation, for each member"""
     out: Path | None = None
     """the run folder; default: runs/AGENT-ENV, or runs/AGENT-ENV-from-DATASET"""
     overwrite: bool = False
@@ -35,50 +35,50 @@ class Options:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PeerOptions(Options):
-    """What a run of another library's algorithm is asked: each seed is a process of its own."""
+    """Options of a run of another library's algorithm: each seed is a process of its own."""
 
     jobs: int | None = None
-    """seeds at a time; default: one a core"""
+    """seeds trained at the same time; default: one per core"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunOptions(Options):
-    """What a run of our own agents is asked: all seeds and settings are one program."""
+    """Options of a run of our own agents: all seeds and settings are one program."""
 
     backend: Literal["auto", "torch", "envpool", "gymnasium", "warp"] = "auto"
-    """what simulates; auto: the first of these that has the task and is installed, never warp"""
+    """the simulator; auto: the first of these that has the task and is installed, never warp"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where the agents live; auto: cuda if there is one and the environments run on it too"""
     compile: Literal["auto", "on", "off"] = "auto"
-    """make compiled programs of the agents; auto: on where a C++ compiler is found"""
+    """compile the agents; auto: on if a C++ compiler is found"""
     checkpoints: int = 10
-    """at most how many, evenly spread; environments begin anew at each, so they lie at least 4 episodes apart"""
+    """at most this many checkpoints, evenly spaced and at least 4 episodes apart, as environments are reset at each"""
     dataset: str = ""
     """a Minari data set: old replay, the same as --replay-from with its name (offline to online); chord and p3o_prior
     take their demonstrations from it"""
     save_replay: int = 0
-    """keep the last so many rollouts in a file, for --replay-from of another run"""
+    """save this many of the last rollouts in a file, for --replay-from of another run"""
     asynchronous: Annotated[bool, tyro.conf.arg(name="async")] = False
-    """collect in a process of its own while the agents learn; with --lag 1 or more, and with the same result"""
+    """collect in a separate process while the agents learn; needs --lag 1 or more, and gives the same result"""
     split: int = 1
-    """spread the members over so many processes, each on its share of the cores: faster with some ten seeds; the same
-    numbers as in one process with as many threads of torch as each of them has"""
+    """spread the members over this many processes, each on its share of the cores: faster with ten seeds or so; results
+    are those of one process with as many torch threads as each of them has"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """What every run on a data set is asked, whoever trains."""
+    """Options of every run on a data set, whoever trains."""
 
     dataset: str
-    """the Minari data set, e.g. mujoco/hopper/medium-v0; 'ess-rl dataset list' shows those that are here"""
+    """the Minari data set, e.g. mujoco/hopper/medium-v0; 'ess-rl dataset list' shows those on this machine"""
     seeds: int = 1
-    """how many seeds"""
+    """number of seeds"""
     seed0: int = 0
-    """the first of them"""
+    """the first seed; the others follow it"""
     steps: int = 100_000
     """gradient updates of each seed"""
     episodes: int = 20
-    """of the final evaluation, for each seed; those of our own agents on the way take at most 5"""
+    """episodes of the final evaluation, for each seed; evaluations during training take at most 5"""
     out: Path | None = None
     """the run folder; default: runs/AGENT-DATASET"""
     overwrite: bool = False
@@ -89,29 +89,29 @@ class DataOptions:
     """import whatever code the data set's env spec names; by default only what Gymnasium, Gymnasium-Robotics or this
     suite has registered"""
     download: bool = False
-    """get the data set from Minari's server if it is not here"""
+    """download the data set from Minari's server if it is not here"""
     backend: Literal["auto", "torch", "envpool", "gymnasium", "warp"] = "auto"
-    """what simulates evaluations; auto: the first of these that has the task and is installed, never warp"""
+    """the simulator of evaluations; auto: the first of these that has the task and is installed, never warp"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OfflinePeerOptions(DataOptions):
-    """What a run of d3rlpy's algorithms is asked: each seed is a process of its own."""
+    """Options of a run of d3rlpy's algorithms: each seed is a process of its own."""
 
     jobs: int | None = None
-    """seeds at a time; default: one a core"""
+    """seeds trained at the same time; default: one per core"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OfflineOptions(DataOptions):
-    """What a run of our own offline agents is asked: all seeds and settings are one program."""
+    """Options of a run of our own offline agents: all seeds and settings are one program."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where the agents live; auto: cuda if there is one"""
     compile: Literal["auto", "on", "off"] = "auto"
-    """make compiled programs of the agents; auto: on where a C++ compiler is found"""
+    """compile the agents; auto: on if a C++ compiler is found"""
     checkpoints: int = 10
-    """how many, evenly spread; at each the agents are evaluated"""
+    """number of checkpoints, evenly spaced; the agents are evaluated at each"""
 
 
 def of_peer(config: type) -> type:
@@ -125,12 +125,12 @@ def of_offline_peer(config: type) -> type:
 
 
 def of_agent(config: type) -> type:
-    """A dataclass of all options of an agent. Float fields take several values: each more is a branch of a sweep."""
+    """A dataclass of all options of an agent. Float fields take several values, which make a sweep."""
     return _with_fields(config, RunOptions, sweeps=True)
 
 
 def of_offline(config: type) -> type:
-    """A dataclass of all options of an offline agent; float fields as there."""
+    """A dataclass of all options of an offline agent; float fields as in `of_agent`."""
     return _with_fields(config, OfflineOptions, sweeps=True)
 
 
@@ -167,6 +167,6 @@ def split(config: type, chosen: Any) -> tuple[dict[str, Any], dict[str, tuple[fl
 
 
 def remarks(config: type) -> dict[str, str]:
-    """The comment behind each field in the source: it is written once, for readers of the file and of --help."""
+    """The trailing comment of each field in the source: written once, for readers of the file and of --help."""
     found = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(config), flags=re.MULTILINE))
     return {field.name: found.get(field.name, "") for field in dataclasses.fields(config)}

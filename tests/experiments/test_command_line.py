@@ -5,6 +5,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 
 from experiments import __main__, records
 from experiments import run as experiments_run
+from experiments.datasets import commands
 
 SMALL = ["--num-envs", "4", "--rollout", "64", "--epochs", "2", "--minibatch", "64", "--hidden", "8", "8"]
 QUICK = [*SMALL, "--compile", "off", "--episodes", "2"]
@@ -342,3 +344,22 @@ def test_a_package_that_stands_before_ours_is_named(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     assert f"the package 'envs' is another one than the suite's, {tmp_path / 'envs'}" in done.stderr
+
+
+COMMANDS_WITH_OPTIONS = [
+    ["quickstart"], ["train", "p3o"], ["train", "iql"], ["train", "sb3-ppo"], ["train", "d3rlpy-iql"], ["resume"],
+    ["evaluate"], ["play"], ["compare"], ["report"], ["publish"], ["benchmark"], ["study"], ["throughput"],
+    ["throughput", "--dataset", "ess/x-v0"], ["gpu"], *(["dataset", name] for name in commands.COMMANDS),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", COMMANDS_WITH_OPTIONS, ids=" ".join)
+def test_help_says_something_of_every_option(words: list[str], tmp_path: Path):
+    said = ess_rl(*words, "--help", cwd=tmp_path)
+    assert said.returncode == 0, said
+    text = " ".join(re.sub("[╭╮╰╯│─]", " ", said.stdout).split())
+    options = re.split(r" (?=--(?!no-)[a-z])", text.partition("show this help message and exit")[2])[1:]
+    assert options or words in (["dataset", "list"], ["dataset", "score"]), text
+    for option in options:
+        told = re.sub(r"--\S+|\{[^}]*\}|\[[^]]*\]|\(default.*|\(required.*", " ", option)
+        assert re.search(r"[a-z]{2}", told), option
