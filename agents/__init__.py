@@ -31,7 +31,7 @@ class Entry(NamedTuple):
     description: str
 
 
-# They act, and learn from what came of it: `ess_rl.contract.Agent`.
+# Agents that act and learn from the outcome: `ess_rl.contract.Agent`.
 AGENTS: dict[str, Entry] = {
     "p3o": Entry(
         p3o.P3O, p3o.Config, "the batch's effective sample size caps the ratio and sets the pull to the behavior"
@@ -55,7 +55,7 @@ AGENTS: dict[str, Entry] = {
     ),
 }
 
-# They learn from a data set alone: `ess_rl.contract.OfflineAgent`.
+# Agents that learn only from a data set: `ess_rl.contract.OfflineAgent`.
 OFFLINE_AGENTS: dict[str, Entry] = {
     "bc": Entry(bc.BC, bc.Config, "clones the actions of a data set"),
     "awr": Entry(awr.AWR, awr.Config, "imitates a data set's actions, weighted by exp(return less value)"),

@@ -1,10 +1,10 @@
 """AWAC: advantage-weighted actor-critic (Nair et al. 2020, arXiv 2006.09359).
 
 Written for one agent; `ess_rl.offline` runs P of them as one tensor program. The critic learns the value of the policy
-itself, the policy imitates the actions of the data, those with a higher advantage more. Details beside that are those
-of the usual implementations: two critics and the smaller of them, targets that follow slowly, a log_std that does not
-depend on the state. Deviations: observations are normalized by the data's statistics; all gradients are taken at the
-same parameters (in the released code the policy sees the critics of after their step).
+itself; the policy imitates the actions of the data, with more weight on those of higher advantage. Other details are
+those of the usual implementations: the minimum of two critics, slowly updated targets, a log_std that does not depend
+on the state. Deviations: observations are normalized by the data's statistics; all gradients are taken at the same
+parameters (in the released code the policy sees the critics after their step).
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from ess_rl.random import fold_in
 
 @dataclass(frozen=True)
 class Config:
-    weights: Literal["exponential", "softmax"] = "exponential"  # exp(A / temperature) to 100; softmax over the batch
+    weights: Literal["exponential", "softmax"] = "exponential"  # exp(A / temperature) up to 100; softmax over the batch
     temperature: float = 1.0  # lambda of the paper, in units of the scaled reward; lower is greedier
-    return_range: float = 0.0  # rewards are scaled so that returns of the data span this; 0 leaves them as they are
+    return_range: float = 0.0  # rewards are scaled so that the data's returns span this range; 0: no scaling
     learning_rate: float = 3e-4  # of Adam, for the policy and the critics
     discount: float = 0.99  # per control step
-    tau: float = 0.005  # share of the critics that enters their targets at each update
+    tau: float = 0.005  # share of the critics mixed into their targets at each update
     log_std: float = -1.0  # of the initial policy, in units of [-1, 1]
     log_std_floor: float = -4.0  # of the policy
     hidden: tuple[int, ...] = (256, 256)  # relu units of policy and critics
-    minibatch: int = 256  # samples of one update
+    minibatch: int = 256  # samples per update
 
 
 class AWAC:
@@ -76,7 +76,7 @@ class AWAC:
         hyper, stats = state["hyper"], state["data_stats"]
         obs, next_obs = (normalizer.standardize(stats["obs"], batch[name]) for name in ("obs", "next_obs"))
         scale = reward_scale(stats, hyper["return_range"])
-        action = batch["action"].clamp(-1.0, 1.0)  # what the environment saw of it
+        action = batch["action"].clamp(-1.0, 1.0)  # as the environment saw it
         noise, next_noise = batch["noise"].unbind(-2)
         b = Gaussian(batch["behavior_mean"], batch["behavior_log_std"])
 

@@ -1,17 +1,17 @@
-"""AWR: advantage-weighted regression (Peng et al. 2019, arXiv 1910.00177): returns less a value, no Q.
+"""AWR: advantage-weighted regression (Peng et al. 2019, arXiv 1910.00177): returns minus a value, no Q.
 
-Written for one agent; `ess_rl.offline` runs P of them as one tensor program. At the beginning of each stretch of
-updates (a hundredth of training) the returns of the data are estimated anew by TD(lambda), with the value of that time:
+Written for one agent; `ess_rl.offline` runs P of them as one tensor program. At the start of each stretch of updates (a
+hundredth of training), the returns of the data are re-estimated by TD(lambda) with the current value:
 
     R_t = r_t + discount ((1 - lambda) V(s_{t+1}) + lambda R_{t+1}),     A = R - V(s), standardized over all the data
     value    squared distance of V(s) to R                                                          (Algorithm 1)
     policy   -mean( min(exp(A / temperature), 20) log pi(a|s) )                                     (Algorithm 1)
 
 V and R are those of the data's policy, so this is one step of policy improvement over it. Standardized advantages,
-weights that stay while the policy regresses on them, and the cap of 20 are those of the released code. Deviations:
-value and policy step together, by Adam, where that code has 200 steps of the value and then 1000 of the policy by
-momentum; log_std is learned, not given; observations are normalized by the data's statistics; no penalty keeps the
-mean within the action's bounds.
+weights that stay fixed while the policy regresses on them, and the cap of 20 are those of the released code.
+Deviations: value and policy step together, with Adam, where that code takes 200 steps of the value and then 1000 of the
+policy with momentum; log_std is learned, not given; observations are normalized by the data's statistics; no penalty
+keeps the mean within the action's bounds.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ from ess_rl.transitions import Transitions
 @dataclass(frozen=True)
 class Config:
     temperature: float = 1.0  # beta of the paper, in standard deviations of the advantage; lower is greedier
-    max_weight: float = 20.0  # of an action of the data
-    lambda_: float = 0.95  # of TD(lambda); 1 takes the returns of the data as they are
-    return_range: float = 10.0  # rewards are scaled so that returns of the data span this; 0 leaves them as they are
+    max_weight: float = 20.0  # cap on the weight of an action
+    lambda_: float = 0.95  # of TD(lambda); 1 takes the data's returns as they are
+    return_range: float = 10.0  # rewards are scaled so that the data's returns span this range; 0: no scaling
     learning_rate: float = 3e-4  # of Adam, for the policy and the value
     discount: float = 0.99  # per control step
     log_std: float = -1.0  # of the initial policy, in units of [-1, 1]
     log_std_floor: float = -4.0  # of the policy
     hidden: tuple[int, ...] = (256, 256)  # relu units of policy and value
-    minibatch: int = 256  # samples of one update
+    minibatch: int = 256  # samples per update
 
 
 class AWR:
-    """Policy loss -mean( w log pi(a|s) ), w = min(exp(A / temperature), max_weight); A: lambda-return less V."""
+    """Policy loss -mean( w log pi(a|s) ), w = min(exp(A / temperature), max_weight); A: lambda-return minus V."""
 
     def __init__(self, config: Config, obs_dim: int, act_dim: int):
         self.config, self.obs_dim, self.act_dim = config, obs_dim, act_dim

@@ -1,7 +1,7 @@
-"""BC: behavioral cloning, the action of the data by maximum likelihood (Pomerleau 1991). What offline agents must beat.
+"""BC: behavioral cloning of the data's actions by maximum likelihood (Pomerleau 1991). Offline agents must beat this.
 
-Written for one agent; `ess_rl.offline` runs P of them as one tensor program. The policy is Gaussian with a mean and a
-log_std of the state; evaluation takes its mean.
+Written for one agent; `ess_rl.offline` runs P of them as one tensor program. The policy is Gaussian, with a mean and a
+log_std that depend on the state; evaluation uses the mean.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Config:
     learning_rate: float = 3e-4  # of Adam
     log_std_floor: float = -4.0  # of the policy, in units of [-1, 1]
     hidden: tuple[int, ...] = (256, 256)  # relu units
-    minibatch: int = 256  # samples of one update
+    minibatch: int = 256  # samples per update
 
 
 class BC:

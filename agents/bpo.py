@@ -3,19 +3,19 @@
 Written for one agent; `ess_rl.population` runs P of them as one tensor program. Of all policies whose ratio stays
 within 1 +- clip, the best makes every action that is better than the state's median action 1 + clip times as likely,
 and every other one 1 - clip times. BPO draws the ratio to these ends (`ess_rl.objectives.bpo`). PPO pulls the same way
-and stops there; BPO pulls back from beyond as well, so the clip is a place to be and not the edge of a flat land. What
-parts better from worse is a median U of Q, learned beside the value V by a smoothed quantile regression:
+and stops there; BPO also pulls back from beyond, so the clip is a target rather than the edge of a plateau. The
+threshold between better and worse is a median U of Q, learned alongside the value V by a smoothed quantile regression:
 
     loss(U) = mean( softplus(Q - U) - (Q - U) / 2 ),   with the gradient 1/2 - sigmoid(Q - U)
 
-Q is the lambda-return, on corrected data without the ratio of the action itself; A = Q - V with V and U as they are at
-each update, and in its own unit: PPO takes A once an iteration and standardizes it over the minibatch. All else is
-`agents/ppo.py`.
+Q is the lambda-return, on corrected data without the ratio of the action itself; A = Q - V with V and U as of each
+update, and in its own unit, where PPO computes A once per iteration and standardizes it over the minibatch. Everything
+else is as in `agents/ppo.py`.
 
-Formulas and numbers are those of the released code (its base configuration for MuJoCo; its sweeps tune them for each
-task). Deviations: the details that all agents here share (tanh networks of 64, decayed learning rates, gradients
-clipped at 0.5 and not 1), and U has a network of its own, where theirs grows out of the value's. The median is of the
-normalized rewards' unit; where Q spreads less than that, U lies nearer to the mean.
+Formulas and hyperparameters are those of the released code (its base configuration for MuJoCo; its sweeps tune them for
+each task). Deviations: the details that all agents here share (tanh networks of 64, decayed learning rates, gradients
+clipped at 0.5 instead of 1), and U has its own network, where theirs grows out of the value's. The regression is
+smoothed over about one unit of the normalized rewards; where Q spreads less than that, U lies nearer to the mean.
 """
 
 from __future__ import annotations
@@ -41,35 +41,35 @@ from ess_rl.transitions import Transitions, flat_samples
 
 @dataclass(frozen=True)
 class Config:
-    clip: float = 0.3  # how far from 1 the ratio is drawn: up above the median action, down below it
-    temperature: float = 0.001  # how far from the median that begins to hold, in units of normalized returns
-    learning_rate: float = 3e-4  # of Adam, for the policy, at the start
-    final_learning_rate: float = 0.0  # what is left of it at the end, as a fraction; falls linearly
-    value_learning_rate: float = 3e-4  # of Adam, for value and median, at the start; falls linearly to 0
+    clip: float = 0.3  # how far from 1 the ratio is drawn: up for actions above the median, down for the others
+    temperature: float = 0.001  # distance from the median at which that takes effect, in units of normalized returns
+    learning_rate: float = 3e-4  # initial rate of Adam for the policy
+    final_learning_rate: float = 0.0  # final policy rate as a fraction of learning_rate; falls linearly
+    value_learning_rate: float = 3e-4  # initial rate of Adam for value and median; falls linearly to 0
     discount: float = 0.99  # per control step
     lambda_: float = 0.95  # of GAE
-    value_coef: float = 0.5  # weight of the value loss; it shares only the gradient clip with the policy
-    median_coef: float = 0.5  # weight of the median's loss, likewise
+    value_coef: float = 0.5  # weight of the value loss; the value shares only the gradient clip with the policy
+    median_coef: float = 0.5  # weight of the median loss, likewise
     entropy_coef: float = 0.0  # weight of an entropy bonus
     max_grad_norm: float = 0.5  # joint norm of all gradients
-    replay: int = 0  # older rollouts that an iteration learns from, beside the fresh one
-    replay_from: str = ""  # folder of an older run (--save-replay) or a data set, whose data fill the replay at first
-    draw: Draw = "uniform"  # how replayed data are drawn: uniform, recency, ess, reward: ess_rl.batches.draw_weights
-    correction: Correction = "none"  # of the returns of older data: none, vtrace, retrace, ess
-    lag: int = 0  # iterations by which the policy that acts is older than the one that learns
-    behavior_temperature: float = 1.0  # what the standard deviation is multiplied with to act; evaluation knows none
-    rollout_precision: Precision = "fp32"  # of the network that acts; bf16, fp16, fp8: ess_rl.networks.in_precision
-    starts: Starts = "together"  # of episodes at a reset; staggered: first clocks are ahead, not to end together
+    replay: int = 0  # older rollouts that an iteration learns from, in addition to the fresh one
+    replay_from: str = ""  # folder of an older run (--save-replay), or a data set, that initially fills the replay
+    draw: Draw = "uniform"  # how to draw replayed data: uniform, recency, ess, reward; see ess_rl.batches.draw_weights
+    correction: Correction = "none"  # how returns of older data are corrected: none, vtrace, retrace, ess
+    lag: int = 0  # iterations by which the acting policy is older than the learning one
+    behavior_temperature: float = 1.0  # factor on the acting policy's standard deviation; not used in evaluation
+    rollout_precision: Precision = "fp32"  # of the acting network; for bf16, fp16, fp8 see ess_rl.networks.in_precision
+    starts: Starts = "together"  # of episodes at a reset; staggered: first clocks are ahead, so ends do not coincide
     log_std: float = -1.0  # of the initial policy, in every action dimension, in units of [-1, 1]
     hidden: tuple[int, ...] = (64, 64)  # tanh units of policy, value and median, which share nothing
-    num_envs: int = 16  # environments of one agent
-    rollout: int = 128  # steps of each environment between updates
-    epochs: int = 10  # passes over those num_envs * rollout samples
-    minibatch: int = 64  # samples of one update
+    num_envs: int = 16  # environments per agent
+    rollout: int = 128  # steps per environment between updates
+    epochs: int = 10  # passes over the num_envs * rollout samples
+    minibatch: int = 64  # samples per update
 
 
 class BPO:
-    """Draws the ratio to 1 + clip for what is better than the median action, and to 1 - clip for what is not."""
+    """Draws the ratio to 1 + clip for actions better than the median action, and to 1 - clip for the others."""
 
     def __init__(self, config: Config, obs_dim: int, act_dim: int):
         if not 0.0 < config.clip < 1.0:
@@ -112,7 +112,7 @@ class BPO:
             discount=hyper["discount"],
             lambda_=hyper["lambda_"],
         )
-        # Of V-trace the target is the state's, with the ratio of the action in it, which the objective applies itself.
+        # V-trace's target is that of the state and includes the action's ratio, which the objective applies itself.
         of_action = {"action_value": advantage + v}
         return flat_samples(
             rollout, obs=obs, advantage=advantage, value_target=value_target, log_ratio=log_ratio, **of_action

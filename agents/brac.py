@@ -1,18 +1,18 @@
-"""BRAC: a behavior-regularized actor-critic (Wu, Tucker, Nachum 2019, arXiv 1911.11361): up Q, but not far from b.
+"""BRAC: a behavior-regularized actor-critic (Wu, Tucker, Nachum 2019, arXiv 1911.11361): maximize Q, but stay near b.
 
 Written for one agent; `ess_rl.offline` runs P of them as one tensor program. D(s) = KL(pi(.|s) || b(.|s)) in closed
-form; b is the behavior as it was recorded or, before training, fitted (`ess_rl.behavior`); a' is drawn from pi(.|s'):
+form; b is the behavior, as recorded or as fitted before training (`ess_rl.behavior`); a' is drawn from pi(.|s'):
 
     critic   Q_i(s, a) -> r - alpha D(s) + discount min_j Q'_j(s', a')       the value penalty; without alpha D: BRAC-p
-    policy   -mean( min_i Q_i(s, a) - alpha D(s) ), a drawn from pi(.|s) with its gradient
+    policy   -mean( min_i Q_i(s, a) - alpha D(s) ), a drawn from pi(.|s), with gradient
 
-The paper's BRAC-v penalizes the next state: Q(s, a) -> r + discount (min Q' - alpha D(s')). Ours is its Q less
-alpha D(s), which no action changes: the gradient of the policy is the same, and D is needed only in states that have a
-behavior. As in the released code the policy first follows D alone, and both losses take the smaller Q.
+The paper's BRAC-v penalizes the next state: Q(s, a) -> r + discount (min Q' - alpha D(s')). Our Q is that Q minus
+alpha D(s), which no action changes: the policy's gradient is the same, and D is needed only in states that have a
+behavior. As in the released code, the policy first follows only D, and both losses use the smaller Q.
 
-Deviations: D is computed, theirs is of samples, since their policy is squashed by tanh (ours is clipped by the
-environment, so Q sees actions clipped); no MMD, no Wasserstein distance, no dual form; alpha is fixed, not adapted;
-observations are normalized by the data's statistics; all gradients are taken at the same parameters.
+Deviations: D is computed exactly; theirs is estimated from samples, since their policy is squashed by tanh (ours is
+clipped by the environment, so Q sees clipped actions); no MMD, no Wasserstein distance, no dual form; alpha is fixed,
+not adapted; observations are normalized by the data's statistics; all gradients are taken at the same parameters.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ from ess_rl.random import fold_in
 
 @dataclass(frozen=True)
 class Config:
-    penalty: Literal["value", "policy"] = "value"  # BRAC-v: of rewards and policy; BRAC-p: of the policy alone
+    penalty: Literal["value", "policy"] = "value"  # BRAC-v: on rewards and policy; BRAC-p: on the policy only
     behavior_kl: Literal["closed_form", "reverse"] = "closed_form"  # KL(pi || b), KL(b || pi)
-    alpha: float = 1.0  # weight of that KL in nats, in units of the scaled reward
-    cloning: float = 0.04  # share of the updates, the first ones, in which the policy follows the KL alone
-    return_range: float = 1000.0  # rewards are scaled so that returns of the data span this; 0 leaves them as they are
+    alpha: float = 1.0  # weight of the KL (in nats), in units of the scaled reward
+    cloning: float = 0.04  # initial share of the updates in which the policy follows only the KL
+    return_range: float = 1000.0  # rewards are scaled so that the data's returns span this range; 0: no scaling
     learning_rate: float = 1e-3  # of Adam, for the critics
     policy_learning_rate: float = 3e-4  # of Adam
     discount: float = 0.99  # per control step
-    tau: float = 0.005  # share of the critics that enters their targets at each update
+    tau: float = 0.005  # share of the critics mixed into their targets at each update
     log_std_floor: float = -4.0  # of the policy, in units of [-1, 1]
     hidden: tuple[int, ...] = (256, 256)  # relu units of policy and critics
-    minibatch: int = 256  # samples of one update
+    minibatch: int = 256  # samples per update
 
 
 class BRAC:
-    """Up its critics, less alpha KL(pi || b): in the policy's loss, and with penalty "value" in the reward too."""
+    """Maximizes Q minus alpha KL(pi || b): in the policy loss and, with penalty "value", in the reward too."""
 
     def __init__(self, config: Config, obs_dim: int, act_dim: int):
         self.config, self.obs_dim, self.act_dim = config, obs_dim, act_dim
@@ -82,7 +82,7 @@ class BRAC:
         hyper, stats = state["hyper"], state["data_stats"]
         obs, next_obs = (normalizer.standardize(stats["obs"], batch[name]) for name in ("obs", "next_obs"))
         scale = reward_scale(stats, hyper["return_range"])
-        action = batch["action"].clamp(-1.0, 1.0)  # what the environment saw of it
+        action = batch["action"].clamp(-1.0, 1.0)  # as the environment saw it
         noise, next_noise = batch["noise"].unbind(-2)
         b = Gaussian(batch["behavior_mean"], batch["behavior_log_std"])
 

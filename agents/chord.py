@@ -1,19 +1,19 @@
 """CHORD: imitation of someone else's data, weighted dynamically within reinforcement learning (Zhang et al. 2025).
 
-arXiv 2508.11408, of language models: PPO's clipped objective and supervised fine-tuning, in one loss. Here, with a data
-set of observations and actions in place of the expert's texts, drawn anew beside every sample of an iteration:
+arXiv 2508.11408, for language models: PPO's clipped objective and supervised fine-tuning in one loss. Here, a data set
+of observations and actions replaces the expert's texts; each iteration draws one demonstration for each of its samples:
 
     loss = (1 - mu) policy loss + mu imitation,     imitation = -mean( sg(phi) log pi(a* | s*) )
-    mu      rises linearly to mu_peak, falls to mu_valley as half a cosine, stays there       (CHORD-mu: 0.9 to 0.05)
+    mu      rises linearly to mu_peak, falls to mu_valley along half a cosine, stays there    (CHORD-mu: 0.9 to 0.05)
     phi     1, or in the paper p (1 - p), p the probability of the expert's token             (CHORD-phi: mu stays 0.1)
 
-A density is no probability, so phi "mass" has u (1 - u) in its place, u being how much of the policy is less likely
-than the expert's action; `ess_rl.objectives.imitation` says what it does to sigma, and `width` what is done about it.
-It does not see an expert who is many sigmas away, as one is from a policy that begins at random: phi is 0 there.
+A density is not a probability, so phi "mass" uses u (1 - u) instead, where u is how much of the policy is less likely
+than the expert's action; `ess_rl.objectives.imitation` describes its effect on sigma, and `width` the treatment of it.
+This phi ignores an expert many sigmas away, as from a randomly initialized policy: phi is 0 there.
 
-The policy loss is PPO's clip, as in the paper (without its group-relative advantages), or P3O's objective. All else is
-as in ppo.py. Deviations: as many demonstrations as samples in a minibatch (the paper: a fifth of all); mu follows the
-fraction of training, not the number of steps.
+The policy loss is PPO's clip, as in the paper (without its group-relative advantages), or P3O's objective. Everything
+else is as in ppo.py. Deviations: as many demonstrations as samples in a minibatch (the paper: a fifth of all); mu
+follows the fraction of training, not the number of steps.
 """
 
 from __future__ import annotations
@@ -40,40 +40,40 @@ from ess_rl.transitions import Transitions, flat_samples
 
 @dataclass(frozen=True)
 class Config:
-    demonstrations: str = ""  # the data set to imitate; --dataset is another name for it
-    objective: Literal["clip", "p3o"] = "clip"  # of the policy beside imitation: PPO's, P3O's
-    clip: float = 0.2  # of PPO's: how far the ratio may leave 1 before its sample has no gradient
+    demonstrations: str = ""  # the data set to imitate; --dataset is an alias
+    objective: Literal["clip", "p3o"] = "clip"  # policy objective next to imitation: PPO's, P3O's
+    clip: float = 0.2  # for clip: how far the ratio may move from 1 before its sample has no gradient
     phi: Literal["one", "mass"] = "one"  # weight of a demonstration: 1, or u (1 - u)
-    width: Literal["corrected", "fixed", "plain"] = "corrected"  # of sigma by phi "mass": unbiased, left, biased
-    mu_peak: float = 0.9  # weight of imitation, of the policy loss 1 - mu: the highest
-    mu_valley: float = 0.05  # the same at the end
-    mu_warm_up: float = 0.0  # share of training in which mu rises to its peak
-    mu_decay: float = 0.5  # share of training after that in which it falls to its valley
-    learning_rate: float = 3e-4  # of Adam, for the policy, at the start
-    final_learning_rate: float = 0.0  # what is left of it at the end, as a fraction; falls linearly
-    value_learning_rate: float = 3e-4  # of Adam, for the value, at the start; falls linearly to 0
+    width: Literal["corrected", "fixed", "plain"] = "corrected"  # sigma under phi "mass": unbiased, untrained, biased
+    mu_peak: float = 0.9  # highest weight mu of imitation; the policy loss has weight 1 - mu
+    mu_valley: float = 0.05  # final weight of imitation
+    mu_warm_up: float = 0.0  # share of training over which mu rises to its peak
+    mu_decay: float = 0.5  # share of training after that over which mu falls to its valley
+    learning_rate: float = 3e-4  # initial rate of Adam for the policy
+    final_learning_rate: float = 0.0  # final policy rate as a fraction of learning_rate; falls linearly
+    value_learning_rate: float = 3e-4  # initial rate of Adam for the value; falls linearly to 0
     discount: float = 0.99  # per control step
     lambda_: float = 0.95  # of GAE
-    value_coef: float = 0.5  # weight of the value loss; it shares only the gradient clip with the policy
+    value_coef: float = 0.5  # weight of the value loss; the value shares only the gradient clip with the policy
     entropy_coef: float = 0.0  # weight of an entropy bonus
     max_grad_norm: float = 0.5  # joint norm of all gradients
-    replay: int = 0  # older rollouts that an iteration learns from, beside the fresh one
-    draw: Draw = "uniform"  # how replayed data are drawn: uniform, recency, ess, reward: ess_rl.batches.draw_weights
-    correction: Correction = "none"  # of the returns of older data: none, vtrace, retrace, ess
-    lag: int = 0  # iterations by which the policy that acts is older than the one that learns
-    behavior_temperature: float = 1.0  # what the standard deviation is multiplied with to act; evaluation knows none
-    rollout_precision: Precision = "fp32"  # of the network that acts; bf16, fp16, fp8: ess_rl.networks.in_precision
-    starts: Starts = "together"  # of episodes at a reset; staggered: first clocks are ahead, not to end together
+    replay: int = 0  # older rollouts that an iteration learns from, in addition to the fresh one
+    draw: Draw = "uniform"  # how to draw replayed data: uniform, recency, ess, reward; see ess_rl.batches.draw_weights
+    correction: Correction = "none"  # how returns of older data are corrected: none, vtrace, retrace, ess
+    lag: int = 0  # iterations by which the acting policy is older than the learning one
+    behavior_temperature: float = 1.0  # factor on the acting policy's standard deviation; not used in evaluation
+    rollout_precision: Precision = "fp32"  # of the acting network; for bf16, fp16, fp8 see ess_rl.networks.in_precision
+    starts: Starts = "together"  # of episodes at a reset; staggered: first clocks are ahead, so ends do not coincide
     log_std: float = -1.0  # of the initial policy, in every action dimension, in units of [-1, 1]
     hidden: tuple[int, ...] = (64, 64)  # tanh units of policy and value, which share nothing
-    num_envs: int = 16  # environments of one agent
-    rollout: int = 128  # steps of each environment between updates
-    epochs: int = 10  # passes over those num_envs * rollout samples
-    minibatch: int = 64  # samples of one update
+    num_envs: int = 16  # environments per agent
+    rollout: int = 128  # steps per environment between updates
+    epochs: int = 10  # passes over the num_envs * rollout samples
+    minibatch: int = 64  # samples per update
 
 
 class CHORD:
-    """(1 - mu) of PPO's or P3O's policy loss and mu of imitation, mu falling as training goes on."""
+    """(1 - mu) times PPO's or P3O's policy loss plus mu times imitation, with mu falling during training."""
 
     def __init__(self, config: Config, obs_dim: int, act_dim: int):
         self.config, self.obs_dim, self.act_dim = config, obs_dim, act_dim
@@ -167,7 +167,7 @@ class CHORD:
         return {**state, "obs_stats": obs_stats, "return_scale": return_scale}
 
     def _mu(self, state: State) -> Tensor:
-        """The weight of imitation at this time of training."""
+        """The weight of imitation at this point in training."""
         hyper, time = state["hyper"], state["progress"]
         rise, fall = hyper["mu_warm_up"], hyper["mu_decay"]
         risen = torch.where(rise > 0.0, (time / rise.clamp(min=1e-6)).clamp(max=1.0), 1.0)

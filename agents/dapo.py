@@ -1,24 +1,24 @@
 """DAPO: divergence-augmented policy optimization (Wang et al. 2019, NeurIPS, arXiv 2501.15034).
 
-Written for one agent; `ess_rl.population` runs P of them as one tensor program. (Another method of 2025 has the same
-letters and nothing to do with it.) An action is charged with the divergence of pi from b, the policy that acted, over
-all the steps that follow it. So it is a divergence of the states that both visit, and not of their actions alone:
+Written for one agent; `ess_rl.population` runs P of them as one tensor program. (A method of 2025 with the same
+acronym is unrelated.) An action is charged with the divergence of pi from the behavior b over all the steps that follow
+it. So the divergence covers the states that both policies visit, not only their actions:
 
-    d_t     = log rho_t,     or what another divergence charges: `ess_rl.objectives.divergence_slope`
+    d_t     = log rho_t,     or the charge of another divergence: `ess_rl.objectives.divergence_slope`
     V_t     = min(1, rho_t) d_t + discount min(c_bar, rho_t) V_{t+1}      `ess_rl.returns.divergence_ahead`
     D_t     = d_t + discount V_{t+1}
     loss    = PPO's clipped loss with the advantage A_t - divergence_coef sg(D_t)
 
-`objective="p3o"` is P3O-DA, which is ours: P3O with this divergence for its KL, so that 1 - e stands for the
-coefficient. Its pull is (1 - e) mean( rho sg(D) ), whose gradient is (1 - e) mean( rho D grad log pi ). With d_t alone
-that is P3O's, in expectation: E_b[rho log rho grad log pi] is the gradient of KL(pi || b).
+`objective="p3o"` is P3O-DA, which is ours: P3O with this divergence as its KL, so that 1 - e replaces the coefficient.
+Its pull is (1 - e) mean( rho sg(D) ), whose gradient is (1 - e) mean( rho D grad log pi ). With only d_t that is P3O's,
+in expectation: E_b[rho log rho grad log pi] is the gradient of KL(pi || b).
 
-On fresh data rho = 1 and D = 0, so that an iteration's first update is PPO's. The released code makes all of D anew at
-each update, from whole segments. Here minibatches are samples of any time, so d_t is of the policy at each update and
-what lies ahead, discount V_{t+1}, of the policy as the epoch began (`refresh`). Other deviations: no recurrent network;
-targets are made once an iteration; the value loss is not weighted with min(rho, 3); the advantage is standardized, not
-only scaled. The numbers are PPO's; `c_bar` and `divergence_coef` are two of the several that the authors used. What is
-published of their experiments is on Atari.
+On fresh data rho = 1 and D = 0, so an iteration's first update is PPO's. The released code recomputes all of D at each
+update, from whole segments. Here minibatches mix samples of all times, so d_t is that of the policy at each update, and
+the part ahead, discount V_{t+1}, that of the policy at the start of the epoch (`refresh`). Other deviations: no
+recurrent network; targets are computed once per iteration; the value loss is not weighted by min(rho, 3); the advantage
+is standardized, not only scaled. The hyperparameters are PPO's; `c_bar` and `divergence_coef` are each one of several
+values that the authors used. Their published experiments are on Atari.
 """
 
 from __future__ import annotations
@@ -44,33 +44,33 @@ from ess_rl.transitions import Transitions, flat_samples
 @dataclass(frozen=True)
 class Config:
     objective: Literal["clip", "p3o"] = "clip"  # PPO's clip of the augmented advantage; p3o: 1 - e as the coefficient
-    clip: float = 0.2  # how far the ratio may leave 1 before its sample has no gradient
+    clip: float = 0.2  # how far the ratio may move from 1 before its sample has no gradient
     divergence: Divergence = "kl"  # KL(pi || b), reverse_kl: KL(b || pi), hellinger
-    divergence_coef: float = 0.5  # what the divergence costs, in standard deviations of the advantage; of clip alone
-    c_bar: float = 0.9  # where ratios are cut that carry the divergence over steps; 0: it looks one step ahead
-    recursion: Literal["stated", "released"] = "stated"  # of the divergence; released: with a slip, for ablation
-    learning_rate: float = 3e-4  # of Adam, for the policy, at the start
-    final_learning_rate: float = 0.0  # what is left of it at the end, as a fraction; falls linearly
-    value_learning_rate: float = 3e-4  # of Adam, for the value, at the start; falls linearly to 0
+    divergence_coef: float = 0.5  # cost of the divergence, in standard deviations of the advantage; only with clip
+    c_bar: float = 0.9  # cap of the ratios that carry the divergence across steps; 0: looks one step ahead
+    recursion: Literal["stated", "released"] = "stated"  # of the divergence; released: with a bug, for ablation
+    learning_rate: float = 3e-4  # initial rate of Adam for the policy
+    final_learning_rate: float = 0.0  # final policy rate as a fraction of learning_rate; falls linearly
+    value_learning_rate: float = 3e-4  # initial rate of Adam for the value; falls linearly to 0
     discount: float = 0.99  # per control step
     lambda_: float = 0.95  # of GAE
-    value_coef: float = 0.5  # weight of the value loss; it shares only the gradient clip with the policy
+    value_coef: float = 0.5  # weight of the value loss; the value shares only the gradient clip with the policy
     entropy_coef: float = 0.0  # weight of an entropy bonus
     max_grad_norm: float = 0.5  # joint norm of all gradients
-    replay: int = 0  # older rollouts that an iteration learns from, beside the fresh one
-    replay_from: str = ""  # folder of an older run (--save-replay) or a data set, whose data fill the replay at first
-    draw: Draw = "uniform"  # how replayed data are drawn: uniform, recency, ess, reward: ess_rl.batches.draw_weights
-    correction: Correction = "vtrace"  # of the returns of older data: none, vtrace, retrace, ess
-    lag: int = 0  # iterations by which the policy that acts is older than the one that learns
-    behavior_temperature: float = 1.0  # what the standard deviation is multiplied with to act; evaluation knows none
-    rollout_precision: Precision = "fp32"  # of the network that acts; bf16, fp16, fp8: ess_rl.networks.in_precision
-    starts: Starts = "together"  # of episodes at a reset; staggered: first clocks are ahead, not to end together
+    replay: int = 0  # older rollouts that an iteration learns from, in addition to the fresh one
+    replay_from: str = ""  # folder of an older run (--save-replay), or a data set, that initially fills the replay
+    draw: Draw = "uniform"  # how to draw replayed data: uniform, recency, ess, reward; see ess_rl.batches.draw_weights
+    correction: Correction = "vtrace"  # how returns of older data are corrected: none, vtrace, retrace, ess
+    lag: int = 0  # iterations by which the acting policy is older than the learning one
+    behavior_temperature: float = 1.0  # factor on the acting policy's standard deviation; not used in evaluation
+    rollout_precision: Precision = "fp32"  # of the acting network; for bf16, fp16, fp8 see ess_rl.networks.in_precision
+    starts: Starts = "together"  # of episodes at a reset; staggered: first clocks are ahead, so ends do not coincide
     log_std: float = -1.0  # of the initial policy, in every action dimension, in units of [-1, 1]
     hidden: tuple[int, ...] = (64, 64)  # tanh units of policy and value, which share nothing
-    num_envs: int = 16  # environments of one agent
-    rollout: int = 128  # steps of each environment between updates
-    epochs: int = 10  # passes over those num_envs * rollout samples
-    minibatch: int = 64  # samples of one update
+    num_envs: int = 16  # environments per agent
+    rollout: int = 128  # steps per environment between updates
+    epochs: int = 10  # passes over the num_envs * rollout samples
+    minibatch: int = 64  # samples per update
 
 
 class DAPO:
@@ -118,7 +118,7 @@ class DAPO:
     begin_epoch = None
 
     def refresh(self, state: State, rollout: Transitions) -> dict[str, Tensor]:
-        """The divergence ahead of each sample, as the present policy has it."""
+        """The divergence ahead of each sample, under the current policy."""
         log_ratio = self._log_ratio(state, rollout)
         ahead = divergence_ahead(
             divergence_slope(log_ratio, self.config.divergence),

@@ -1,11 +1,11 @@
 """IQL: implicit Q-learning (Kostrikov, Nair, Levine 2021, arXiv 2110.06169).
 
 Written for one agent; `ess_rl.offline` runs P of them as one tensor program. The value is an upper expectile of Q over
-the actions of the data, so no action outside of them is ever asked about; the policy imitates, weighted by exp(beta A).
-Details beside that are those of the released code: two critics and the smaller of them, targets that follow slowly,
-tanh on the policy's mean, a log_std that does not depend on the state, the policy's learning rate falling to 0 as a
-cosine, rewards scaled so that the returns of the data span 1000. Deviations: observations are normalized by the data's
-statistics; all gradients are taken at the same parameters (in the released code the value steps first).
+the actions of the data, so no action outside the data is ever evaluated; the policy imitates, weighted by exp(beta A).
+Other details are those of the released code: the minimum of two critics, slowly updated targets, tanh on the policy's
+mean, a log_std that does not depend on the state, the policy's learning rate falling to 0 along a cosine, rewards
+scaled so that the returns of the data span 1000. Deviations: observations are normalized by the data's statistics; all
+gradients are taken at the same parameters (in the released code the value steps first).
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from ess_rl.random import fold_in
 class Config:
     expectile: float = 0.7  # of Q over the actions of the data; 0.5 is the value of the behavior policy
     inverse_temperature: float = 3.0  # beta of the paper, in units of 1 / scaled reward; higher is greedier
-    return_range: float = 1000.0  # rewards are scaled so that returns of the data span this; 0 leaves them as they are
+    return_range: float = 1000.0  # rewards are scaled so that the data's returns span this range; 0: no scaling
     imitates: Literal["clipped", "sampled"] = "clipped"  # actions as the environment saw them, or as they were sampled
-    learning_rate: float = 3e-4  # of Adam; the policy's falls to 0 as a cosine
+    learning_rate: float = 3e-4  # of Adam; the policy's falls to 0 along a cosine
     discount: float = 0.99  # per control step
-    tau: float = 0.005  # share of the critics that enters their targets at each update
+    tau: float = 0.005  # share of the critics mixed into their targets at each update
     log_std: float = -1.0  # of the initial policy, in units of [-1, 1]
     log_std_floor: float = -4.0  # of the policy
     hidden: tuple[int, ...] = (256, 256)  # relu units of policy, value and critics
-    minibatch: int = 256  # samples of one update
+    minibatch: int = 256  # samples per update
 
 
 class IQL:
@@ -80,7 +80,7 @@ class IQL:
         hyper, stats = state["hyper"], state["data_stats"]
         obs, next_obs = (normalizer.standardize(stats["obs"], batch[name]) for name in ("obs", "next_obs"))
         scale = reward_scale(stats, hyper["return_range"])
-        action = batch["action"].clamp(-1.0, 1.0)  # what the environment saw of it
+        action = batch["action"].clamp(-1.0, 1.0)  # as the environment saw it
         b = Gaussian(batch["behavior_mean"], batch["behavior_log_std"])
 
         target_min_q = torch.minimum(*twin_q(state["target_q"], obs, action))

@@ -1,18 +1,18 @@
-"""P3O: the effective sample size of the batch says how far it can be trusted (Fakoor et al. 2026, arXiv 2605.12380).
+"""P3O: the batch's effective sample size says how far to trust the batch (Fakoor et al. 2026, arXiv 2605.12380).
 
-Written for one agent; `ess_rl.population` runs P of them as one tensor program. The details beside the objective are
-those of the usual implementations: orthogonal initialization, observations and rewards normalized by running
+Written for one agent; `ess_rl.population` runs P of them as one tensor program. The details other than the objective
+are those of the usual implementations: orthogonal initialization, observations and rewards normalized by running
 statistics, standardized advantages, clipped gradients, Adam with linearly decayed learning rates of policy and value.
 
-Where PPO's clip ends the gradient of a sample, P3O's cap only bounds its weight, and ten epochs on one batch carry the
-policy as far as its learning rate lets them: on some tasks too far. `keep_ess`, which is not in the paper, lets the ESS
-hold that back as well (`ess_rl.optim.held_back`). After an iteration's updates e is taken of the ratio between the
-policies after and before them, on the iteration's own data (with a lag that is not the ratio to the behavior), and the
-learning rate is scaled, a little each time and never above its schedule. The ESS needs no new quantity for it.
+PPO's clip ends the gradient of a sample; P3O's cap only bounds the sample's weight, and ten epochs on one batch move
+the policy as far as its learning rate allows: on some tasks too far. `keep_ess`, which is not in the paper, lets the
+ESS limit this too (`ess_rl.optim.held_back`). After an iteration's updates, e is computed from the ratio between the
+policies after and before them, on the iteration's own data (with a lag, this is not the ratio to the behavior), and the
+learning rate is scaled, a little each time and never above its schedule. No quantity besides the ESS is needed.
 
-With `hints`, environments start from hints where all of their group failed, and samples from there count as Affinity^
-hint_lambda in the policy loss: HINT (Wang et al. 2025, arXiv 2510.09388), as `ess_rl.hints` has it. Cap and pull are
-not weighted so: e and the KL are of all samples.
+With `hints`, environments whose whole group failed start from hints, and samples from there are weighted by Affinity^
+hint_lambda in the policy loss: HINT (Wang et al. 2025, arXiv 2510.09388), as implemented in `ess_rl.hints`. Cap and
+pull are not weighted: e and the KL are over all samples.
 """
 
 from __future__ import annotations
@@ -40,35 +40,35 @@ from ess_rl.transitions import Transitions, flat_samples
 
 @dataclass(frozen=True)
 class Config:
-    cap: Literal["ess", "ess_per_dim"] | float = "ess"  # of the ratio; a number or e^(1/act_dim) are ablations
-    ess: Literal["minibatch", "batch"] = "minibatch"  # what e is of; batch: all samples of the epoch, as it begins
+    cap: Literal["ess", "ess_per_dim"] | float = "ess"  # of the ratio; ablations: a number, or e^(1/act_dim)
+    ess: Literal["minibatch", "batch"] = "minibatch"  # data that e is computed from; batch: the epoch's, at its start
     pull: Literal["ess"] | float = "ess"  # weight of the KL: 1 - e; a number is an ablation; 0: none (see keep_ess)
     behavior_kl: Literal["closed_form", "reverse", "k3"] = "closed_form"  # KL(pi || b), KL(b || pi), the paper's code
-    keep_ess: float = 0.75  # what the updates should leave of the ESS; below it the learning rate shrinks. 0: never
-    learning_rate: float = 1.5e-4  # of Adam, for the policy, at the start
-    final_learning_rate: float = 0.3  # what is left of it at the end, as a fraction; falls linearly
-    value_learning_rate: float = 4e-4  # of Adam, for the value, at the start; falls linearly to 0
+    keep_ess: float = 0.75  # ESS to keep through an iteration's updates; below it the learning rate shrinks. 0: never
+    learning_rate: float = 1.5e-4  # initial rate of Adam for the policy
+    final_learning_rate: float = 0.3  # final policy rate as a fraction of learning_rate; falls linearly
+    value_learning_rate: float = 4e-4  # initial rate of Adam for the value; falls linearly to 0
     discount: float = 0.99  # per control step
     lambda_: float = 0.95  # of GAE
-    value_coef: float = 0.5  # weight of the value loss; it shares only the gradient clip with the policy
+    value_coef: float = 0.5  # weight of the value loss; the value shares only the gradient clip with the policy
     entropy_coef: float = 0.0  # weight of an entropy bonus
     max_grad_norm: float = 0.5  # joint norm of all gradients
-    replay: int = 0  # older rollouts that an iteration learns from, beside the fresh one
-    replay_from: str = ""  # folder of an older run (--save-replay) or a data set, whose data fill the replay at first
-    draw: Draw = "uniform"  # how replayed data are drawn: uniform, recency, ess, reward: ess_rl.batches.draw_weights
-    correction: Correction = "none"  # of the returns of older data: none, vtrace, retrace, ess
-    hints: int = 0  # environments of a group that starts from a hint once all of it failed; 0: no hints (HINT)
-    hint_lambda: float = 1.0  # samples from a hint count as Affinity to this power; 0: as all others
-    lag: int = 0  # iterations by which the policy that acts is older than the one that learns
-    behavior_temperature: float = 1.0  # what the standard deviation is multiplied with to act; evaluation knows none
-    rollout_precision: Precision = "fp32"  # of the network that acts; bf16, fp16, fp8: ess_rl.networks.in_precision
-    starts: Starts = "together"  # of episodes at a reset; staggered: first clocks are ahead, not to end together
+    replay: int = 0  # older rollouts that an iteration learns from, in addition to the fresh one
+    replay_from: str = ""  # folder of an older run (--save-replay), or a data set, that initially fills the replay
+    draw: Draw = "uniform"  # how to draw replayed data: uniform, recency, ess, reward; see ess_rl.batches.draw_weights
+    correction: Correction = "none"  # how returns of older data are corrected: none, vtrace, retrace, ess
+    hints: int = 0  # environments in a group that starts from a hint once all of them failed; 0: no hints (HINT)
+    hint_lambda: float = 1.0  # samples from a hint are weighted by Affinity to this power; 0: like all others
+    lag: int = 0  # iterations by which the acting policy is older than the learning one
+    behavior_temperature: float = 1.0  # factor on the acting policy's standard deviation; not used in evaluation
+    rollout_precision: Precision = "fp32"  # of the acting network; for bf16, fp16, fp8 see ess_rl.networks.in_precision
+    starts: Starts = "together"  # of episodes at a reset; staggered: first clocks are ahead, so ends do not coincide
     log_std: float = -1.0  # of the initial policy, in every action dimension, in units of [-1, 1]
     hidden: tuple[int, ...] = (64, 64)  # tanh units of policy and value, which share nothing
-    num_envs: int = 16  # environments of one agent
-    rollout: int = 256  # steps of each environment between updates
-    epochs: int = 10  # passes over those num_envs * rollout samples
-    minibatch: int = 128  # samples of one update
+    num_envs: int = 16  # environments per agent
+    rollout: int = 256  # steps per environment between updates
+    epochs: int = 10  # passes over the num_envs * rollout samples
+    minibatch: int = 128  # samples per update
 
 
 class P3O:
@@ -90,7 +90,7 @@ class P3O:
             "hyper": hyper,
             "progress": torch.zeros((), device=seed.device),
             "before": params["policy"],  # the policy before the iteration's updates
-            "rate_factor": torch.ones((), device=seed.device),  # of its learning rate, held back by the ESS
+            "rate_factor": torch.ones((), device=seed.device),  # of the policy's learning rate, limited by the ESS
             "ess": torch.ones((), device=seed.device),  # of the epoch's batch
         }
 
@@ -121,7 +121,7 @@ class P3O:
         return self._ess_of_epoch if self.config.ess == "batch" else None
 
     def _ess_of_epoch(self, state: State, batch: dict[str, Tensor]) -> State:
-        """e of all samples of the epoch under the policy at its beginning, for the whole epoch."""
+        """Compute e over all samples of the epoch, under the policy at its beginning, for the whole epoch."""
         b = Gaussian(batch["behavior_mean"], batch["behavior_log_std"])
         pi = policy(state["params"]["policy"], batch["obs"])
         return {**state, "ess": effective_sample_size(pi.log_prob(batch["action"]) - b.log_prob(batch["action"]))}
@@ -167,7 +167,7 @@ class P3O:
     def _objective(
         self, state: State, log_prob: Tensor, behavior_log_prob: Tensor, advantage: Tensor, pi: Gaussian, b: Gaussian
     ) -> tuple[Tensor, Metrics]:
-        """`p3o`, or what the ablations make of it: another cap or pull, another KL, the ESS of another set."""
+        """`p3o` or an ablation of it: another cap or pull, another KL, the ESS of other samples."""
         behavior_kl = pull_kl = kl(pi, b)
         if self.config.behavior_kl != "closed_form":
             pull_kl = kl(b, pi) if self.config.behavior_kl == "reverse" else k3(log_prob, behavior_log_prob)
@@ -189,5 +189,5 @@ class P3O:
             state["return_scale"], rollout.reward, rollout.last, state["hyper"]["discount"]
         )
         seen = {"obs_stats": obs_stats, "return_scale": return_scale}
-        before = tree_map(torch.clone, new)  # tensors of its own: a checkpoint keeps no tensor twice
+        before = tree_map(torch.clone, new)  # separate tensors: a checkpoint cannot store a tensor twice
         return {**state, **seen, "before": before, "rate_factor": rate_factor}

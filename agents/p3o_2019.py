@@ -1,22 +1,22 @@
-"""P3O 2019: on-policy and off-policy updates take turns (Fakoor, Chaudhari, Smola 2019, arXiv 1905.01756).
+"""P3O 2019: alternating on-policy and off-policy updates (Fakoor, Chaudhari, Smola 2019, arXiv 1905.01756).
 
-Each iteration takes one step of A2C on the fresh rollout, then as many off-policy steps as Poisson(`replayed_updates`)
-draws, each on `segments` stretches of `rollout` steps from a first-in first-out replay, with
+Each iteration takes one A2C step on the fresh rollout, then a Poisson(`replayed_updates`) number of off-policy steps,
+each on `segments` segments of `rollout` steps from a first-in first-out replay, with
 
     gradient    E_b[ min(rho, c) A grad log pi ] - lambda grad E_b[ KL(b || pi) ],   c = ESS, lambda = 1 - ESS
 
-It is the objective that P3O of 2026 took over (`agents.p3o`); at ratio 1 it is A2C's, so both kinds of steps are one
-function here. Returns of older segments are lambda-returns of what the behavior did, under the current value:
-uncorrected, as published. The steps that replay adds know no entropy bonus, as published.
+P3O of 2026 adopted this objective (`agents.p3o`); at ratio 1 it is A2C's, so both kinds of steps share one function
+here. Returns of older segments are lambda-returns of the behavior's trajectories, under the current value: uncorrected,
+as published. Off-policy steps have no entropy bonus, as published.
 
-The paper's code is for discrete actions and has none for Box spaces; its numbers for MuJoCo are not public. What is
-ours: Gaussian behaviors are stored by mean and log_std and their KL is the closed form; the replay of 50,000 steps and
-its warm-up of 15,000 are read as env steps of an agent; where 1 - ESS is nearly 0, that code sets the cap to nearly 0
-as well, which would give fresh data no weight, and we do not. Its KL is in truth KL(pi || b) over the number of
-actions: `--behavior-kl closed_form` is that direction, the default is the paper's.
+The paper's code is for discrete actions and does not cover Box spaces; its hyperparameters for MuJoCo are not public.
+Our choices: Gaussian behaviors are stored by mean and log_std, and their KL is in closed form; the replay of 50,000
+steps and its warm-up of 15,000 are read as env steps of one agent; where 1 - ESS is nearly 0, that code sets the cap to
+nearly 0 as well, which would give fresh data no weight, and ours does not. The code's KL is in fact KL(pi || b) over
+the number of actions: `--behavior-kl closed_form` is that direction, the default is the paper's.
 
-`--details published` is A2C with RMSProp and advantages as they are; `--details shared` has the Adam and the
-standardized advantages of `agents.ppo`, for comparisons of the objective alone (with its learning rate, 3e-4).
+`--details published` is A2C with RMSProp and raw advantages; `--details shared` has the Adam and the standardized
+advantages of `agents.ppo`, to compare only the objectives (with PPO's learning rate, 3e-4).
 """
 
 from __future__ import annotations
@@ -40,37 +40,37 @@ from ess_rl.transitions import Transitions, flat_samples
 
 @dataclass(frozen=True)
 class Config:
-    replayed_updates: float = 2.0  # mean of the Poisson number of off-policy updates after each on-policy one; 0: A2C
-    segments: int = 96  # stretches of `rollout` steps in an off-policy update: 6 times 16 environments
+    replayed_updates: float = 2.0  # mean of the Poisson number of off-policy updates per on-policy update; 0: A2C
+    segments: int = 96  # segments of `rollout` steps per off-policy update: 6 times 16 environments
     warm_up: int = 60  # iterations before the first off-policy update: 15,000 env steps
     cap: Literal["ess", "ess_per_dim"] | float = "ess"  # of the ratio; a number is an ablation
     pull: Literal["ess"] | float = "ess"  # weight of the KL: 1 - ESS; a number is an ablation
     behavior_kl: Literal["reverse", "closed_form"] = "reverse"  # KL(b || pi) of the paper; KL(pi || b) of its code
-    details: Literal["published", "shared"] = "published"  # RMSProp, raw advantages; or as agents.ppo has them
-    learning_rate: float = 7e-4  # at the start, of policy and value; falls linearly to 0
+    details: Literal["published", "shared"] = "published"  # RMSProp, raw advantages; or both as in agents.ppo
+    learning_rate: float = 7e-4  # initial rate for policy and value; falls linearly to 0
     discount: float = 0.99  # per control step
     lambda_: float = 0.95  # of GAE
     value_coef: float = 0.5  # weight of the mean squared advantage
     entropy_coef: float = 0.01  # weight of an entropy bonus, in on-policy updates
     max_grad_norm: float = 0.5  # joint norm of all gradients
-    replay: int = 199  # older rollouts that the replay holds beside the fresh one: 50,000 env steps
-    replay_from: str = ""  # folder of an older run (--save-replay) or a data set, whose data fill the replay at first
-    draw: Literal["uniform", "recency"] = "uniform"  # how often a rollout gives a segment; recency: 1 / (1 + age)
-    correction: Correction = "none"  # of the returns of older data: none, vtrace, retrace, ess
-    lag: int = 0  # iterations by which the policy that acts is older than the one that learns
-    behavior_temperature: float = 1.0  # what the standard deviation is multiplied with to act; evaluation knows none
-    rollout_precision: Precision = "fp32"  # of the network that acts; bf16, fp16, fp8: ess_rl.networks.in_precision
-    starts: Starts = "together"  # of episodes at a reset; staggered: first clocks are ahead, not to end together
+    replay: int = 199  # older rollouts that the replay holds in addition to the fresh one: 50,000 env steps
+    replay_from: str = ""  # folder of an older run (--save-replay), or a data set, that initially fills the replay
+    draw: Literal["uniform", "recency"] = "uniform"  # weight of a rollout in drawing segments; recency: 1 / (1 + age)
+    correction: Correction = "none"  # how returns of older data are corrected: none, vtrace, retrace, ess
+    lag: int = 0  # iterations by which the acting policy is older than the learning one
+    behavior_temperature: float = 1.0  # factor on the acting policy's standard deviation; not used in evaluation
+    rollout_precision: Precision = "fp32"  # of the acting network; for bf16, fp16, fp8 see ess_rl.networks.in_precision
+    starts: Starts = "together"  # of episodes at a reset; staggered: first clocks are ahead, so ends do not coincide
     log_std: float = -1.0  # of the initial policy, in every action dimension, in units of [-1, 1]
     hidden: tuple[int, ...] = (64, 64)  # tanh units of policy and value, which share nothing
-    num_envs: int = 16  # environments of one agent
-    rollout: int = 16  # steps of each environment between updates
-    epochs: int = 1  # on-policy passes over those num_envs * rollout samples
-    minibatch: int = 256  # samples of one on-policy update: all there are
+    num_envs: int = 16  # environments per agent
+    rollout: int = 16  # steps per environment between updates
+    epochs: int = 1  # on-policy passes over the num_envs * rollout samples
+    minibatch: int = 256  # samples per on-policy update: all of them
 
 
 class P3O2019:
-    """A2C, and between its steps others on replayed segments that the effective sample size caps and holds back."""
+    """A2C alternating with steps on replayed segments, whose cap and pull the effective sample size sets."""
 
     def __init__(self, config: Config, obs_dim: int, act_dim: int):
         self.config, self.obs_dim, self.act_dim = config, obs_dim, act_dim

@@ -1,18 +1,17 @@
 """P3O on data that someone else collected: the objective of arXiv 2605.12380 with rho = pi / b, b the data's behavior.
 
-Written for one agent; `ess_rl.offline` runs P of them as one tensor program. The data set stands where P3O has its
+Written for one agent; `ess_rl.offline` runs P of them as one tensor program. The data set takes the place of P3O's
 rollouts, as one large old batch:
 
     start     the first updates clone the behavior, so that the ratio begins near 1
-    returns   at the beginning of each stretch of updates (a hundredth of training) lambda-returns and advantages of all
-              the data are made anew, with the value and the policy of that time; V-trace (Espeholt et al. 2018, arXiv
-              1802.01561) follows the policy away from the behavior, `correction` has the others
+    returns   at the start of each stretch of updates (a hundredth of training), lambda-returns and advantages of all
+              the data are recomputed with the current value and policy; V-trace (Espeholt et al. 2018, arXiv
+              1802.01561) accounts for the policy moving away from the behavior; `correction` offers alternatives
     policy    -mean( sg(min(rho, e)) A log pi ) + (1 - e) mean( KL(pi || b) ), A standardized over the minibatch
 
-The further the policy leaves the data, the smaller e: the less a sample pulls, the stronger the KL holds. Nothing is
-asked about actions that the data do not have, so there is no Q. Deviations from P3O: the policy first clones; its
-gradient is clipped apart from the value's, which is clipped by nothing; observations and rewards are scaled by the
-data's statistics, once.
+The further the policy moves from the data, the smaller e: the less a sample counts and the stronger the KL. Actions
+outside the data are never evaluated, so there is no Q. Deviations from P3O: the policy first clones; its gradient is
+clipped separately and the value's is not clipped; observations and rewards are scaled by the data's statistics, once.
 """
 
 from __future__ import annotations
@@ -38,24 +37,24 @@ from ess_rl.transitions import Transitions
 
 @dataclass(frozen=True)
 class Config:
-    cap: Literal["ess", "ess_per_dim"] | float = "ess"  # of the ratio; a number or e^(1/act_dim) are ablations
+    cap: Literal["ess", "ess_per_dim"] | float = "ess"  # of the ratio; ablations: a number, or e^(1/act_dim)
     pull: Literal["ess"] | float = "ess"  # weight of the KL: 1 - e; a number is an ablation
     behavior_kl: Literal["closed_form", "reverse"] = "closed_form"  # KL(pi || b), KL(b || pi)
-    cloning: float = 0.2  # share of the updates, the first ones, in which the policy clones the behavior
-    correction: Correction = "vtrace"  # of the returns, which are the behavior's: none, vtrace, retrace, ess
-    lambda_: float = 0.95  # of the returns
-    return_range: float = 10.0  # rewards are scaled so that returns of the data span this; 0 leaves them as they are
+    cloning: float = 0.2  # initial share of the updates in which the policy clones the behavior
+    correction: Correction = "vtrace"  # how the behavior's returns are corrected: none, vtrace, retrace, ess
+    lambda_: float = 0.95  # of the lambda-returns
+    return_range: float = 10.0  # rewards are scaled so that the data's returns span this range; 0: no scaling
     learning_rate: float = 3e-4  # of Adam, for the value and for cloning
     policy_learning_rate: float = 1e-4  # of Adam, after cloning; falls linearly to 0
     max_grad_norm: float = 0.5  # of the policy's gradient
     discount: float = 0.99  # per control step
     log_std_floor: float = -4.0  # of the policy, in units of [-1, 1]
     hidden: tuple[int, ...] = (256, 256)  # relu units of policy and value
-    minibatch: int = 256  # samples of one update: e is taken over them
+    minibatch: int = 256  # samples per update: e is computed over them
 
 
 class P3OOffline:
-    """Clones the behavior; then caps the ratio at e, the batch's effective sample size, and pulls back with 1 - e."""
+    """Clones the behavior; then caps the ratio at e, the batch's effective sample size, and pulls with weight 1 - e."""
 
     def __init__(self, config: Config, obs_dim: int, act_dim: int):
         self.config, self.obs_dim, self.act_dim = config, obs_dim, act_dim
@@ -122,7 +121,7 @@ class P3OOffline:
                 pull=self.config.pull,
                 act_dim=self.act_dim,
             )
-            del metrics["weight"]  # [n]; the others are one number each
+            del metrics["weight"]  # [n]; the other metrics are scalars
             if self.config.behavior_kl == "reverse":
                 metrics |= {"pull_kl": metrics["behavior_kl"], "behavior_kl": behavior_kl.mean()}
             policy_loss = torch.where(clones, -log_prob.mean(), improvement)

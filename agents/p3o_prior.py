@@ -1,24 +1,24 @@
-"""P3O held near a prior: a Gaussian policy that was fitted to demonstrations, and does not move.
+"""P3O kept near a prior: a fixed Gaussian policy fitted to demonstrations.
 
 Written for one agent; `ess_rl.population` runs P of them as one tensor program. The policy loss is P3O's (Fakoor et al.
-2026, arXiv 2605.12380) and one term more, the regularization that Rudner et al. 2021 (arXiv 2212.13936) study:
+2026, arXiv 2605.12380) plus one term, the regularization that Rudner et al. 2021 (arXiv 2212.13936) study:
 
     loss = P3O's + prior_coef mean( KL(pi || pi_0) ),     pi_0(.|s) = N(mu_0(s), prior_std^2 + v_0(s))
 
-mu_0 and v_0 are fitted before training (`experiments.demonstrations`), and say how pi_0 knows what it has not seen:
+mu_0 and v_0 are fitted before training (`experiments.demonstrations`), and determine how sure pi_0 is in unseen states:
 
     mle         one network's mean (`ess_rl.behavior`), v_0 = 0: as sure away from the demonstrations as on them
     ensemble    mean and variance of the means of several such networks
     gp          mean and variance of a Gaussian process (`ess_rl.gaussian_process`)
 
-The gradient of KL(pi || pi_0) grows as the inverse square of pi_0's standard deviation, that of KL(pi_0 || pi) does not
-(`prior_kl`). The study collapsing-prior asks what that does.
+The gradient of KL(pi || pi_0) grows as the inverse square of pi_0's standard deviation; that of KL(pi_0 || pi) does not
+(`prior_kl`). The study collapsing-prior examines the effect.
 
-Deviations from Rudner et al.: they have SAC, a KL in the critic's targets too, and a kernel with a length scale for
-each observation; here the KL is in the policy's loss alone. Their released code passes the variance where a standard
-deviation is asked for; here it is not so. `prior_std`, the prior's width on its own data, is set; theirs is fitted.
-Beside p3o.py: the policy's width depends on the state, as the prior's does, the learning rates fall to 0, and nothing
-holds them back.
+Deviations from Rudner et al.: they use SAC, a KL in the critic's targets too, and a kernel with a length scale for each
+observation; here the KL is only in the policy loss. Their released code passes the variance where a standard deviation
+is expected; ours does not. `prior_std`, the prior's width on its own data, is set; theirs is fitted. Unlike in
+p3o.py, the policy's width depends on the state, as the prior's does, the learning rates fall to 0, and nothing else
+limits them.
 """
 
 from __future__ import annotations
@@ -42,43 +42,43 @@ from ess_rl.random import fold_in
 from ess_rl.returns import Correction, corrected
 from ess_rl.transitions import Transitions, flat_samples
 
-PRIOR = behavior.Config(hidden=(64, 64), minibatch=64, max_updates=1000, check_every=100, patience=5)  # of its networks
+PRIOR = behavior.Config(hidden=(64, 64), minibatch=64, max_updates=1000, check_every=100, patience=5)  # prior networks
 NETWORKS = {"mle": 1, "ensemble": 5}
-LOG_STD_RANGE = (-7.0, 1.0)  # of the policy, in units of [-1, 1]; beyond it no gradient
+LOG_STD_RANGE = (-7.0, 1.0)  # of the policy, in units of [-1, 1]; no gradient beyond it
 
 
 @dataclass(frozen=True)
 class Config:
-    demonstrations: str = ""  # the data set that the prior is fitted to; --dataset is another name for it
-    prior: Literal["mle", "ensemble", "gp"] = "gp"  # a network, several, or a Gaussian process
-    prior_std: float = 0.3  # of the prior on its demonstrations, in units of [-1, 1]; away from them v_0 adds to it
-    prior_coef: float = 0.1  # weight of the KL to the prior, in nats; 0 leaves P3O
+    demonstrations: str = ""  # the data set that the prior is fitted to; --dataset is an alias
+    prior: Literal["mle", "ensemble", "gp"] = "gp"  # one network, several, or a Gaussian process
+    prior_std: float = 0.3  # of the prior on its demonstrations, in units of [-1, 1]; away from them, v_0 widens it
+    prior_coef: float = 0.1  # weight of the KL to the prior, in nats; 0: only P3O
     prior_kl: Literal["closed_form", "reverse"] = "closed_form"  # KL(pi || pi_0), KL(pi_0 || pi)
-    gp_points: int = 200  # demonstrations that a gp keeps, evenly spaced; it costs their square at each state
-    learning_rate: float = 3e-4  # of Adam, for the policy, at the start; falls linearly to 0
-    value_learning_rate: float = 4e-4  # of Adam, for the value, at the start; falls linearly to 0
+    gp_points: int = 200  # evenly spaced demonstrations that a gp keeps; its cost per state is their number squared
+    learning_rate: float = 3e-4  # initial rate of Adam for the policy; falls linearly to 0
+    value_learning_rate: float = 4e-4  # initial rate of Adam for the value; falls linearly to 0
     discount: float = 0.99  # per control step
     lambda_: float = 0.95  # of GAE
-    value_coef: float = 0.5  # weight of the value loss; it shares only the gradient clip with the policy
+    value_coef: float = 0.5  # weight of the value loss; the value shares only the gradient clip with the policy
     entropy_coef: float = 0.0  # weight of an entropy bonus
     max_grad_norm: float = 0.5  # joint norm of all gradients
-    replay: int = 0  # older rollouts that an iteration learns from, beside the fresh one
-    draw: Draw = "uniform"  # how replayed data are drawn: uniform, recency, ess, reward: ess_rl.batches.draw_weights
-    correction: Correction = "none"  # of the returns of older data: none, vtrace, retrace, ess
-    lag: int = 0  # iterations by which the policy that acts is older than the one that learns
-    behavior_temperature: float = 1.0  # what the standard deviation is multiplied with to act; evaluation knows none
-    rollout_precision: Precision = "fp32"  # of the network that acts; bf16, fp16, fp8: ess_rl.networks.in_precision
-    starts: Starts = "together"  # of episodes at a reset; staggered: first clocks are ahead, not to end together
+    replay: int = 0  # older rollouts that an iteration learns from, in addition to the fresh one
+    draw: Draw = "uniform"  # how to draw replayed data: uniform, recency, ess, reward; see ess_rl.batches.draw_weights
+    correction: Correction = "none"  # how returns of older data are corrected: none, vtrace, retrace, ess
+    lag: int = 0  # iterations by which the acting policy is older than the learning one
+    behavior_temperature: float = 1.0  # factor on the acting policy's standard deviation; not used in evaluation
+    rollout_precision: Precision = "fp32"  # of the acting network; for bf16, fp16, fp8 see ess_rl.networks.in_precision
+    starts: Starts = "together"  # of episodes at a reset; staggered: first clocks are ahead, so ends do not coincide
     log_std: float = -1.0  # of the initial policy, in every state and action dimension, in units of [-1, 1]
     hidden: tuple[int, ...] = (64, 64)  # tanh units of policy mean, width and value, which share nothing
-    num_envs: int = 16  # environments of one agent
-    rollout: int = 256  # steps of each environment between updates
-    epochs: int = 10  # passes over those num_envs * rollout samples
-    minibatch: int = 128  # samples of one update
+    num_envs: int = 16  # environments per agent
+    rollout: int = 256  # steps per environment between updates
+    epochs: int = 10  # passes over the num_envs * rollout samples
+    minibatch: int = 128  # samples per update
 
 
 class P3OPrior:
-    """P3O, and a KL of fixed weight to a Gaussian that was fitted to demonstrations."""
+    """P3O plus a KL of fixed weight to a Gaussian that was fitted to demonstrations."""
 
     def __init__(self, config: Config, obs_dim: int, act_dim: int):
         self.config, self.obs_dim, self.act_dim = config, obs_dim, act_dim
@@ -103,7 +103,7 @@ class P3OPrior:
         }
 
     def _untrained_prior(self, seed: Tensor) -> Tree:
-        """What the loop puts a fitted one in place of, of the same shapes."""
+        """A placeholder that the loop replaces with a fitted prior of the same shapes."""
         if self.config.prior == "gp":
             return gaussian_process.init(self.config.gp_points, self.obs_dim, self.act_dim, seed.device)
         each = [
@@ -188,6 +188,6 @@ class P3OPrior:
 
 
 def _policy(state: State, params: Tree, obs: Tensor) -> Gaussian:
-    """The policy at normalized observations: mean and log_std each a network's."""
+    """The policy at normalized observations: mean and log_std each from its own network."""
     log_std = state["hyper"]["log_std"] + mlp(params["log_std"], obs).float()
     return Gaussian(mlp(params["mean"], obs), log_std.clamp(*LOG_STD_RANGE))

@@ -1,17 +1,17 @@
-"""P4O: P3O with two anchors, the policy that acted and a recent one (Fakoor et al. 2026, arXiv 2605.12380, Eq. 13).
+"""P4O: P3O with two anchors, the behavior policy and a recent one (Fakoor et al. 2026, arXiv 2605.12380, Eq. 13).
 
-Written for one agent; `ess_rl.population` runs P of them as one tensor program. Beside b, that acted, stands p, a
-snapshot of the policy being trained; each has an effective sample size, e_b of pi / b and e_p of pi / p. The smaller
+Written for one agent; `ess_rl.population` runs P of them as one tensor program. The anchors are the behavior b and p,
+a snapshot of the policy being trained; each has an effective sample size, e_b of pi / b and e_p of pi / p. The smaller
 one, e, caps the ratio pi / b and gives the pull its weight 1 - e; the pull is toward a mixture of both, in which b
-counts as 1 - e_b and p as 1 - e_p: the one that pi has left further counts more. All of it is `ess_rl.objectives.p4o`,
-the rest of this file is `agents/p3o.py`, with P3O's numbers.
+counts as 1 - e_b and p as 1 - e_p: the anchor that pi has moved further from counts more. All this is
+`ess_rl.objectives.p4o`; the rest of this file is `agents/p3o.py`, with P3O's hyperparameters.
 
-When p is taken is the paper's "start of the epoch". Here that is the start of each pass over the data. In the released
-code an epoch is a round of collecting and training, with several passes: `proximal="iteration"` does the same. On fresh
-data p is then b, and P4O is P3O; it differs with replay, lag, or another behavior.
+The paper takes p at the "start of the epoch". Here that is the start of each pass over the data. In the released code
+an epoch is a round of collecting and training, with several passes; `proximal="iteration"` does the same. On fresh data
+p is then b, and P4O is P3O; the two differ with replay, lag, or another behavior.
 
-Deviations from the paper: a bound in closed form stands for the KL to the mixture (`mixture_kl`; "k3" is what the
-released code does, `ess_rl.objectives.p4o` says why not), and the ESS holds the learning rate back, as in P3O here.
+Deviations from the paper: a closed-form bound replaces the KL to the mixture (`mixture_kl`; "k3" is what the released
+code does, `ess_rl.objectives.p4o` says why not), and the ESS limits the learning rate, as in P3O here.
 """
 
 from __future__ import annotations
@@ -37,31 +37,31 @@ from ess_rl.transitions import Transitions, flat_samples
 
 @dataclass(frozen=True)
 class Config:
-    proximal: Literal["epoch", "iteration"] = "epoch"  # when p is taken: as each epoch begins, or as the iteration does
+    proximal: Literal["epoch", "iteration"] = "epoch"  # when p is taken: at the start of each epoch or iteration
     mixture_kl: MixtureKL = "variational"  # KL to the mixture of b and p: variational, convex (both bounds), or k3
-    keep_ess: float = 0.75  # what the updates should leave of the ESS; below it the learning rate shrinks. 0: never
-    learning_rate: float = 1.5e-4  # of Adam, for the policy, at the start
-    final_learning_rate: float = 0.3  # what is left of it at the end, as a fraction; falls linearly
-    value_learning_rate: float = 4e-4  # of Adam, for the value, at the start; falls linearly to 0
+    keep_ess: float = 0.75  # ESS to keep through an iteration's updates; below it the learning rate shrinks. 0: never
+    learning_rate: float = 1.5e-4  # initial rate of Adam for the policy
+    final_learning_rate: float = 0.3  # final policy rate as a fraction of learning_rate; falls linearly
+    value_learning_rate: float = 4e-4  # initial rate of Adam for the value; falls linearly to 0
     discount: float = 0.99  # per control step
     lambda_: float = 0.95  # of GAE
-    value_coef: float = 0.5  # weight of the value loss; it shares only the gradient clip with the policy
+    value_coef: float = 0.5  # weight of the value loss; the value shares only the gradient clip with the policy
     entropy_coef: float = 0.0  # weight of an entropy bonus
     max_grad_norm: float = 0.5  # joint norm of all gradients
-    replay: int = 0  # older rollouts that an iteration learns from, beside the fresh one
-    replay_from: str = ""  # folder of an older run (--save-replay) or a data set, whose data fill the replay at first
-    draw: Draw = "uniform"  # how replayed data are drawn: uniform, recency, ess, reward: ess_rl.batches.draw_weights
-    correction: Correction = "none"  # of the returns of older data: none, vtrace, retrace, ess
-    lag: int = 0  # iterations by which the policy that acts is older than the one that learns
-    behavior_temperature: float = 1.0  # what the standard deviation is multiplied with to act; evaluation knows none
-    rollout_precision: Precision = "fp32"  # of the network that acts; bf16, fp16, fp8: ess_rl.networks.in_precision
-    starts: Starts = "together"  # of episodes at a reset; staggered: first clocks are ahead, not to end together
+    replay: int = 0  # older rollouts that an iteration learns from, in addition to the fresh one
+    replay_from: str = ""  # folder of an older run (--save-replay), or a data set, that initially fills the replay
+    draw: Draw = "uniform"  # how to draw replayed data: uniform, recency, ess, reward; see ess_rl.batches.draw_weights
+    correction: Correction = "none"  # how returns of older data are corrected: none, vtrace, retrace, ess
+    lag: int = 0  # iterations by which the acting policy is older than the learning one
+    behavior_temperature: float = 1.0  # factor on the acting policy's standard deviation; not used in evaluation
+    rollout_precision: Precision = "fp32"  # of the acting network; for bf16, fp16, fp8 see ess_rl.networks.in_precision
+    starts: Starts = "together"  # of episodes at a reset; staggered: first clocks are ahead, so ends do not coincide
     log_std: float = -1.0  # of the initial policy, in every action dimension, in units of [-1, 1]
     hidden: tuple[int, ...] = (64, 64)  # tanh units of policy and value, which share nothing
-    num_envs: int = 16  # environments of one agent
-    rollout: int = 256  # steps of each environment between updates
-    epochs: int = 10  # passes over those num_envs * rollout samples
-    minibatch: int = 128  # samples of one update
+    num_envs: int = 16  # environments per agent
+    rollout: int = 256  # steps per environment between updates
+    epochs: int = 10  # passes over the num_envs * rollout samples
+    minibatch: int = 128  # samples per update
 
 
 class P4O:
@@ -83,7 +83,7 @@ class P4O:
             "hyper": hyper,
             "progress": torch.zeros((), device=seed.device),
             "before": params["policy"],  # the policy before the iteration's updates
-            "rate_factor": torch.ones((), device=seed.device),  # of its learning rate, held back by the ESS
+            "rate_factor": torch.ones((), device=seed.device),  # of the policy's learning rate, limited by the ESS
             "proximal": params["policy"],  # p
         }
 
@@ -114,7 +114,7 @@ class P4O:
         return self._take_proximal if self.config.proximal == "epoch" else None
 
     def _take_proximal(self, state: State, batch: dict[str, Tensor]) -> State:
-        """p is the policy as it is now. It needs nothing of the samples."""
+        """Set p to the current policy; the samples are not used."""
         return {**state, "proximal": tree_map(torch.clone, state["params"]["policy"])}
 
     refresh = None
@@ -166,5 +166,5 @@ class P4O:
             state["return_scale"], rollout.reward, rollout.last, state["hyper"]["discount"]
         )
         seen = {"obs_stats": obs_stats, "return_scale": return_scale}
-        before, proximal = (tree_map(torch.clone, new) for _ in range(2))  # a checkpoint keeps no tensor twice
+        before, proximal = (tree_map(torch.clone, new) for _ in range(2))  # a checkpoint cannot store a tensor twice
         return {**state, **seen, "before": before, "proximal": proximal, "rate_factor": rate_factor}

@@ -1,16 +1,16 @@
 """PPO: proximal policy optimization with a clipped ratio (Schulman et al. 2017, arXiv 1707.06347).
 
-Written for one agent; `ess_rl.population` runs P of them as one tensor program. The details beside the objective are
-those of the usual implementations: orthogonal initialization, observations and rewards normalized by running
+Written for one agent; `ess_rl.population` runs P of them as one tensor program. The details other than the objective
+are those of the usual implementations: orthogonal initialization, observations and rewards normalized by running
 statistics, standardized advantages, clipped gradients, Adam with linearly decayed learning rates of policy and value.
 
-Relatives that differ in the objective alone are options: PPO decoupled (Hilton et al. 2022, arXiv 2110.00641), the
-clip of GePPO about a recent policy's ratio (Queeney et al. 2021, arXiv 2111.00072), the fixed band of CISPO (2025,
+Relatives that differ only in the objective are options: decoupled PPO (Hilton et al. 2022, arXiv 2110.00641), GePPO's
+clip around a recent policy's ratio (Queeney et al. 2021, arXiv 2111.00072), CISPO's fixed band (2025,
 arXiv 2506.13585), the adaptive KL penalty of PPO's own paper (Section 4), and a penalty on the variance of the ratio
 after R2VPO (2026, arXiv 2605.26784).
 
-With `hints`, environments start from hints where all of their group failed, and samples from there count as Affinity^
-hint_lambda: HINT (Wang et al. 2025, arXiv 2510.09388), as `ess_rl.hints` has it. No penalty is weighted so.
+With `hints`, environments whose whole group failed start from hints, and samples from there are weighted by Affinity^
+hint_lambda: HINT (Wang et al. 2025, arXiv 2510.09388), as implemented in `ess_rl.hints`. Penalties are not weighted.
 """
 
 from __future__ import annotations
@@ -38,37 +38,37 @@ Objective = Literal["clip", "decoupled", "generalized", "band", "kl", "variance"
 
 @dataclass(frozen=True)
 class Config:
-    objective: Objective = "clip"  # by a recent policy: decoupled, generalized; CISPO's band; penalties: kl, variance
-    clip: float = 0.2  # how far the ratio may leave 1 before its sample has no gradient; the root of its variance
-    target_kl: float = 0.01  # of the objective kl: KL(b || pi) in nats, to which the weight of that KL is adapted
-    learning_rate: float = 3e-4  # of Adam, for the policy, at the start
-    final_learning_rate: float = 0.0  # what is left of it at the end, as a fraction; falls linearly
-    value_learning_rate: float = 3e-4  # of Adam, for the value, at the start; falls linearly to 0
+    objective: Objective = "clip"  # with a recent policy: decoupled, generalized; CISPO's band; penalties: kl, variance
+    clip: float = 0.2  # how far the ratio may move from 1 before its sample has no gradient; for variance: target std
+    target_kl: float = 0.01  # objective kl only: KL(b || pi), in nats, that the weight of the KL is adapted to reach
+    learning_rate: float = 3e-4  # initial rate of Adam for the policy
+    final_learning_rate: float = 0.0  # final policy rate as a fraction of learning_rate; falls linearly
+    value_learning_rate: float = 3e-4  # initial rate of Adam for the value; falls linearly to 0
     discount: float = 0.99  # per control step
     lambda_: float = 0.95  # of GAE
-    value_coef: float = 0.5  # weight of the value loss; it shares only the gradient clip with the policy
+    value_coef: float = 0.5  # weight of the value loss; the value shares only the gradient clip with the policy
     entropy_coef: float = 0.0  # weight of an entropy bonus
     max_grad_norm: float = 0.5  # joint norm of all gradients
-    replay: int = 0  # older rollouts that an iteration learns from, beside the fresh one
-    replay_from: str = ""  # folder of an older run (--save-replay) or a data set, whose data fill the replay at first
-    draw: Draw = "uniform"  # how replayed data are drawn: uniform, recency, ess, reward: ess_rl.batches.draw_weights
-    correction: Correction = "none"  # of the returns of older data: none, vtrace, retrace, ess
-    hints: int = 0  # environments of a group that starts from a hint once all of it failed; 0: no hints (HINT)
-    hint_lambda: float = 1.0  # samples from a hint count as Affinity to this power; 0: as all others
-    lag: int = 0  # iterations by which the policy that acts is older than the one that learns
-    behavior_temperature: float = 1.0  # what the standard deviation is multiplied with to act; evaluation knows none
-    rollout_precision: Precision = "fp32"  # of the network that acts; bf16, fp16, fp8: ess_rl.networks.in_precision
-    starts: Starts = "together"  # of episodes at a reset; staggered: first clocks are ahead, not to end together
+    replay: int = 0  # older rollouts that an iteration learns from, in addition to the fresh one
+    replay_from: str = ""  # folder of an older run (--save-replay), or a data set, that initially fills the replay
+    draw: Draw = "uniform"  # how to draw replayed data: uniform, recency, ess, reward; see ess_rl.batches.draw_weights
+    correction: Correction = "none"  # how returns of older data are corrected: none, vtrace, retrace, ess
+    hints: int = 0  # environments in a group that starts from a hint once all of them failed; 0: no hints (HINT)
+    hint_lambda: float = 1.0  # samples from a hint are weighted by Affinity to this power; 0: like all others
+    lag: int = 0  # iterations by which the acting policy is older than the learning one
+    behavior_temperature: float = 1.0  # factor on the acting policy's standard deviation; not used in evaluation
+    rollout_precision: Precision = "fp32"  # of the acting network; for bf16, fp16, fp8 see ess_rl.networks.in_precision
+    starts: Starts = "together"  # of episodes at a reset; staggered: first clocks are ahead, so ends do not coincide
     log_std: float = -1.0  # of the initial policy, in every action dimension, in units of [-1, 1]
     hidden: tuple[int, ...] = (64, 64)  # tanh units of policy and value, which share nothing
-    num_envs: int = 16  # environments of one agent
-    rollout: int = 128  # steps of each environment between updates
-    epochs: int = 10  # passes over those num_envs * rollout samples
-    minibatch: int = 64  # samples of one update
+    num_envs: int = 16  # environments per agent
+    rollout: int = 128  # steps per environment between updates
+    epochs: int = 10  # passes over the num_envs * rollout samples
+    minibatch: int = 64  # samples per update
 
 
 class PPO:
-    """Clips the ratio at 1 +- clip, or does what else the PPO family does with it (`Config.objective`)."""
+    """Clips the ratio at 1 +- clip, or uses another objective of the PPO family (`Config.objective`)."""
 
     def __init__(self, config: Config, obs_dim: int, act_dim: int):
         self.config, self.obs_dim, self.act_dim = config, obs_dim, act_dim
@@ -154,7 +154,7 @@ class PPO:
     def _relative(
         self, state: State, batch: dict[str, Tensor], pi: Gaussian, b: Gaussian, advantage: Tensor
     ) -> tuple[Tensor, Metrics]:
-        """The objectives that stand beside PPO's own."""
+        """The objectives other than PPO's own."""
         log_prob, behavior_log_prob = pi.log_prob(batch["action"]), b.log_prob(batch["action"])
         proximal, clip, coefficient = batch["proximal_log_prob"], state["hyper"]["clip"], state["kl_coef"]
         if self.config.objective == "decoupled":
@@ -176,11 +176,11 @@ class PPO:
         return {**state, "obs_stats": obs_stats, "return_scale": return_scale}
 
     def _adapted(self, state: State, rollout: Transitions) -> Tensor:
-        """The weight of a penalty, twice or half of what it was where the penalized has left its range (Section 4), and
-        as it was before anything is learned.
+        """The weight of a penalty: doubled or halved if the penalized quantity has left its range (Section 4), and
+        unchanged before anything is learned.
 
-        Of the objective kl that is KL(b || pi), about `target_kl`; of the objective variance it is the variance of the
-        ratio, about clip^2, which is what a ratio has that is clip away from 1 on average (ours).
+        For the objective kl the quantity is KL(b || pi), with a range around `target_kl`; for the objective variance it
+        is the variance of the ratio, with a range around clip^2, that of a ratio clip away from 1 on average (ours).
         """
         if self.config.objective not in ("kl", "variance"):
             return state["kl_coef"]
@@ -193,4 +193,4 @@ class PPO:
         reached = processes.mean(reached)
         factor = torch.where(reached > 1.5 * target, 2.0, torch.where(reached < target / 1.5, 0.5, 1.0))
         factor = torch.where(state["optimizer"]["policy"]["step"] > 0.0, factor, 1.0)
-        return (state["kl_coef"] * factor).clamp(1e-3, 1e3)  # bounds of ours: where nothing moves, it would vanish
+        return (state["kl_coef"] * factor).clamp(1e-3, 1e3)  # our bounds: if nothing moves, the weight would vanish

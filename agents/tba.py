@@ -1,40 +1,41 @@
 """TBA: trajectory balance (Bartoldson et al. 2025, arXiv 2503.18929) for Gaussian policies over many steps.
 
-Written for one agent; `ess_rl.population` runs P of them as one tensor program. The policy is to be
+Written for one agent; `ess_rl.population` runs P of them as one tensor program. The policy sought is
 
-    pi(tau) = pi_ref(tau) exp( R(tau) / beta ) / Z,     which maximizes the return less beta KL(pi || pi_ref)
+    pi(tau) = pi_ref(tau) exp( R(tau) / beta ) / Z,     which maximizes the return minus beta KL(pi || pi_ref)
 
-TBA squares what both sides differ by, on trajectories that anybody sampled: no ratio appears. Its trajectories are
-answers of a language model, several to one question, from which it takes log Z. Here a trajectory has a thousand steps
-and a beginning of its own. So segments of at most k steps are balanced, and a soft value V(s) is learned for beta log Z
-(`ess_rl.objectives.subtrajectory_balance`, which is path consistency: PCL, Nachum et al. 2017, arXiv 1702.08892):
+TBA squares the difference between the two sides, on trajectories sampled by any policy: no ratio appears. Its
+trajectories are a language model's answers, several per question, from which it estimates log Z. Here a trajectory has
+a thousand steps and its own initial state. So segments of at most k steps are balanced, and a soft value V(s) is
+learned for beta log Z (`ess_rl.objectives.subtrajectory_balance`, which is path consistency: PCL, Nachum et al. 2017,
+arXiv 1702.08892):
 
     delta_j = V(s_t) - discount^j V'(s_t+j) + sum_{i < j} discount^i ( beta log(pi / pi_ref) - r ),     j = 1 ... k
-    minimized: sum_j w_j delta_j^2 over all t, w_j the weights of a lambda-return; lambda_ 1 is the longest j alone
+    minimized: sum_j w_j delta_j^2 over all t, w_j the weights of a lambda-return; lambda_ 1: only the longest j
 
-`prepare` makes a sample of each step: the segment that begins there, up to the end of its episode or of the rollout.
-So a minibatch of n is n segments, up to n k steps, and an epoch meets a step k times: hence five epochs, not ten.
+`prepare` makes each step a sample: the segment that begins there, up to the end of its episode or of the rollout. So a
+minibatch of n is n segments, up to n k steps, and an epoch sees each step k times: hence five epochs, not ten.
 
-The reference, which for TBA is the model before training, is to be chosen:
+The reference, which for TBA is the model before training, is an option:
 
-    iteration   the policy as the iteration began: beta is the strength of a trust region, and what is
-                aimed at moves on with each iteration (Trust-PCL, Nachum et al. 2018, arXiv 1707.01891,
-                has a policy that follows by averaging)
-    initial     the untrained policy, N(about 0, exp(log_std)), as TBA has it: large actions cost for ever
+    iteration   the policy at the start of the iteration: beta is the strength of a trust region, and the
+                target moves with each iteration (Trust-PCL, Nachum et al. 2018, arXiv 1707.01891, uses a
+                running average of the policy)
+    initial     the untrained policy, N(about 0, exp(log_std)), as in TBA: large actions stay costly throughout
     uniform     over the box of actions: beta times the entropy is added to the return, as in PCL. Nothing
-                else holds the policy back
+                else restrains the policy
 
-`entropy_coef` adds entropy to the return with any of them. Rewards are divided by the running standard deviation of
-returns, so beta is in such units and not in those of the task: it costs beta standard deviations of the return to
-leave the reference by one nat. As the scale settles early in training, the task's own beta moves with it.
+`entropy_coef` adds entropy to the return with any reference. Rewards are divided by the running standard deviation of
+returns, so beta is in that unit and not in the task's: leaving the reference by one nat costs beta standard deviations
+of the return. While the scale settles early in training, beta in the task's own unit moves with it.
 
-Differences from TBA: V for the mean over a group, which `agents/tba_group.py` has; segments, a discount; data come from
---lag, --async and --replay in place of searchers' buffers, drawn by --draw; beta is not annealed.
-From PCL: V' is V as the iteration began, without gradient (Trust-PCL has a slowly following one); Adam; no
-replay by reward. A residual that older data leave is not corrected for: V leans to the returns of who acted, as
-far as beta log(pi / pi_ref) does not account for the difference.
+Differences from TBA: V instead of the mean over a group, which `agents/tba_group.py` has; segments, a discount; data
+come from --lag, --async and --replay instead of searchers' buffers, drawn by --draw; beta is not annealed.
+From PCL: V' is V at the start of the iteration, without gradient (Trust-PCL has a slowly updated one); Adam; no
+replay by reward unless --draw asks for it. The residual that older data leave is not corrected: V leans toward the
+returns of the behavior, as far as beta log(pi / pi_ref) does not account for the difference.
 
-The details beside are those of `agents/ppo.py`; advantages are not standardized, since their scale is beta's.
+Other details are those of `agents/ppo.py`; advantages are not standardized, since beta is in their unit.
 """
 
 from __future__ import annotations
@@ -63,30 +64,30 @@ from ess_rl.transitions import Transitions
 
 @dataclass(frozen=True)
 class Config:
-    beta: float = 0.2  # what a nat away from the reference costs, in standard deviations of the return
-    reference: Literal["iteration", "initial", "uniform"] = "iteration"  # pi_ref: see above
-    segment_length: int = 16  # k, steps of a segment at most; an iteration's samples take k times the memory
-    lambda_: float = 0.95  # how the lengths of a segment are weighted; 1: the longest alone, 0: single steps
-    learning_rate: float = 6e-4  # of Adam, for the policy, at the start
-    final_learning_rate: float = 0.3  # what is left of it at the end, as a fraction; falls linearly
-    value_learning_rate: float = 1e-3  # of Adam, for the value, at the start; falls linearly to 0
+    beta: float = 0.2  # cost of one nat away from the reference, in standard deviations of the return
+    reference: Literal["iteration", "initial", "uniform"] = "iteration"  # pi_ref; see the module docstring
+    segment_length: int = 16  # k, maximum steps of a segment; an iteration's samples take k times the memory
+    lambda_: float = 0.95  # how the lengths of a segment are weighted; 1: only the longest, 0: only single steps
+    learning_rate: float = 6e-4  # initial rate of Adam for the policy
+    final_learning_rate: float = 0.3  # final policy rate as a fraction of learning_rate; falls linearly
+    value_learning_rate: float = 1e-3  # initial rate of Adam for the value; falls linearly to 0
     discount: float = 0.99  # per control step
-    value_coef: float = 0.5  # weight of the value loss; it shares only the gradient clip with the policy
-    entropy_coef: float = 0.0  # of entropy in the return: tau of PCL
+    value_coef: float = 0.5  # weight of the value loss; the value shares only the gradient clip with the policy
+    entropy_coef: float = 0.0  # weight of entropy in the return: tau of PCL
     max_grad_norm: float = 0.5  # joint norm of all gradients
-    replay: int = 0  # older rollouts that an iteration learns from, beside the fresh one
-    replay_from: str = ""  # folder of an older run (--save-replay) or a data set, whose data fill the replay at first
-    draw: Draw = "uniform"  # how replayed data are drawn: uniform, recency, ess, reward: ess_rl.batches.draw_weights
-    lag: int = 0  # iterations by which the policy that acts is older than the one that learns
-    behavior_temperature: float = 1.0  # what the standard deviation is multiplied with to act; evaluation knows none
-    rollout_precision: Precision = "fp32"  # of the network that acts; bf16, fp16, fp8: ess_rl.networks.in_precision
-    starts: Starts = "together"  # of episodes at a reset; staggered: first clocks are ahead, not to end together
+    replay: int = 0  # older rollouts that an iteration learns from, in addition to the fresh one
+    replay_from: str = ""  # folder of an older run (--save-replay), or a data set, that initially fills the replay
+    draw: Draw = "uniform"  # how to draw replayed data: uniform, recency, ess, reward; see ess_rl.batches.draw_weights
+    lag: int = 0  # iterations by which the acting policy is older than the learning one
+    behavior_temperature: float = 1.0  # factor on the acting policy's standard deviation; not used in evaluation
+    rollout_precision: Precision = "fp32"  # of the acting network; for bf16, fp16, fp8 see ess_rl.networks.in_precision
+    starts: Starts = "together"  # of episodes at a reset; staggered: first clocks are ahead, so ends do not coincide
     log_std: float = -1.0  # of the initial policy, in every action dimension, in units of [-1, 1]
     hidden: tuple[int, ...] = (64, 64)  # tanh units of policy and value, which share nothing
-    num_envs: int = 16  # environments of one agent
-    rollout: int = 128  # steps of each environment between updates
+    num_envs: int = 16  # environments per agent
+    rollout: int = 128  # steps per environment between updates
     epochs: int = 5  # passes over the num_envs * rollout segments
-    minibatch: int = 64  # segments of one update
+    minibatch: int = 64  # segments per update
 
 
 class TBA:
@@ -149,7 +150,7 @@ class TBA:
         return {name: x.flatten(0, 1) for name, x in samples.items()}
 
     def _reference_log_prob(self, state: State, obs: Tensor, action: Tensor, log_prob: Tensor) -> Tensor:
-        if self.config.reference == "initial":  # by the present statistics: they move, and it with them
+        if self.config.reference == "initial":  # under the current statistics: the reference moves with them
             return policy(state["reference"], obs).log_prob(action)
         if self.config.reference == "uniform":
             return torch.full_like(log_prob, -self.act_dim * math.log(2.0))
@@ -162,7 +163,7 @@ class TBA:
         hyper, progress = state["hyper"], state["progress"]
 
         def loss_function(params: Tree) -> tuple[Tensor, Metrics]:
-            pi = policy(params["policy"], batch["obs"])  # of all steps of the segments, [n, k, act_dim]
+            pi = policy(params["policy"], batch["obs"])  # at all steps of the segments, [n, k, act_dim]
             log_prob = pi.log_prob(batch["action"])
             loss, metrics = subtrajectory_balance(
                 log_prob,
@@ -180,7 +181,7 @@ class TBA:
             weight = metrics.pop("weight")
             if self.config.replay > 0:
                 metrics["replayed_share"] = share(weight, batch["age"] > 0)
-            # Not used by the loss. Of first steps alone: over an epoch these are all steps, once.
+            # Not used by the loss. First steps only: over an epoch these are all steps, once each.
             first, b = (
                 Gaussian(pi.mean[:, 0], pi.log_std[:, 0]),
                 Gaussian(batch["behavior_mean"], batch["behavior_log_std"]),

@@ -1,11 +1,11 @@
 """TBA with groups: trajectory balance as published (Bartoldson et al. 2025, arXiv 2503.18929), on whole episodes.
 
-Written for one agent; `ess_rl.population` runs P of them as one tensor program. The policy is to be
+Written for one agent; `ess_rl.population` runs P of them as one tensor program. The policy sought is
 
-    pi(tau) = pi_ref(tau) exp( R(tau) / beta ) / Z(s_0),     which maximizes the return less beta KL(pi || pi_ref)
+    pi(tau) = pi_ref(tau) exp( R(tau) / beta ) / Z(s_0),     which maximizes the return minus beta KL(pi || pi_ref)
 
-G environments begin an episode in one state s_0. What log Z(s_0) would have to be, for each of their trajectories, is
-averaged over the group; the loss is what they differ by (`ess_rl.objectives.vargrad_trajectory_balance`):
+G environments begin an episode in the same state s_0. The log Z(s_0) that each of their trajectories implies is
+averaged over the group; the loss is how far they differ (`ess_rl.objectives.vargrad_trajectory_balance`):
 
     log Z_j = log pi_ref(tau_j) - log pi(tau_j) + R_j / beta,     log Z = mean of log Z_j over the group
     minimized: mean of (log Z - log Z_j)^2
@@ -14,31 +14,31 @@ Its gradient is -mean of 2 / beta A_j sum_t grad log pi(a_t|s_t), with the advan
 
     A_j = beta (log Z_j - log Z) = soft_j - mean of soft over the group,     soft_j = R_j - beta log(pi / pi_ref)(tau_j)
 
-So steps can be shuffled among those of other trajectories: each is a sample that carries the A of its own, and a
-minibatch's mean of A log pi has that gradient but for a factor. `prepare` makes A under the policy as the iteration
-begins, `refresh` anew as each further epoch does, where TBA makes it anew for each minibatch. No ratio and no value
-appears, whoever acted. With beta 0 it is REINFORCE with the group's mean as the baseline.
+So steps of different trajectories can be shuffled: each is a sample that carries the A of its own trajectory, and a
+minibatch's mean of A log pi has that gradient up to a factor. `prepare` computes A under the policy at the start of the
+iteration, and `refresh` again at the start of each further epoch, where TBA recomputes it for each minibatch. Neither a
+ratio nor a value appears, whatever the behavior. With beta 0 it is REINFORCE with the group's mean as the baseline.
 
-There must be groups: environments that begin episodes alike and together (`envs.make_grouped`), and whole episodes: one
-rollout is one episode of each. Every action of it is credited with all of its reward, so the noise grows with its
-length; `agents/tba.py` balances segments with a learned log Z, works on every task, and learned faster where both were
-tried.
+This requires groups, environments that begin episodes in the same state at the same time (`envs.make_grouped`), and
+whole episodes: one rollout is one episode of each. Every action of an episode is credited with all of its reward, so
+the noise grows with its length; `agents/tba.py` balances segments with a learned log Z, works on every task, and
+learned faster where both were tried.
 
-The reference, which for TBA is the model before training, is to be chosen:
+The reference, which for TBA is the model before training, is an option:
 
-    iteration   the policy as the iteration began: beta is the strength of a trust region, which is felt from the
-                second epoch on, for in the first one pi is pi_ref
-    initial     the untrained policy, N(about 0, exp(log_std)), as TBA has it, under the present statistics of
-                observations: they move, and it with them
+    iteration   the policy at the start of the iteration: beta is the strength of a trust region, which takes
+                effect from the second epoch on, since pi is pi_ref in the first
+    initial     the untrained policy, N(about 0, exp(log_std)), as in TBA, under the current statistics of
+                observations: the reference moves with them
 
 Rewards are divided by the running standard deviation of returns so far (at discount 1: of an episode's sums up to each
-of its steps), and cut off at +-10; beta is in such units. A `discount` below 1 weighs reward and log ratio of step t
-with discount^t; trajectory balance has 1.
+of its steps), and clipped at +-10; beta is in that unit. A `discount` below 1 weights reward and log ratio of step t
+by discount^t; trajectory balance has 1.
 
-Differences from TBA: as above; data come from --lag, --async and --replay in place of searchers' buffers, drawn by
---draw, step by step, and with `reward` as in `ess_rl.batches.draw_weights`; log Z is the mean over the group whatever
-is drawn of it; beta is not annealed. The clock that ends an episode counts as the task's end: what would have followed
-is no part of R.
+Differences from TBA: as above; data come from --lag, --async and --replay instead of searchers' buffers, drawn by
+--draw, step by step, and with `reward` as in `ess_rl.batches.draw_weights`; log Z is the mean over the whole group,
+whichever of its steps are drawn; beta is not annealed. An episode that the clock ends counts as ended by the task: what
+would have followed is not part of R.
 """
 
 from __future__ import annotations
@@ -65,28 +65,28 @@ from ess_rl.transitions import Transitions
 
 @dataclass(frozen=True)
 class Config:
-    beta: float = 0.1  # what a nat away from the reference costs, in standard deviations of the return
-    reference: Literal["iteration", "initial"] = "iteration"  # pi_ref: see above
-    group: int = 8  # environments that begin their episodes in one state; divides num_envs
-    learning_rate: float = 3e-3  # of Adam, at the start
-    final_learning_rate: float = 0.3  # what is left of it at the end, as a fraction; falls linearly
+    beta: float = 0.1  # cost of one nat away from the reference, in standard deviations of the return
+    reference: Literal["iteration", "initial"] = "iteration"  # pi_ref; see the module docstring
+    group: int = 8  # environments whose episodes begin in the same state; divides num_envs
+    learning_rate: float = 3e-3  # initial rate of Adam
+    final_learning_rate: float = 0.3  # final policy rate as a fraction of learning_rate; falls linearly
     discount: float = 1.0  # per control step
     max_grad_norm: float = 0.5  # norm of the gradient
-    replay: int = 0  # older rollouts that an iteration learns from, beside the fresh one
-    draw: Draw = "uniform"  # how replayed data are drawn: uniform, recency, ess, reward: ess_rl.batches.draw_weights
-    lag: int = 0  # iterations by which the policy that acts is older than the one that learns
-    behavior_temperature: float = 1.0  # what the standard deviation is multiplied with to act; evaluation knows none
-    rollout_precision: Precision = "fp32"  # of the network that acts; bf16, fp16, fp8: ess_rl.networks.in_precision
+    replay: int = 0  # older rollouts that an iteration learns from, in addition to the fresh one
+    draw: Draw = "uniform"  # how to draw replayed data: uniform, recency, ess, reward; see ess_rl.batches.draw_weights
+    lag: int = 0  # iterations by which the acting policy is older than the learning one
+    behavior_temperature: float = 1.0  # factor on the acting policy's standard deviation; not used in evaluation
+    rollout_precision: Precision = "fp32"  # of the acting network; for bf16, fp16, fp8 see ess_rl.networks.in_precision
     log_std: float = -1.0  # of the initial policy, in every action dimension, in units of [-1, 1]
     hidden: tuple[int, ...] = (64, 64)  # tanh units of the policy
-    num_envs: int = 16  # environments of one agent
-    rollout: int = 200  # steps of each environment between updates: one episode
+    num_envs: int = 16  # environments per agent
+    rollout: int = 200  # steps per environment between updates: one episode
     epochs: int = 10  # passes over the num_envs * rollout samples
-    minibatch: int = 100  # samples of one update
+    minibatch: int = 100  # samples per update
 
 
 class TBAGroup:
-    """Balances whole trajectories that begin in one state against each other: squared residuals, no ratio."""
+    """Balances whole trajectories that begin in the same state against each other: squared residuals, no ratio."""
 
     def __init__(self, config: Config, obs_dim: int, act_dim: int):
         if config.group < 2 or config.num_envs % config.group:
@@ -126,13 +126,13 @@ class TBAGroup:
         return {name: x.flatten(0, 1) for name, x in samples.items()} | self.refresh(state, rollout)
 
     def refresh(self, state: State, rollout: Transitions) -> dict[str, Tensor]:
-        """The advantage under the policy as it is now: what a trajectory lacks to balance, in units of the return."""
+        """The advantage under the current policy: how far a trajectory is from balance, in units of the return."""
         obs = normalizer.standardize(state["obs_stats"], rollout.obs)
         reward = normalizer.scale_reward(state["return_scale"], rollout.reward)
         log_prob = policy(state["params"]["policy"], obs).log_prob(rollout.action)
         reference_log_prob = policy(state["reference"], obs).log_prob(rollout.action)
         soft_reward = reward - state["hyper"]["beta"] * (log_prob - reference_log_prob)
-        soft = (self._step_weights(state, rollout) * soft_reward).sum(0)  # of trajectories, [N]
+        soft = (self._step_weights(state, rollout) * soft_reward).sum(0)  # per trajectory, [N]
         groups = soft.unflatten(0, (-1, self.config.group))
         advantage = (groups - groups.mean(1, keepdim=True)).flatten()
         return {"advantage": advantage.expand_as(rollout.reward).flatten()}
@@ -178,6 +178,6 @@ class TBAGroup:
             state["return_scale"], rollout.reward, rollout.last, state["hyper"]["discount"]
         )
         reference = state["reference"]
-        if self.config.reference == "iteration":  # a copy: a checkpoint takes no tensor twice
+        if self.config.reference == "iteration":  # a copy: a checkpoint cannot store a tensor twice
             reference = tree_map(torch.clone, state["params"]["policy"])
         return {**state, "obs_stats": obs_stats, "return_scale": return_scale, "reference": reference}

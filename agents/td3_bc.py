@@ -1,9 +1,9 @@
 """TD3+BC: TD3 with a behavioral cloning term (Fujimoto and Gu 2021, arXiv 2106.06860).
 
 Written for one agent; `ess_rl.offline` runs P of them as one tensor program. The policy is deterministic, so there is
-no ratio to the behavior and no effective sample size; `act` gives it the width of the noise that smooths its targets.
-As in the released code lambda is taken of Q at the policy's own actions. Deviation: all gradients are taken at the same
-parameters (in the released code the policy sees the critics of after their step).
+no ratio to the behavior and no effective sample size; `act` gives it the width of the target smoothing noise. As in the
+released code, lambda is computed from Q at the policy's own actions. Deviation: all gradients are taken at the same
+parameters (in the released code the policy sees the critics after their step).
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from ess_rl.random import fold_in
 
 @dataclass(frozen=True)
 class Config:
-    alpha: float = 2.5  # weight of Q beside the squared distance to the data; 0 is cloning
+    alpha: float = 2.5  # weight of Q relative to the squared distance to the data; 0 is cloning
     policy_noise: float = 0.2  # standard deviation of the noise on the target's action, in units of [-1, 1]
     noise_clip: float = 0.5  # bound of that noise
-    policy_delay: int = 2  # updates of the critics for one of the policy and the targets
+    policy_delay: int = 2  # critic updates per update of the policy and the targets
     learning_rate: float = 3e-4  # of Adam, for the policy and the critics
     discount: float = 0.99  # per control step
-    tau: float = 0.005  # share of policy and critics that enters their targets when these move
+    tau: float = 0.005  # share of policy and critics mixed into their targets when these move
     hidden: tuple[int, ...] = (256, 256)  # relu units of policy and critics
-    minibatch: int = 256  # samples of one update
+    minibatch: int = 256  # samples per update
 
 
 class TD3BC:
@@ -74,7 +74,7 @@ class TD3BC:
     def update(self, state: State, batch: dict[str, Tensor]) -> tuple[State, Metrics]:
         hyper, target = state["hyper"], state["target"]
         obs, next_obs = (normalizer.standardize(state["data_stats"]["obs"], batch[x]) for x in ("obs", "next_obs"))
-        action = batch["action"].clamp(-1.0, 1.0)  # what the environment saw of it
+        action = batch["action"].clamp(-1.0, 1.0)  # as the environment saw it
         clip = hyper["noise_clip"]
         noise = torch.maximum(torch.minimum(batch["noise"][:, 0] * hyper["policy_noise"], clip), -clip)
         next_action = (self._policy(target["policy"], next_obs) + noise).clamp(-1.0, 1.0)

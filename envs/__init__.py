@@ -1,4 +1,4 @@
-"""Environments: the only folder that knows a simulator. `make` builds any of them, all as `ess_rl.contract.VectorEnv`.
+"""Environments: the only folder that knows simulators. `make` builds any of them as an `ess_rl.contract.VectorEnv`.
 
 env = envs.make("HalfCheetah-v5", num_envs=16)
 obs = env.reset(torch.arange(16))
@@ -48,17 +48,17 @@ __all__ = [
     "render_env",
 ]
 
-BACKENDS = ("torch", "envpool", "gymnasium", "warp")  # "auto" takes the first that it can, and never "warp"
+BACKENDS = ("torch", "envpool", "gymnasium", "warp")  # "auto" takes the first one it can, never "warp"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What this suite says of one task."""
+    """A task as this suite describes it."""
 
     description: str
-    dynamics: Callable[..., Dynamics] | None = None  # our own equations in torch, where there are any
+    dynamics: Callable[..., Dynamics] | None = None  # our own equations in torch, if any
     in_envpool: bool = False
-    in_warp: bool = False  # on mujoco_warp, in `mujoco_tasks`
+    in_warp: bool = False  # on mujoco_warp, defined in `mujoco_tasks`
 
 
 ENVS: dict[str, Entry] = {
@@ -90,7 +90,7 @@ ENVS: dict[str, Entry] = {
 
 
 def backends_of(env_id: str) -> tuple[str, ...]:
-    """The backends that know this task, installed or not; empty where none does."""
+    """Backends that know this task, installed or not; empty if none does."""
     entry = ENVS.get(env_id, Entry(""))
     known = {
         "torch": entry.dynamics is not None,
@@ -104,18 +104,18 @@ def backends_of(env_id: str) -> tuple[str, ...]:
 def make(
     env_id: str, num_envs: int, *, backend: str = "auto", device: torch.device | str = "cpu", **options: Any
 ) -> VectorEnv:
-    """`num_envs` copies of a task as one `VectorEnv`.
+    """Make `num_envs` copies of a task as one `VectorEnv`.
 
     backend: "torch" (our own equations), "envpool", "gymnasium", or "auto": the first of these that has the task and
-        is installed. The choice stands in the result's `backend`. Only who asks for it gets "warp", the MuJoCo tasks on
-        mujoco_warp: physics in float32 is another benchmark.
-    device: where a torch or warp environment lives. The two others simulate on the CPU, and say so in their `device`.
-    options: `staggered` of all but gymnasium: the clocks of the first episodes after a reset are ahead by random times
+        is installed. The result's `backend` names the choice. "warp", the MuJoCo tasks on mujoco_warp, is used only on
+        request: physics in float32 is a different benchmark.
+    device: where a torch or warp environment lives. The other two simulate on the CPU, and their `device` says so.
+    options: `staggered` (all but gymnasium): the clocks of the first episodes after a reset are ahead by random times
         (`envs.clocks`). torch: `dtype`, `max_episode_steps` and the constants of the equations; envpool: `num_threads`,
         `halves`, `max_episode_steps` and EnvPool's options of the task; gymnasium: what `gymnasium.make` takes; warp:
         `max_episode_steps` and the fields of the task in `envs.mujoco_tasks`.
 
-    Raises UsageError where the task, the backend or an option does not exist or is not for Gaussian policies.
+    Raises UsageError if the task, the backend or an option does not exist or is not for Gaussian policies.
     """
     if num_envs < 1:
         raise UsageError(f"num_envs is {num_envs}; at least 1 environment is needed")
@@ -139,7 +139,7 @@ def make(
 
 
 def make_torch(env_id: str, num_envs: int, device: torch.device | str = "cpu", **options: Any) -> TorchVectorEnv:
-    """`make` with the backend "torch", typed as what it is: with its `dynamics` and its `state`."""
+    """Like `make` with the backend "torch", but typed as the class it returns, with `dynamics` and `state`."""
     _choose_backend(env_id, "torch")
     dynamics = ENVS[env_id].dynamics
     assert dynamics is not None
@@ -155,9 +155,9 @@ def make_torch(env_id: str, num_envs: int, device: torch.device | str = "cpu", *
 def make_grouped(
     env_id: str, num_envs: int, group: int, *, backend: str = "auto", device: torch.device | str = "cpu", **options: Any
 ) -> GroupedVectorEnv:
-    """As `make_torch`, in groups of `group` environments that begin all their episodes alike, and together.
+    """Like `make_torch`, in groups of `group` environments that start every episode in the same state, together.
 
-    Raises UsageError where the task cannot, and where the groups would not all be of that size.
+    Raises UsageError if the task does not allow this, or if the groups would not all have that size.
     """
     able = [name for name, entry in ENVS.items() if entry.dynamics is not None and not entry.dynamics().terminates]
     could = f"; those that can, in torch: {', '.join(able)}"
@@ -171,9 +171,9 @@ def make_grouped(
 def make_hinted(
     env_id: str, num_envs: int, group: int, *, backend: str = "auto", device: torch.device | str = "cpu", **options: Any
 ) -> HintedVectorEnv:
-    """As `make_torch`, for training with hints: in groups of `group` environments (`envs.hinted`).
+    """Like `make_torch`, for training with hints: in groups of `group` environments (`envs.hinted`).
 
-    Raises UsageError where the task has no hints, and where the groups would not all be of that size.
+    Raises UsageError if the task has no hints, or if the groups would not all have that size.
     """
     able = [name for name, entry in ENVS.items() if hasattr(entry.dynamics, "hint_state")]
     could = f"; those that can, in torch: {', '.join(able)}"
@@ -194,7 +194,7 @@ def _in_groups(kind: type[Grouped], plain: TorchVectorEnv, group: int) -> Groupe
 
 
 def render_env(env_id: str, **options: Any) -> RenderEnv:
-    """One copy of a task, through Gymnasium, with `.render()` -> uint8 [height, width, 3] and `.fps`."""
+    """Make one copy of a task through Gymnasium, with `.render()` -> uint8 [height, width, 3] and `.fps`."""
     _choose_backend(env_id, "gymnasium")
     if env_id.startswith("ess/"):
         raise UsageError(f"{env_id} has no picture: its equations are ours alone, and only Gymnasium's tasks are drawn")
@@ -204,7 +204,7 @@ def render_env(env_id: str, **options: Any) -> RenderEnv:
 
 
 def _choose_backend(env_id: str, backend: str) -> str:
-    """The backend to use, or the UsageError that says why there is none."""
+    """Return the backend to use, or raise a UsageError that says why there is none."""
     if backend not in ("auto", *BACKENDS):
         raise UsageError(f"unknown backend {backend!r}: choose one of auto, {', '.join(BACKENDS)}")
     having = backends_of(env_id)
@@ -235,9 +235,9 @@ def _warp_installed() -> bool:
 
 
 def _in_gymnasium(env_id: str) -> bool:
-    """Whether Gymnasium knows the id. "module:id" imports the module first, as gymnasium.make does.
+    """Return whether Gymnasium knows the id. "module:id" imports the module first, as gymnasium.make does.
 
-    Raises UsageError where that module cannot be imported.
+    Raises UsageError if that module cannot be imported.
     """
     import gymnasium
 
@@ -247,7 +247,7 @@ def _in_gymnasium(env_id: str) -> bool:
     if module:
         try:
             importlib.import_module(module)
-        except (ImportError, TypeError, ValueError) as error:  # the last two: it is no name of a module
+        except (ImportError, TypeError, ValueError) as error:  # the last two: not a valid module name
             raise UsageError(f"{env_id}: the module {module} cannot be imported: {error}") from error
     try:
         gymnasium.spec(name)
@@ -257,7 +257,7 @@ def _in_gymnasium(env_id: str) -> bool:
 
 
 def _nearest(env_id: str) -> str:
-    """`; did you mean ...?`: names near by their letters, regardless of case, each in its newest version."""
+    """Format `; did you mean ...?` with similarly spelled names, ignoring case, each in its newest version."""
     import gymnasium
     from gymnasium.envs.registration import EnvSpec
 

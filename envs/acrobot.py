@@ -1,8 +1,8 @@
-"""Acrobot with a continuous torque: swing the tip of a two-link arm above a line, by a motor in its elbow alone.
+"""Acrobot with a continuous torque: swing the tip of a two-link arm above a line, with a motor only in its elbow.
 
-Two equal links hang on one another from a fixed, free shoulder; a motor between them exerts the torque u. Angles are
-theta_1 of the upper link from hanging, theta_2 of the lower link relative to the upper. With masses m1, m2, length l1,
-centers of mass at lc1, lc2, moments of inertia I1, I2 about these centers, and gravity g,
+Two equal links hang in series from a fixed, unactuated shoulder; a motor between them exerts the torque u. theta_1 is
+the angle of the upper link from hanging, theta_2 that of the lower link relative to the upper. With masses m1, m2,
+length l1, centers of mass at lc1, lc2, moments of inertia I1, I2 about these centers, and gravity g,
 
     d1 = m1 lc1^2 + m2 (l1^2 + lc2^2 + 2 l1 lc2 cos(theta_2)) + I1 + I2                              [kg m^2]
     d2 = m2 (lc2^2 + l1 lc2 cos(theta_2)) + I2                                                       [kg m^2]
@@ -12,16 +12,17 @@ centers of mass at lc1, lc2, moments of inertia I1, I2 about these centers, and 
     theta_2'' = (u + d2 / d1 p1 - h theta_1'^2 - p2) / (m2 lc2^2 + I2 - d2^2 / d1)                   [rad/s^2]
     theta_1'' = -(d2 theta_2'' + p1) / d1                                                            [rad/s^2]
 
-One control step of length dt is one Runge-Kutta step of fourth order, after which the angles are wrapped to [-pi, pi)
+One control step of length dt is one fourth-order Runge-Kutta step, after which the angles are wrapped to [-pi, pi)
 and the speeds clipped to 4 pi and 9 pi rad/s.
 
     terminated = the tip is more than one link above the shoulder: -cos(theta_1) - cos(theta_1 + theta_2) > 1
     reward = -1, and 0 for the step that ends the task
 
-An episode starts with all four ~ U(-0.1, 0.1), and the clock ends it after 500 steps (100 s).
+An episode starts with all four state variables ~ U(-0.1, 0.1); the clock ends it after 500 steps (100 s).
 
 Source: Sutton and Barto, "Reinforcement Learning: An Introduction", 2nd edition, section 11.3; constants are those of
-Gymnasium's Acrobot-v1, whose three actions are -1, 0 and 1 here. tests/envs/test_torch_envs.py compares step by step.
+Gymnasium's Acrobot-v1, whose three actions are -1, 0 and 1 here. tests/envs/test_torch_envs.py compares the two step
+by step.
 """
 
 import math

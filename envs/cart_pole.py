@@ -1,22 +1,22 @@
 """CartPole with a continuous force: keep a pole upright on a cart.
 
-A cart of mass M moves without friction on a level track under a horizontal force F. A uniform pole of mass m and half
-length l is hinged on it. With the cart's position x, the angle theta of the pole from upright (positive toward +x) and
-gravity g,
+A cart of mass M moves without friction on a level track under a horizontal force F. A uniform pole of mass m and
+half-length l is hinged to it. With the cart's position x, the angle theta of the pole from upright (positive toward
++x) and gravity g,
 
     a       = (F + m l theta'^2 sin(theta)) / (M + m)                                               [m/s^2]
     theta'' = (g sin(theta) - a cos(theta)) / (l (4/3 - m cos(theta)^2 / (M + m)))                  [rad/s^2]
     x''     = a - m l theta'' cos(theta) / (M + m)                                                  [m/s^2]
 
-One control step of length dt is one explicit Euler step: all four rates are those at its beginning.
+One control step of length dt is one explicit Euler step: all four rates are taken at its start.
 
-    terminated = |x| > 2.4 m or |theta| > 12 degrees,     reward = 1, that of the last step included
+    terminated = |x| > 2.4 m or |theta| > 12 degrees,     reward = 1, including the last step
 
 An episode starts with x, x', theta and theta' ~ U(-0.05, 0.05), and the clock ends it after 500 steps (10 s).
 
 Source: Barto, Sutton and Anderson 1983, "Neuronlike adaptive elements that can solve difficult learning control
 problems", without their friction; constants and Euler step are those of Gymnasium's CartPole-v1, whose two actions are
--1 and 1 here. tests/envs/test_torch_envs.py compares step by step.
+-1 and 1 here. tests/envs/test_torch_envs.py compares the two step by step.
 """
 
 import math

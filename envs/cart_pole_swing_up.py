@@ -1,17 +1,17 @@
 """CartPoleSwingUp: swing the pole of CartPole up from hanging, and keep it upright near the middle of the track.
 
 Cart, pole and force are those of `envs.cart_pole`, whose equations of motion hold here too; one control step of length
-dt is one Runge-Kutta step of fourth order, because the pole turns fast. With the state after the step,
+dt is one fourth-order Runge-Kutta step, because the pole turns fast. With the state after the step,
 
     reward = (1 + cos(theta)) / 2 * (1 + exp(-x^2)) / 2 * (1 + exp(-(theta' / 5)^2)) / 2            in [0, 1]
     terminated = |x| > 2.4 m
 
-(x in m, theta' in rad/s): upright counts most, and in full only in the middle and at rest. Leaving the track costs the
-rewards that would have followed. An episode starts with the pole hanging, theta ~ pi + U(-0.1, 0.1), and x, x', theta'
-~ U(-0.05, 0.05); the clock ends it after 500 steps (10 s).
+(x in m, theta' in rad/s): being upright counts most, and in full only in the middle and at rest. Leaving the track
+costs the rewards that would have followed. An episode starts with the pole hanging, theta ~ pi + U(-0.1, 0.1), and x,
+x', theta' ~ U(-0.05, 0.05); the clock ends it after 500 steps (10 s).
 
-Source: the task is a classic without a fixed form; this reward is in the manner of dm_control's cartpole swingup
-(Tassa et al. 2018, arXiv 1801.00690), a product of the same wishes in simpler terms.
+Source: the task is a classic without a fixed form; this reward is modeled on dm_control's cartpole swingup
+(Tassa et al. 2018, arXiv 1801.00690), a product of the same goals, but for its small forces, in simpler terms.
 """
 
 import math
@@ -27,7 +27,7 @@ from ess_rl import random
 
 @dataclass(frozen=True)
 class CartPoleSwingUp(CartAndPole):
-    """State [B, 4] as there, theta not wrapped. Observation [B, 5]: x, x', cos(theta), sin(theta), theta'."""
+    """State [B, 4] of `CartAndPole`, theta not wrapped. Observation [B, 5]: x, x', cos(theta), sin(theta), theta'."""
 
     obs_dim = 5
 

@@ -1,4 +1,4 @@
-"""D4RL's HDF5 files: flat arrays with an end here and there, as Minari data sets of episodes."""
+"""Conversion of D4RL's HDF5 files, flat arrays with episode ends marked, to Minari data sets of episodes."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _NEEDED = ("observations", "actions", "rewards", "terminals")
 
 
 def import_file(file: Path, dataset_id: str, env_id: str, metadata: Mapping[str, Any], *, overwrite: bool) -> str:
-    """Read a file and write the set. -> what to print
+    """Read a file and write it as a data set. -> text to print
 
-    D4RL has one observation a step. Where the file has no next_observations, what an episode's last step reached is
-    not known: unless it terminated, that step is left out, and the one before it is the last, truncated. Where it has
-    no timeouts, an episode that did not terminate ends where the next row does not begin with what was reached; where
-    it has neither, at the task's time limit.
+    D4RL has one observation per step. If the file has no next_observations, the observation that an episode's last step
+    reached is unknown: unless that step terminated, it is left out, and the step before it becomes the last, truncated.
+    If the file has no timeouts, an episode that did not terminate ends where the next row's observation differs from
+    the one reached; if it has neither, at the task's time limit.
 
     Raises:
-        UsageError: the file is none, or lacks a column, or its columns have unequal lengths, or observations or actions
-            of other sizes than the task's, or nothing tells where its episodes end.
+        UsageError: the file is missing or not HDF5, or lacks a column, or its columns have unequal lengths, or
+            observations or actions of other sizes than the task's, or nothing tells where its episodes end.
     """
     columns = _read(file)
     minari_write.check_name(dataset_id, overwrite=overwrite)
@@ -72,7 +72,7 @@ def _read(file: Path) -> dict[str, NDArray[Any]]:
 
 
 def _cuts(file: Path, columns: dict[str, NDArray[Any]], limit: int | None, env_id: str) -> NDArray[np.bool_]:
-    """Rows [N] after which an episode goes no further, though it did not terminate."""
+    """Mask [N] of the rows after which an episode ends although it did not terminate."""
     terminal = columns["terminals"].astype(bool).ravel()
     if "timeouts" in columns:
         return columns["timeouts"].astype(bool).ravel()
@@ -105,9 +105,9 @@ def _episodes(columns: dict[str, NDArray[Any]], cut: NDArray[np.bool_]) -> Itera
         if reached is not None:
             obs = np.concatenate([obs, reached[end - 1 : end]])
         elif ended:
-            obs = np.concatenate([obs, obs[-1:]])  # of a step that terminated: its value is zero, whatever it is
+            obs = np.concatenate([obs, obs[-1:]])  # after a terminated step: its value is zero, whatever it is
         else:
-            stop = end - 1  # obs[stop] is what the step before it reached
+            stop = end - 1  # obs[stop] is what the step before reached
         if stop == begin:
             continue
         length = stop - begin

@@ -1,13 +1,13 @@
-"""The MuJoCo -v5 tasks through EnvPool: B simulators in C++ threads, the fastest source on a CPU.
+"""The MuJoCo -v5 tasks through EnvPool: B simulators in C++ threads, the fastest source of data on a CPU.
 
-Three habits of EnvPool differ from `VectorEnv`, and this adapter hides them (found with EnvPool 1.2.5):
+EnvPool differs from `VectorEnv` in three ways, which this adapter hides (found with EnvPool 1.2.5):
 
 * It resets a finished environment at the *next* step, which then ignores the action. Here finished environments are
   reset at once by `reset(ids)`, so every transition is a true one.
-* It reports `truncated` without `terminated` when a task ends on the very step its clock does. Here the pool's own
-  clock is set one step too late to ever strike, and truncation is counted from its `elapsed_step`, so a task that ends
-  is always `terminated`.
-* It takes seeds only when it is built. `reset(seeds)` therefore builds the pool anew (0.1 to 0.3 s for 160 tasks).
+* It reports `truncated` without `terminated` when a task ends on the very step its clock does. Here the pool's own time
+  limit is one step too late to ever apply, and truncation is computed from its `elapsed_step`, so a task that ends is
+  always `terminated`.
+* It takes seeds only at construction. `reset(seeds)` therefore rebuilds the pool (0.1 to 0.3 s for 160 tasks).
 """
 
 import ctypes
@@ -29,15 +29,15 @@ from ess_rl.errors import UsageError
 
 
 def _available_cpus() -> int:
-    """CPUs this process may use, which in a container are often fewer than the machine has."""
+    """Number of CPUs this process may use, in a container often fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 def _return_freed_memory() -> None:
-    """Ask the C library to give the memory of a destroyed pool back to the system.
+    """Ask the C library to return the memory of a destroyed pool to the system.
 
     A pool allocates from many threads, and glibc keeps what each of them freed: 60 pools of 160 HalfCheetahs, one
-    after the other, held 0.9 GB that no pool used any more. Elsewhere than on glibc this does nothing.
+    after another, held on to 0.9 GB that no pool used anymore. Without glibc this does nothing.
     """
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
@@ -46,11 +46,11 @@ def _return_freed_memory() -> None:
 
 
 class _Pool:
-    """One pool of EnvPool's, with the three habits mended. A `Turn`."""
+    """One EnvPool pool with the three differences removed. A `Turn`."""
 
     def __init__(self, make: Callable[..., Any], num_envs: int, to_simulator: BoxAction, max_episode_steps: int):
-        """`make`: the pool from its `num_envs` and its `env_seed`."""
-        self._ahead = np.zeros(num_envs, dtype=np.int64)  # of the simulator's clocks, in the first episodes
+        """`make` builds the pool from its `num_envs` and its `env_seed`."""
+        self._ahead = np.zeros(num_envs, dtype=np.int64)  # steps ahead of the simulator's clocks, in first episodes
         self._make = make
         self._ids = np.arange(num_envs)
         self._to_simulator = to_simulator
@@ -64,17 +64,17 @@ class _Pool:
         return torch.from_numpy(obs.astype(np.float32))
 
     def close(self) -> None:
-        """Destroy the pool with its threads. EnvPool's own `close` releases nothing; the last reference does."""
+        """Destroy the pool and its threads. EnvPool's own `close` releases nothing; losing the last reference does."""
         self._pool = None
 
     def send(self, action: Tensor) -> None:
-        """Begin a control step of all environments; their threads go on while this one returns."""
+        """Start a control step of all environments; their threads keep running after this returns."""
         self._pool.send(self._to_simulator(action), self._ids)
 
     def receive(self) -> Step:
-        """Wait for the control step that was begun. Where no episode ended, `obs` and `next_obs` are one tensor."""
+        """Wait for the control step that was started. If no episode ended, `obs` and `next_obs` are one tensor."""
         reached, reward, terminated, _, info = self._pool.recv()
-        # Each conversion copies, so that nothing handed out lies in a buffer of EnvPool's.
+        # Each conversion copies, so that nothing returned shares memory with EnvPool's buffers.
         next_obs = torch.from_numpy(reached.astype(np.float32))
         truncated = (info["elapsed_step"] + self._ahead >= self._max_episode_steps) & ~terminated
         obs = next_obs
@@ -94,9 +94,9 @@ class _Pool:
 
 
 class EnvPoolVectorEnv:
-    """A `VectorEnv` over EnvPool, in two parts that can take turns where the number of environments is even.
+    """A `VectorEnv` over EnvPool, in two parts that can alternate if the number of environments is even.
 
-    Tensors come out on the CPU; those of one `Step` never change afterwards.
+    Returned tensors are on the CPU; those of a `Step` never change afterwards.
     """
 
     backend = "envpool"
@@ -112,13 +112,13 @@ class EnvPoolVectorEnv:
         staggered: bool = False,
         **options: Any,
     ) -> None:
-        """`num_threads`: of each part; by default the parts share the available CPUs. A part that waits wakes the
-        sooner the fewer others spin for work: on two CPUs, 16 HalfCheetahs and a policy took 0.83 ms a step with one
-        thread in each half, 1.20 with two. `halves`: two parts, if `num_envs` is even.
+        """`num_threads`: threads of each part; by default the parts share the available CPUs. The fewer other threads
+        spin for work, the sooner a waiting part wakes: on two CPUs, 16 HalfCheetahs and a policy took 0.83 ms per step
+        with one thread in each half, 1.20 with two. `halves`: two parts, if `num_envs` is even.
 
         `staggered`: the clocks of the first episodes after a reset are ahead (`envs.clocks.first_clocks`).
 
-        `options`: the task's own, as EnvPool names them.
+        `options`: EnvPool's options of the task, under EnvPool's names.
         """
         import envpool
 
@@ -152,7 +152,7 @@ class EnvPoolVectorEnv:
         ]
 
     def reset(self, seeds: Tensor) -> Tensor:
-        """Begin anew from the low 31 bits of `seeds` [B]. -> obs [B, obs_dim]"""
+        """Reset all environments from the low 31 bits of `seeds` [B]. -> obs [B, obs_dim]"""
         env_seed, count = seeds_31_bits(seeds, self.num_envs), self._count
         ahead = first_clocks(seeds, self.max_episode_steps) if self.staggered else torch.zeros_like(seeds)
         self.close()
@@ -176,5 +176,5 @@ class EnvPoolVectorEnv:
 
 
 def _interleave(parts: list[Tensor]) -> Tensor:
-    """K parts [B / K, ...] to [B, ...]: row i comes from part i modulo K."""
+    """Merge K parts [B / K, ...] into [B, ...]: row i comes from part i modulo K."""
     return torch.stack(parts, dim=1).flatten(0, 1)

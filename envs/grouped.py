@@ -1,4 +1,4 @@
-"""Torch environments in groups whose episodes begin alike: for training alone."""
+"""Torch environments in groups whose episodes start in the same state: for training only."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from envs.torch_vector import Dynamics, TorchVectorEnv
 
 
 class GroupedVectorEnv(TorchVectorEnv):
-    """As `TorchVectorEnv`, in groups of `group` environments that stand together.
+    """A `TorchVectorEnv` in groups of `group` adjacent environments.
 
-    Episode number k of a whole group begins at `reset_state(fold_in(s, k))`, s being the seed of its first environment.
-    Where the clock alone ends episodes, a group begins each of them together.
+    Episode k of a whole group starts at `reset_state(fold_in(s, k))`, where s is the seed of the first environment.
+    If only the clock ends episodes, the environments of a group start each of them together.
     """
 
     def __init__(self, env_id: str, dynamics: Dynamics, num_envs: int, *where: Any, group: int, **how: Any):
-        """`group` divides `num_envs`. All else as there."""
+        """`group` divides `num_envs`. The other arguments are those of `TorchVectorEnv`."""
         super().__init__(env_id, dynamics, num_envs, *where, **how)
         self.group = group
 

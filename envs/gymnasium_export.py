@@ -3,10 +3,10 @@
 import envs.gymnasium_export
 
 env = gymnasium.make("ess/CartPoleSwingUp-v0")
-envs = gymnasium.make_vec("ess/CartPoleSwingUp-v0", num_envs=4096)      # batched torch, arrays outside
+envs = gymnasium.make_vec("ess/CartPoleSwingUp-v0", num_envs=4096)      # batched torch inside, arrays outside
 
 `gymnasium.make("envs.gymnasium_export:ess/CartPoleSwingUp-v0")` needs no import. With the same seed an environment
-has the same episodes here and in `envs.make`, the second and later ones included.
+has the same episodes here and in `envs.make`, including the second and later ones.
 """
 
 from typing import Any
@@ -24,16 +24,16 @@ from ess_rl.errors import UsageError
 
 
 def _spaces(obs_dim: int, act_dim: int) -> tuple[Box, Box]:
-    """Of observations, without bounds, and of actions, [-1, 1]; both float32."""
+    """Spaces of observations (unbounded) and actions ([-1, 1]), both float32."""
     return Box(-np.inf, np.inf, (obs_dim,), np.float32), Box(-1.0, 1.0, (act_dim,), np.float32)
 
 
 class NoPictureError(UsageError, TypeError):
-    """A render mode was asked for. Stable-Baselines3 asks first, and takes a TypeError for: there is none."""
+    """A render mode was requested. Stable-Baselines3 tries one first, and a TypeError tells it that there is none."""
 
 
 class TorchTask(gymnasium.Env):
-    """One copy. Gymnasium's TimeLimit keeps its clock; nothing is drawn."""
+    """One copy of a task. Gymnasium's TimeLimit keeps its clock; there is no rendering."""
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 (Gymnasium's own form)
 
@@ -48,7 +48,7 @@ class TorchTask(gymnasium.Env):
         self._state = torch.empty(1, self._dynamics.state_dim)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
-        """`seed` begins a new series of episodes, None its next one. `options` are not used."""
+        """`seed` starts a new series of episodes; None starts the next episode of the series. `options` are ignored."""
         super().reset(seed=seed)
         if seed is None and self._seed is None:
             seed = int(self.np_random.integers(2**31))
@@ -83,7 +83,7 @@ class TorchTasks(VectorEnv):
         self.action_space = batch_space(self.single_action_space, num_envs)
 
     def reset(self, *, seed: int | list[int] | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
-        """`seed`: one for each environment, or the first of numbers that count on; None: a random one."""
+        """`seed`: one for each environment, or the first of consecutive seeds; None: a random first one."""
         super().reset(seed=seed if isinstance(seed, int) else None)
         if seed is None:
             seed = int(self.np_random.integers(2**31))
@@ -91,7 +91,7 @@ class TorchTasks(VectorEnv):
         return self._env.reset(torch.tensor(seeds, device=self._env.device)).numpy(force=True), {}
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """`info["final_obs"]` [B] holds, where `info["_final_obs"]`, what the dynamics reached before the reset."""
+        """`info["final_obs"]` [B], where `info["_final_obs"]` is set, is what the dynamics reached before the reset."""
         step = self._env.step(torch.as_tensor(actions, dtype=torch.float32, device=self._env.device))
         obs, reached, reward, terminated, truncated = (x.numpy(force=True) for x in step)
         ended = terminated | truncated

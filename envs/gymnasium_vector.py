@@ -1,4 +1,4 @@
-"""Any continuous Gymnasium task, one copy after the other in this process: the reference, and the way to video."""
+"""Any continuous Gymnasium task, copies stepped in turn in this process: the reference, and the backend for video."""
 
 import importlib
 import os
@@ -18,13 +18,13 @@ from ess_rl.errors import UsageError
 
 
 def _make_single(env_id: str, options: dict[str, Any]) -> gymnasium.Env:
-    """One task with a flat Box observation; each failure as one line."""
+    """Make one task with a flat Box observation; each failure is reported in one line."""
     try:
-        # The checker costs time at each step, and the conformance tests of this project ask more than it does.
+        # The checker costs time at each step, and the conformance tests of this project check more than it does.
         env = gymnasium.make(env_id, disable_env_checker=True, **options)
     except Exception as error:  # a missing package, an unknown option, a broken library: each fails in its own way
         raise UsageError(f"Gymnasium cannot make {env_id}: {' '.join(str(error).split())}") from error
-    BoxAction(env_id, env.action_space)  # refuse what no policy can act in before anything else is built
+    BoxAction(env_id, env.action_space)  # refuse a space that no policy can act in before the rest is built
     try:
         # Flattening also copies, so an observation that a task reuses as a buffer is safe from its next reset.
         return FlattenObservation(env)
@@ -36,9 +36,9 @@ def _make_single(env_id: str, options: dict[str, Any]) -> gymnasium.Env:
 
 
 class GymnasiumVectorEnv:
-    """A `VectorEnv` over `gymnasium.vector.SyncVectorEnv`. Tensors come out on the CPU.
+    """A `VectorEnv` over `gymnasium.vector.SyncVectorEnv`. Returned tensors are on the CPU.
 
-    `reset(seeds)` seeds each copy on its own; later episodes continue the copy's own random stream.
+    `reset(seeds)` seeds each copy separately; later episodes continue the copy's own random stream.
     """
 
     backend = "gymnasium"
@@ -63,12 +63,12 @@ class GymnasiumVectorEnv:
         self.max_episode_steps: int | None = None if spec is None else spec.max_episode_steps
 
     def reset(self, seeds: Tensor) -> Tensor:
-        """Begin anew from the low 31 bits of `seeds` [B]. -> obs [B, obs_dim]"""
+        """Reset all environments from the low 31 bits of `seeds` [B]. -> obs [B, obs_dim]"""
         obs, _ = self._envs.reset(seed=list(seeds_31_bits(seeds, self.num_envs)))
         return torch.from_numpy(obs.astype(np.float32))
 
     def step(self, action: Tensor) -> Step:
-        """One control step. Where no episode ended, `obs` and `next_obs` are one tensor."""
+        """One control step. If no episode ended, `obs` and `next_obs` are one tensor."""
         check_shape("actions", action, (self.num_envs, self.act_dim))
         after, reward, terminated, truncated, info = self._envs.step(self._to_simulator(action))
         obs = next_obs = torch.from_numpy(after.astype(np.float32))
@@ -82,7 +82,7 @@ class GymnasiumVectorEnv:
             next_obs=next_obs,
             reward=torch.from_numpy(reward.astype(np.float32)),
             terminated=torch.from_numpy(terminated),
-            truncated=torch.from_numpy(truncated & ~terminated),  # a task that ends with its clock has ended
+            truncated=torch.from_numpy(truncated & ~terminated),  # a task that ends as its clock does is terminated
         )
 
     def close(self) -> None:
@@ -90,29 +90,29 @@ class GymnasiumVectorEnv:
 
 
 class RenderEnv(GymnasiumVectorEnv):
-    """One copy of a task that can also be seen. After a step that ends an episode, `render` shows the next one."""
+    """One copy of a task that can also be rendered. After a step that ends an episode, `render` shows the next one."""
 
     def __init__(self, env_id: str, **options: Any) -> None:
         super().__init__(env_id, 1, render_mode="rgb_array", **options)
         self.fps = int(self._envs.metadata.get("render_fps", 30))
         task: Any = self._envs.envs[0].unwrapped
         if hasattr(task, "mujoco_renderer"):
-            mujoco: Any = importlib.import_module("mujoco")  # no types for what its C part holds
-            # Gymnasium looks from a fixed place, out of which a runner runs. -1, its own choice, where none tracks.
+            mujoco: Any = importlib.import_module("mujoco")  # its C part has no types
+            # Gymnasium's camera is fixed, and a runner leaves its view. -1, Gymnasium's own choice, if none tracks.
             track = mujoco.mj_name2id(task.model, mujoco.mjtObj.mjOBJ_CAMERA, "track")
             task.mujoco_renderer.camera_id = track
 
     def render(self) -> np.ndarray:
-        """The present frame, uint8 [height, width, 3]."""
+        """The current frame, uint8 [height, width, 3]."""
         return np.array(self._envs.envs[0].render(), dtype=np.uint8)
 
 
 def render_env(env_id: str, **options: Any) -> RenderEnv:
-    """A single task for videos. Its first frame is drawn here, so that what cannot be drawn fails now: `UsageError`.
+    """Make a single task for videos. Its first frame is drawn here, so that a task that cannot be drawn fails now.
 
-    Without a display MuJoCo draws through EGL, unless MUJOCO_GL says otherwise.
+    Without a display, MuJoCo renders through EGL unless MUJOCO_GL says otherwise. Raises UsageError if drawing fails.
     """
-    _make_single(env_id, options).close()  # the task itself is fine: what fails from here on is the drawing
+    _make_single(env_id, options).close()  # the task itself is fine: what fails from here on is rendering
     if sys.platform == "linux" and "DISPLAY" not in os.environ:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame, for the classic tasks
     chose_egl = sys.platform == "linux" and not ({"DISPLAY", "MUJOCO_GL"} & set(os.environ))
@@ -124,7 +124,7 @@ def render_env(env_id: str, **options: Any) -> RenderEnv:
         env.render()
     except UsageError:
         raise
-    except Exception as error:  # graphics libraries fail in ways of their own, some by AttributeError
+    except Exception as error:  # graphics libraries fail in their own ways, some with AttributeError
         if chose_egl:
             del os.environ["MUJOCO_GL"]
         raise UsageError(_render_remedy(env_id, error)) from error

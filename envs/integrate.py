@@ -1,4 +1,4 @@
-"""One step of an ordinary differential equation, for the environments whose equations are rates."""
+"""One step of an ordinary differential equation, for environments whose dynamics are given as rates."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def runge_kutta(rates: Callable[[Tensor], Tensor], state: Tensor, time_step: float) -> Tensor:
-    """The classical method of fourth order: its error over a fixed time falls with time_step^4.
+    """One step of the classical fourth-order method: its error over a fixed time falls with time_step^4.
 
     rates: the time derivative of a state, [B, S] -> [B, S], with the control held fixed.
     """

@@ -1,7 +1,7 @@
 """LQR: bring masses to rest at the origin, at a quadratic cost. Its values are known in closed form.
 
-n masses of 1 kg slide without friction on n axes, each pushed by a force of its own: double integrators. Over a control
-step of length dt the force u is held fixed, so the state s = (positions, velocities) moves exactly by
+n masses of 1 kg slide without friction on n axes, each pushed by its own force: double integrators. Over a control step
+of length dt the force u is held fixed, so the state s = (positions, velocities) evolves exactly as
 
     s_{t+1} = A s_t + B u_t,     A = [[1, dt], [0, 1]],   B = [dt^2 / 2, dt]     on every axis      [m, m/s; N]
     reward  = -(s_t' Q s_t + u_t' R u_t)                  of the state before the step
@@ -9,13 +9,13 @@ step of length dt the force u is held fixed, so the state s = (positions, veloci
 with Q = diag(position_cost, velocity_cost), R = force_cost. An episode starts with positions ~ U(-1, 1) m and
 velocities ~ U(-1, 1) m/s; only the clock ends it, after 200 steps (10 s).
 
-**The oracle.** For a linear policy with Gaussian noise, u = -K s + sigma eps, and a discount gamma (without a clock and
-where the forces asked for stay within the bounds), the value is
+**The oracle.** For a linear policy with Gaussian noise, u = -K s + sigma eps, and a discount gamma (without a clock
+and as long as the requested forces stay within the bounds), the value is
 
     V(s) = -(s' P s + c),     P = Q + K' R K + gamma (A - B K)' P (A - B K),
     c = (tr(R Sigma) + gamma tr(B' P B Sigma)) / (1 - gamma),     Sigma = diag(sigma^2)
 
-and the optimal K = gamma (R + gamma B' P B)^-1 B' P A, without noise, with P at the fixed point of both.
+and the optimal gain is K = gamma (R + gamma B' P B)^-1 B' P A, without noise, with P the fixed point of both equations.
 
 Source: Bertsekas, "Dynamic Programming and Optimal Control", volume 1, section 3.1.
 """
@@ -80,10 +80,10 @@ class LQR:
 def linear_policy_value(task: LQR, gain: Tensor, discount: float, std: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """(P [2n, 2n], c []) of V(s) = -(s' P s + c) for the forces u = -gain s + std * eps, in float64.
 
-    gain: [n, 2n], N per m and per m/s. std: [n], N; none is 0. discount: in [0, 1).
+    gain: [n, 2n], N per m and per m/s. std: [n], N; None means 0. discount: in [0, 1).
 
     Raises:
-        ValueError: where the value is infinite, because discount * (largest growth of the state a step)^2 >= 1.
+        ValueError: the value is infinite, because discount * (largest growth of the state per step)^2 >= 1.
     """
     a, b, q, r = task.matrices()
     gain = gain.double()
@@ -102,7 +102,7 @@ def linear_policy_value(task: LQR, gain: Tensor, discount: float, std: Tensor | 
 def optimal(task: LQR, discount: float) -> tuple[Tensor, Tensor]:
     """(gain [n, 2n], P [2n, 2n]) of the best policy u = -gain s, by policy iteration from gain 0, in float64.
 
-    Each round solves for the policy's P and takes the greedy gain; Hewer 1971 shows that it converges quadratically.
+    Each round solves for the policy's P and takes the greedy gain; Hewer 1971 shows that this converges quadratically.
     discount: in [0, 1).
     """
     a, b, _, r = task.matrices()

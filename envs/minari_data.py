@@ -1,12 +1,12 @@
-"""Minari data sets as `Transitions`: flattened once to memory-mapped files, checked on the way.
+"""Minari data sets as `Transitions`: flattened once to memory-mapped files and checked in the process.
 
 data = minari_data.load("mujoco/hopper/medium-v0")
 data.transitions.obs  # [N, obs_dim], in the order of the episodes
 
-The cache lies hidden among Minari's own data sets (MINARI_DATASETS_PATH). Its name holds a hash of the set's files, so
-a set that changed is flattened again. Three entries of `infos`, which `minari_write` records, say what acted, in units
-of [-1, 1]: "behavior_mean", "behavior_log_std" and "sampled_action", the action before it was clipped. Where they are
-missing, a fitted model (`ess_rl.behavior`) fills the first two in.
+The cache is hidden among Minari's own data sets (MINARI_DATASETS_PATH). Its name contains a hash of the set's files, so
+a set that changed is flattened again. Three entries of `infos`, which `minari_write` records, describe the behavior, in
+units of [-1, 1]: "behavior_mean", "behavior_log_std" and "sampled_action", the action before it was clipped. If they
+are missing, a fitted model (`ess_rl.behavior`) supplies the first two.
 """
 
 from __future__ import annotations
@@ -36,53 +36,53 @@ from ess_rl import behavior
 from ess_rl.errors import UsageError
 from ess_rl.transitions import Transitions
 
-CACHE = ".ess-rl"  # beside the namespaces; Minari does not look into hidden folders
+CACHE = ".ess-rl"  # next to the namespaces; Minari does not look into hidden folders
 _VERSION = 3  # of the files in the cache
 _INFOS = ("behavior_mean", "behavior_log_std", "sampled_action")  # in units of [-1, 1]
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set in memory-mapped tensors."""
+    """A data set as memory-mapped tensors."""
 
     id: str
-    metadata: dict[str, Any]  # as Minari keeps it, spaces and specs as JSON
-    source: str  # hash of what it was flattened from
+    metadata: dict[str, Any]  # as Minari stores it, spaces and specs as JSON
+    source: str  # hash of the files it was flattened from
     transitions: Transitions  # [N, ...]; version is -1
-    starts: torch.Tensor  # [episodes] int64, of the episodes as they were recorded
-    action_range: tuple[tuple[float, float], ...]  # of each action, in the simulator's units: of [-1, 1] here
-    obs_names: tuple[str, ...]  # of the obs_dim numbers of an observation
-    recorded_behavior: bool  # else the behavior is that of a fitted model
+    starts: torch.Tensor  # [episodes] int64, of the episodes as recorded
+    action_range: tuple[tuple[float, float], ...]  # of each action, in the simulator's units; scaled to [-1, 1] here
+    obs_names: tuple[str, ...]  # of the obs_dim components of an observation
+    recorded_behavior: bool  # if False, the behavior is that of a fitted model
     behavior_nll: float | None  # of a fitted model on held-out episodes, nats
-    behavior_floored: float | None  # share of states in which its log_std is held up by its floor
-    cut: int  # episodes whose last step had no flag; it counts as truncated
+    behavior_floored: float | None  # share of states in which its log_std is limited by its floor
+    cut: int  # episodes whose last step had no end flag; it counts as truncated
 
     @property
     def references(self) -> tuple[float, float] | None:
-        """ref_min_score and ref_max_score, where scores between them are any."""
+        """ref_min_score and ref_max_score; None if they define no normalized score."""
         return references_of(self.metadata)
 
 
 @dataclass(frozen=True)
 class Demonstrations:
-    """What a data set did where, in memory-mapped tensors."""
+    """Observations and actions of a data set, as memory-mapped tensors."""
 
-    metadata: dict[str, Any]  # as Minari keeps it
-    obs_names: tuple[str, ...]  # of the obs_dim numbers of an observation
+    metadata: dict[str, Any]  # as Minari stores it
+    obs_names: tuple[str, ...]  # of the obs_dim components of an observation
     obs: torch.Tensor  # [M, obs_dim]
-    action: torch.Tensor  # [M, act_dim], as it was sampled where the set says so
-    action_range: tuple[tuple[float, float], ...]  # of each action, in the simulator's units: of [-1, 1] here
+    action: torch.Tensor  # [M, act_dim], as sampled, if the set recorded it
+    action_range: tuple[tuple[float, float], ...]  # of each action, in the simulator's units; scaled to [-1, 1] here
 
 
 def root() -> Path:
-    """Where Minari keeps data sets: MINARI_DATASETS_PATH, or its own place in the home folder."""
+    """Folder in which Minari keeps data sets: MINARI_DATASETS_PATH, or its default in the home folder."""
     from minari.storage.datasets_root_dir import get_dataset_path
 
     return get_dataset_path()
 
 
 def local() -> dict[str, dict[str, Any]]:
-    """Metadata of the data sets that are here."""
+    """Metadata of the local data sets."""
     import minari
 
     return minari.list_local_datasets()
@@ -92,7 +92,7 @@ def folder_of(dataset_id: str) -> Path:
     """The folder of a data set's files.
 
     Raises:
-        UsageError: the name is none, or no such set is here.
+        UsageError: the name is invalid, or there is no such local set.
     """
     from minari.dataset.minari_dataset import parse_dataset_id
 
@@ -111,10 +111,10 @@ def folder_of(dataset_id: str) -> Path:
 
 
 def metadata_of(dataset_id: str) -> dict[str, Any]:
-    """What a local data set says of itself, as Minari keeps it.
+    """Metadata of a local data set, as Minari stores it.
 
     Raises:
-        UsageError: no such set is here, or that file of it is damaged.
+        UsageError: there is no such local set, or its metadata.json is damaged.
     """
     place = folder_of(dataset_id) / "metadata.json"
     try:
@@ -127,7 +127,7 @@ def metadata_of(dataset_id: str) -> dict[str, Any]:
 
 
 def references_of(metadata: Mapping[str, Any]) -> tuple[float, float] | None:
-    """ref_min_score and ref_max_score; None where one is missing or no number, or both are equal."""
+    """ref_min_score and ref_max_score; None if one is missing or not a finite number, or both are equal."""
     try:
         low, high = float(metadata["ref_min_score"]), float(metadata["ref_max_score"])
     except (KeyError, TypeError, ValueError):
@@ -136,9 +136,9 @@ def references_of(metadata: Mapping[str, Any]) -> tuple[float, float] | None:
 
 
 def check_order(dataset_id: str, obs_names: Sequence[str], env_id: str, options: Mapping[str, Any]) -> None:
-    """Raises UsageError where a task has the parts of its observations in another order than a set of it.
+    """Raise UsageError if a task has the parts of its observations in another order than a data set of it.
 
-    A set has the keys of a dictionary in alphabetical order, as Gymnasium reads its space back; a task may not.
+    A set has the keys of a dictionary in alphabetical order, in which Gymnasium reads its space back; a task may not.
     """
     import envs
 
@@ -161,7 +161,7 @@ def _keys(names: Sequence[str]) -> str:
 
 
 def download(dataset_id: str) -> None:
-    """Minari's own download, if the set is not here yet.
+    """Download a set through Minari, if it is not local yet.
 
     Raises:
         UsageError: no internet, no such set, or a package that the download needs is missing.
@@ -172,7 +172,7 @@ def download(dataset_id: str) -> None:
         return
     try:
         minari.download_dataset(dataset_id)
-    except Exception as error:  # each kind of server and of failing network has errors of its own
+    except Exception as error:  # each kind of server and of network failure has its own errors
         reason = " ".join(str(error).split())[:200]
         raise UsageError(
             f"{dataset_id} cannot be downloaded, is there internet? ({type(error).__name__}: {reason})"
@@ -186,16 +186,16 @@ def load(
     fit: behavior.Config | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> DataSet:
-    """A local data set as tensors on the CPU; from its second time on within seconds.
+    """Load a local data set as tensors on the CPU; from the second time on, within seconds.
 
     Args:
         trust: let Minari make the environment of a set that did not record its spaces, whatever code that imports.
-        fit: how a behavior model is fitted where the set did not record the behavior.
-        say: told what takes long.
+        fit: how a behavior model is fitted if the set did not record the behavior.
+        say: called with a message before anything slow.
 
     Raises:
-        UsageError: the set is not here, its actions are no bounded Box, its observations cannot be flattened, an
-            episode is empty, or a number is none (with its place).
+        UsageError: the set is not local, its action space is not a bounded Box, its observations cannot be flattened,
+            an episode is empty, or a number is not finite (with its place).
     """
     metadata, source, place, info, columns = _cached(dataset_id, trust, say)
     nll = floored = None
@@ -215,7 +215,7 @@ def load(
 
 
 def demonstrations(dataset_id: str, *, say: Callable[[str], None] = lambda text: None) -> Demonstrations:
-    """What a local data set did where, and no more: no model of its behavior is fitted. Raises as `load`."""
+    """Load only the observations and actions of a local data set; no behavior model is fitted. Raises as `load`."""
     metadata, _, _, info, columns = _cached(dataset_id, False, say)
     names = tuple(info["obs_names"])
     return Demonstrations(metadata, names, columns["obs"], columns["action"], _ranges(info))
@@ -228,10 +228,10 @@ def _ranges(info: dict[str, Any]) -> tuple[tuple[float, float], ...]:
 def _cached(
     dataset_id: str, trust: bool, say: Callable[[str], None]
 ) -> tuple[dict[str, Any], str, Path, dict[str, Any], dict[str, torch.Tensor]]:
-    """A local data set, flattened if it was not. -> (its metadata, hash, folder in the cache, info there, columns)"""
+    """Flatten a local data set if it is not cached. -> (metadata, hash, folder in the cache, info there, columns)"""
     folder, metadata = folder_of(dataset_id), metadata_of(dataset_id)
     source = _hash(folder)
-    place = root() / CACHE / f"{quote(dataset_id, safe='')}-{source}"  # no two sets have one name
+    place = root() / CACHE / f"{quote(dataset_id, safe='')}-{source}"  # no two sets share a name
     if not (place / "info.json").exists():
         say(f"flattening {dataset_id} ...")
         recorded_spaces = "observation_space" in metadata and "action_space" in metadata
@@ -248,12 +248,12 @@ def _cached(
 
 
 def source_of(dataset_id: str) -> str:
-    """The hash of what a local data set holds. Raises UsageError where it is not here."""
+    """Hash of the contents of a local data set. Raises UsageError if the set is not local."""
     return _hash(folder_of(dataset_id))
 
 
 def _hash(folder: Path) -> str:
-    """Of all its files, read once a process as long as none has another size or time: a run asks two or three times."""
+    """Hash of all its files, read once per process unless a size or time changes: a run asks two or three times."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return _hash_of(tuple((path, (status := path.stat()).st_size, status.st_mtime_ns) for path in files))
 
@@ -263,18 +263,18 @@ def _hash_of(files: tuple[tuple[Path, int, int], ...]) -> str:
     found = hashlib.blake2b(f"{_VERSION}".encode(), digest_size=8)
     for path, _, _ in files:
         with open(path, "rb") as file:
-            found.update(path.name.encode() + hashlib.file_digest(file, "sha1").digest())  # a gigabyte a second
+            found.update(path.name.encode() + hashlib.file_digest(file, "sha1").digest())  # a gigabyte per second
     return found.hexdigest()
 
 
 def _map(path: Path) -> torch.Tensor:
     return torch.from_numpy(
         np.load(path, mmap_mode="c")
-    )  # "c": torch wants to be able to write, the file never changes
+    )  # "c": torch requires writable memory, but the file never changes
 
 
 def _write(place: Path, columns: dict[str, NDArray[Any]], info: dict[str, Any]) -> None:
-    """By rename of the whole folder, so that it is whole or not there."""
+    """Write by renaming the whole folder, so that it is either complete or absent."""
     place.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=".part-", dir=place.parent))
     try:
@@ -291,7 +291,7 @@ def _write(place: Path, columns: dict[str, NDArray[Any]], info: dict[str, Any]) 
 
 
 def _forget(place: Path) -> None:
-    """Remove what the cache has of other contents of this set, and what killed processes left."""
+    """Remove cached versions of this set with other contents, and what killed processes left behind."""
     name, day = place.name.rpartition("-")[0], 86_400.0  # seconds
     older = [path for path in place.parent.glob(f"{name}-{'[0-9a-f]' * 16}") if path != place]
     left = [path for path in place.parent.glob(".part-*") if time.time() - path.stat().st_mtime > day]
@@ -300,7 +300,7 @@ def _forget(place: Path) -> None:
 
 
 def _fitted(place: Path, columns: dict[str, torch.Tensor], config: behavior.Config, say: Callable[[str], None]) -> Path:
-    """The folder with the behavior that a model of these settings gives; fitted if it is not there."""
+    """Return the folder with the behavior given by a model with these settings, which is fitted if not cached."""
     settings = json.dumps(dataclasses.asdict(config), sort_keys=True).encode()
     folder = place / f"behavior-{hashlib.blake2b(settings, digest_size=8).hexdigest()}"
     if not (folder / "info.json").exists():
@@ -323,14 +323,14 @@ def _fitted(place: Path, columns: dict[str, torch.Tensor], config: behavior.Conf
 
 
 def _flatten(dataset_id: str, folder: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """Read every episode. -> (columns of [N, ...], what else the cache says)"""
+    """Read every episode. -> (columns [N, ...], the rest of what the cache holds)"""
     import minari
 
     try:
         data = minari.MinariDataset(folder)
         episodes = data.iterate_episodes()
         obs_space, action_space = data.observation_space, data.action_space
-    except Exception as error:  # a damaged file, or one of another version of Minari or Gymnasium
+    except Exception as error:  # a damaged file, or one from another version of Minari or Gymnasium
         raise UsageError(f"{dataset_id} cannot be read ({type(error).__name__}: {_one_line(error)})") from None
     low, high = _bounds(dataset_id, action_space)
     names = tuple(_names(dataset_id, obs_space, ""))
@@ -366,7 +366,7 @@ def _flatten(dataset_id: str, folder: Path) -> tuple[dict[str, NDArray[Any]], di
         raise UsageError(f"{dataset_id} cannot be read ({type(error).__name__}: {_one_line(error)})") from None
     if len(starts) == 1:
         raise UsageError(f"{dataset_id} has no episodes")
-    acted = {name: parts.pop(name, []) for name in _INFOS}  # of only some episodes they are of no use
+    acted = {name: parts.pop(name, []) for name in _INFOS}  # useless if only some episodes have them
     if recorded:
         parts |= acted | {"action": acted["sampled_action"]}
         del parts["sampled_action"]
@@ -393,7 +393,7 @@ def _bounds(dataset_id: str, space: spaces.Space) -> tuple[NDArray[np.float32], 
 
 
 def _names(dataset_id: str, space: spaces.Space, prefix: str) -> list[str]:
-    """The name of each number of a flattened observation, in Gymnasium's own order."""
+    """Name each component of a flattened observation, in Gymnasium's own order."""
     if isinstance(space, spaces.Dict):
         return [name for key, part in space.spaces.items() for name in _names(dataset_id, part, f"{prefix}{key}/")]
     if isinstance(space, spaces.Tuple):
@@ -409,7 +409,7 @@ def _names(dataset_id: str, space: spaces.Space, prefix: str) -> list[str]:
 
 
 def _flat(space: spaces.Space, value: Any) -> NDArray[np.float32]:
-    """Observations of an episode as [rows, obs_dim], in the order of `_names`."""
+    """Flatten the observations of an episode to [rows, obs_dim], in the order of `_names`."""
     if isinstance(space, spaces.Dict):
         return np.concatenate([_flat(part, value[key]) for key, part in space.spaces.items()], axis=1)
     if isinstance(space, spaces.Tuple):
@@ -421,10 +421,10 @@ def _flat(space: spaces.Space, value: Any) -> NDArray[np.float32]:
 
 
 def _behavior(infos: dict[str, Any], action: NDArray[np.float32]) -> dict[str, NDArray[np.float32]] | None:
-    """What acted, and the action as it was sampled, where an episode of actions [T, act_dim] recorded them.
+    """Return the behavior and the action as sampled, if an episode with actions [T, act_dim] recorded them.
 
-    An action at its bounds may have been sampled beyond them, and its density there is not that of what was done: so an
-    episode without `sampled_action` recorded the behavior only if no action is there.
+    An action at its bounds may have been sampled beyond them, and the density at the bound is not that of the sampled
+    action: so an episode without `sampled_action` has recorded the behavior only if no action is at its bounds.
     """
     if (np.abs(action) < 1.0).all():
         infos = {"sampled_action": action, **infos}
@@ -433,7 +433,7 @@ def _behavior(infos: dict[str, Any], action: NDArray[np.float32]) -> dict[str, N
         if name not in infos:
             return None
         x = np.asarray(infos[name], np.float32)
-        # Minari's DataCollector has one more, of the reset, before the others.
+        # Minari's DataCollector has one more entry, of the reset, before the others.
         found[name] = x.reshape(len(x), -1)[-len(action) :]
         if found[name].shape != action.shape:
             return None

@@ -1,7 +1,7 @@
 """The task that a Minari data set was recorded in, and whether its env spec may be trusted.
 
 An env spec is text in the data set, and names the Python entry point that makes the environment: whoever wrote the set
-chooses what is imported. So a spec only says which registered task is meant, unless the user trusts it.
+chooses what is imported. So a spec only selects a registered task, unless the user trusts it.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from typing import Any, NamedTuple
 
 from ess_rl.errors import UsageError
 
-# Packages whose registered environments may be imported unasked.
+# Packages whose registered environments may be imported without asking.
 _KNOWN = ("gymnasium.", "gymnasium_robotics.", "envs.")
 _TRUSTED = "trusted"  # the namespace of specs that the user trusts
 
 
 class Task(NamedTuple):
-    """What `envs.make` needs."""
+    """Arguments for `envs.make`."""
 
     env_id: str
-    options: dict[str, Any]  # where the spec differs from what is registered under its id
-    spec: str | None = None  # the text of a spec that is not registered, and was trusted
+    options: dict[str, Any]  # those in which the spec differs from what is registered under its id
+    spec: str | None = None  # the text of a spec that is not registered but was trusted
 
 
 def task_of(metadata: dict[str, Any], *, trust: bool = False) -> Task | None:
-    """The task to evaluate in, from a data set's metadata; None where it names none.
+    """The task to evaluate in, from a data set's metadata; None if it names none.
 
     Raises:
         UsageError: its spec names code that is not registered by Gymnasium, Gymnasium-Robotics or this project.
@@ -56,7 +56,7 @@ def task_of(metadata: dict[str, Any], *, trust: bool = False) -> Task | None:
 
 
 def is_of(metadata: dict[str, Any], env_id: str, options: dict[str, Any]) -> bool:
-    """Whether a data set was recorded in this task, with these options of it, as far as it says: its references are."""
+    """Return whether a data set, and so its references, are of this task with these options, as far as it says."""
     text = spec_text(metadata)
     own = id_in(text)
     if own is None:
@@ -69,7 +69,7 @@ def is_of(metadata: dict[str, Any], env_id: str, options: dict[str, Any]) -> boo
 
 
 def _other(kwargs: dict[str, Any], known: Any) -> dict[str, Any]:
-    """Those of an env spec that are not what is registered. How it was drawn is nothing that a task consists in."""
+    """Arguments of an env spec that differ from what is registered. How it was rendered is not part of a task."""
     return {
         key: value
         for key, value in kwargs.items()
@@ -78,18 +78,18 @@ def _other(kwargs: dict[str, Any], known: Any) -> dict[str, Any]:
 
 
 def _other_limit(spec: dict[str, Any], known: Any) -> dict[str, int]:
-    """The time limit of an env spec, where it is not what is registered; -1 tells Gymnasium that there is none."""
+    """The time limit of an env spec, if it differs from what is registered; -1 tells Gymnasium that there is none."""
     limit = spec.get("max_episode_steps")
     return {} if limit == known.max_episode_steps else {"max_episode_steps": -1 if limit is None else limit}
 
 
 def spec_text(metadata: dict[str, Any]) -> str | None:
-    """The env spec as JSON: that of evaluation before that of collection."""
+    """The env spec as JSON: that of evaluation if there is one, else that of collection."""
     return metadata.get("eval_env_spec") or metadata.get("env_spec")
 
 
 def register_trusted(text: str) -> str:
-    """Make a spec known to Gymnasium; its code is imported when it is made. -> its id here"""
+    """Register a spec with Gymnasium; its code is imported when the environment is made. -> its id here"""
     from gymnasium import registry
     from gymnasium.envs.registration import EnvSpec
 
@@ -104,7 +104,7 @@ def _trusted_id(env_id: str) -> str:
 
 
 def is_safe(metadata: dict[str, Any]) -> bool:
-    """Whether making the env spec, as Minari does for a set without recorded spaces, runs registered code alone."""
+    """Return whether making the env spec, as Minari does if a set recorded no spaces, runs only registered code."""
     for text in (metadata.get("env_spec"), metadata.get("eval_env_spec")):
         if text is None:
             continue
@@ -120,10 +120,10 @@ def is_safe(metadata: dict[str, Any]) -> bool:
 
 
 def _registered(env_id: str) -> Any:
-    """The spec registered under this id by a package that is known; None if there is none."""
+    """The spec registered under this id by a known package; None if there is none."""
     import gymnasium
 
-    if ":" in env_id:  # Gymnasium would import what stands before it
+    if ":" in env_id:  # Gymnasium would import the module named before it
         return None
     if env_id.startswith("ess/"):
         importlib.import_module("envs.gymnasium_export")
@@ -134,7 +134,7 @@ def _registered(env_id: str) -> Any:
 
 
 def options_in(text: str | None) -> dict[str, Any]:
-    """With which an env spec makes another task than is registered under its id; its time limit apart."""
+    """Options with which an env spec differs from the task registered under its id, except its time limit."""
     try:
         spec = json.loads(text) if text else {}
         known = _registered(spec["id"])

@@ -1,4 +1,4 @@
-"""Episodes into a Minari data set, with what acted in their infos; whole, or not at all."""
+"""Writes episodes to a Minari data set, with the behavior in their infos; completely or not at all."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ import envs
 from envs import minari_data
 from ess_rl.errors import UsageError
 
-_PART = f".recording-{platform.node()}-"  # of a folder that is being written, then the process that writes it
-_AT_ONCE = 100  # episodes that are handed to Minari together
+_PART = f".recording-{platform.node()}-"  # prefix of a folder being written; then the id of the process that writes it
+_AT_ONCE = 100  # episodes handed to Minari together
 
 
 class Episode(NamedTuple):
@@ -34,7 +34,7 @@ class Episode(NamedTuple):
     reward: NDArray[Any]  # [T]
     terminated: NDArray[np.bool_]  # [T]
     truncated: NDArray[np.bool_]  # [T]
-    behavior_mean: NDArray[Any] | None = None  # [T, act_dim]; None: nobody knows
+    behavior_mean: NDArray[Any] | None = None  # [T, act_dim]; None: unknown
     behavior_log_std: NDArray[Any] | None = None
 
 
@@ -42,7 +42,7 @@ def spaces_of(env_id: str, **options: Any) -> tuple[spaces.Box, spaces.Box]:
     """Flat observation space and action space of a task, with `options` of Gymnasium's `make`.
 
     Raises:
-        UsageError: Gymnasium does not have it.
+        UsageError: Gymnasium does not have the task.
     """
     if "gymnasium" not in envs.backends_of(env_id):
         raise UsageError(f"Gymnasium does not know {env_id}, and data sets name their task as Gymnasium does")
@@ -56,10 +56,10 @@ def spaces_of(env_id: str, **options: Any) -> tuple[spaces.Box, spaces.Box]:
 
 
 def spec_of(env_id: str, **options: Any) -> EnvSpec:
-    """How a set says which task it is of, with `options` of Gymnasium's `make`; the task has been made before.
+    """Spec by which a set names its task, with `options` of Gymnasium's `make`; the task must have been made before.
 
     Raises:
-        UsageError: it was registered with something that no file can hold.
+        UsageError: the task was registered with something that cannot be written to a file.
     """
     spec = copy.deepcopy(gymnasium.spec(env_id.rpartition(":")[2]))  # the module of a MODULE:ID is imported by now
     if hasattr(spec.entry_point, "__qualname__"):  # a class or a function
@@ -75,7 +75,7 @@ def spec_of(env_id: str, **options: Any) -> EnvSpec:
 
 
 def check_name(dataset_id: str, *, overwrite: bool) -> None:
-    """Raises UsageError where no set of this name can be written."""
+    """Raise UsageError if no set of this name can be written."""
     from minari.dataset.minari_dataset import parse_dataset_id
 
     try:
@@ -95,23 +95,23 @@ def write(
     options: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """A new data set in Minari's own HDF5 format. -> its folder
+    """Write a new data set in Minari's own HDF5 format. -> its folder
 
-    It is written beside the others under a hidden name and renamed at the end. What a killed process left is removed.
+    It is written next to the others under a hidden name and renamed at the end. What killed processes left is removed.
 
     Args:
-        env_id: of the task, whose env spec the set will carry.
+        env_id: the task, whose env spec the set will carry.
         metadata: author, description, ref_min_score ... as Minari names them.
-        options: of Gymnasium's `make`, where the task was made with some.
+        options: of Gymnasium's `make`, if the task was made with any.
 
     Raises:
-        UsageError: a set of that name exists, or the name is none, or there are no episodes.
+        UsageError: a set of that name exists, or the name is invalid, or there are no episodes.
     """
     episodes = iter(episodes)
     if (first := next(episodes, None)) is None:
         raise UsageError(f"{dataset_id}: no episodes to write")
     episodes = itertools.chain([first], episodes)
-    _remove_leftovers()  # first: it may bring back a set of this name
+    _remove_leftovers()  # first, because it may restore a set of this name
     check_name(dataset_id, overwrite=overwrite)
     folder = minari_data.root() / dataset_id
     part = minari_data.root() / f"{_PART}{os.getpid()}"
@@ -186,7 +186,7 @@ def _create_namespace(dataset_id: str) -> None:
 
 
 def _remove_leftovers() -> None:
-    """Folders of processes that are gone."""
+    """Remove the folders of processes that no longer exist."""
     for path in minari_data.root().glob(f"{_PART}*"):
         number = path.name.removeprefix(_PART)
         if number.isdigit() and not _is_alive(int(number)):
@@ -194,7 +194,7 @@ def _remove_leftovers() -> None:
 
 
 def _clear(part: Path) -> None:
-    """Remove what a recording leaves; a set that it was to replace, and did not come to, goes back to its place."""
+    """Remove what a recording leaves behind; a set that it was meant to replace but did not is moved back."""
     for metadata in (part / "old").rglob("data/metadata.json"):
         old = metadata.parents[1]
         folder = minari_data.root() / old.relative_to(part / "old")
@@ -211,4 +211,4 @@ def _is_alive(process: int) -> bool:
         return False
     except PermissionError:
         return True
-    return process != os.getpid()  # an older process had our number
+    return process != os.getpid()  # an older process had our id

@@ -1,11 +1,11 @@
-"""MountainCarContinuous-v0: a car in a valley, with an engine too weak for the hill, has to rock itself up.
+"""MountainCarContinuous-v0: a car in a valley, its engine too weak for the hill, has to rock itself up.
 
-The track has the height sin(3 x), so gravity pulls by -cos(3 x). Position x and velocity v have no SI meaning: the
-source counts positions in its own unit of length and time in control steps. One step with the action a in [-1, 1]:
+The track has the height sin(3 x), so gravity pulls by -cos(3 x). Position x and velocity v have no SI units: the
+source measures positions in its own unit of length, and time in control steps. One step with the action a in [-1, 1]:
 
     v <- clip(v + 0.0015 a - 0.0025 cos(3 x), -0.07, 0.07)                              [length/step]
     x <- clip(x + v, -1.2, 0.6)          (with the new v)                               [length]
-    v <- 0 where the car hit the left wall: x = -1.2 and v < 0
+    v <- 0 if the car hit the left wall: x = -1.2 and v < 0
 
     terminated = x >= 0.45 and v >= 0
     reward = 100 terminated - 0.1 a^2
@@ -13,7 +13,7 @@ source counts positions in its own unit of length and time in control steps. One
 An episode starts at x ~ U(-0.6, -0.4), v = 0; the clock ends it after 999 steps.
 
 Source: Gymnasium's MountainCarContinuous-v0, after A. W. Moore's thesis, "Efficient Memory-based Learning for Robot
-Control" (1990); the constants are Gymnasium's, and tests/envs/test_torch_envs.py compares step by step.
+Control" (1990); the constants are Gymnasium's, and tests/envs/test_torch_envs.py compares the two step by step.
 """
 
 from dataclasses import dataclass

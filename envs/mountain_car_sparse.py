@@ -1,11 +1,11 @@
-"""MountainCarContinuousSparse: MountainCarContinuous, paid for nothing but the goal.
+"""MountainCarContinuousSparse: MountainCarContinuous, rewarded only for reaching the goal.
 
-Car, track and episode are those of `envs.mountain_car`. There, an agent that has not found the goal learns to save its
-engine; here nothing tells it anything until the goal is reached:
+Car, track and episode are those of `envs.mountain_car`. There, an agent that has not found the goal learns to spare its
+engine; here it gets no signal until the goal is reached:
 
     reward = 1 in the step that reaches the goal (terminated), else 0
 
-Of 1,000 episodes of 999 uniformly random actions each none reached it: whatever finds the goal has to persist.
+None of 1,000 episodes of 999 uniformly random actions each reached it: finding the goal takes persistence.
 """
 
 from dataclasses import dataclass
@@ -28,14 +28,14 @@ class MountainCarContinuousSparse(MountainCarContinuous):
         return state, terminated.to(state.dtype), terminated
 
     def hint_state(self, state: Tensor, seed: Tensor) -> Tensor:
-        """Some state on the way of a car that rocks itself up from rest at -0.5, all of its steps alike."""
+        """A random state on the path of a car that rocks itself up from rest at -0.5, all steps equally likely."""
         way = _way_up(self, state.dtype, state.device)
         return way[(random.uniform(seed, ()) * len(way)).long()]
 
 
 @cache
 def _way_up(car: MountainCarContinuousSparse, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """States [H, 2] up to the goal, of full power along the velocity. Kept, so that a step need not find it again."""
+    """States [H, 2] up to the goal at full power along the velocity. Cached, so that no step has to recompute them."""
     way, reached = [torch.tensor([[-0.5, 0.0]], dtype=torch.float64)], torch.tensor([False])
     while not reached:
         state, _, reached = car.step(way[-1], torch.where(way[-1][:, 1:] >= 0.0, 1.0, -1.0))

@@ -1,14 +1,14 @@
-"""Gymnasium's MuJoCo -v5 tasks as tensor functions of what a simulator holds: observation, reward, end, first state.
+"""Gymnasium's MuJoCo -v5 tasks as tensor functions of simulator data: observation, reward, termination, first state.
 
-Each class is one task, declared by what it reads off `Physics`. Model files, constants and their names are
+Each class is one task, defined by what it reads from `Physics`. Model files, constants and their names are
 Gymnasium's (https://gymnasium.farama.org/environments/mujoco, version 5); the constants are fields, hence options. No
-simulator is imported here: `mujoco_warp_vector` feeds the functions.
+simulator is imported here: `mujoco_warp_vector` calls the functions.
 
-Letters: B worlds, nq positions, nv velocities (degrees of freedom), nu actuators, nbody bodies (0 is the world).
+Notation: B worlds, nq positions, nv velocities (degrees of freedom), nu actuators, nbody bodies (0 is the world).
 SI units throughout: m, rad, s, kg, N, N m; joint coordinates are m or rad, generalized forces N or N m.
 
 Quantities beyond `qpos` and `qvel` are as MuJoCo leaves them after a step: those of the last state in which forces were
-evaluated, which lies before the end of the last integration. Gymnasium reads them so, and rewards depend on it.
+evaluated, which precedes the end of the last integration. Gymnasium reads them this way, and rewards depend on it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ess_rl import random
 
 
 class Physics(NamedTuple):
-    """What a task may read of B worlds. Names as in MuJoCo's mjData."""
+    """Quantities of B worlds that a task may read. Names as in MuJoCo's mjData."""
 
     qpos: Tensor  # [B, nq] joint positions
     qvel: Tensor  # [B, nv] joint velocities
@@ -46,18 +46,18 @@ def _symmetric_uniform(seed: Tensor, count: int, scale: float) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class MujocoTask:
-    """What the tasks have in common; a subclass gives the functions that differ."""
+    """What all tasks have in common; a subclass provides the functions that differ."""
 
     model_file: ClassVar[str]  # among Gymnasium's assets
     max_episode_steps: ClassVar[int] = 1000  # control steps
     normal_velocity: ClassVar[bool] = False  # noise of the first velocities: normal if True, else uniform
-    reads_bodies: ClassVar[bool] = False  # the beginning of an episode needs xpos, xipos, cinert or cvel
+    reads_bodies: ClassVar[bool] = False  # the start of an episode needs xpos, xipos, cinert or cvel
 
     frame_skip: int = 5  # simulation steps in one control step
     reset_noise_scale: float = 0.1  # uniform in +-scale, or the standard deviation of normal noise
-    # Memory for contacts and for rows of constraints in each world. The defaults are the most that the model can ask
-    # for: two contacts for each pair of geoms that may touch, one if either is a sphere; four rows for each contact
-    # with friction, one for each without, one for each joint with limits.
+    # Memory for contacts and for constraint rows in each world. The defaults are the most that the model can need: two
+    # contacts for each pair of geoms that may touch, one if either is a sphere; four rows for each contact with
+    # friction, one for each without, one for each joint with limits.
     max_contacts: int = 0
     max_constraints: int = 1
 
@@ -70,7 +70,7 @@ class MujocoTask:
         return now.qpos[:, 0]
 
     def reward(self, now: Physics, control: Tensor, velocity: Tensor) -> Tensor:
-        """Of one control step, -> [B].
+        """Reward of one control step, -> [B].
 
         `control` [B, nu] in the units of the actuators; `velocity` [B] in m/s, the mean over the control step.
         """
@@ -81,7 +81,7 @@ class MujocoTask:
         return torch.zeros_like(now.qpos[:, 0], dtype=torch.bool)
 
     def first_state(self, seed: Tensor, qpos0: Tensor, qvel0: Tensor) -> tuple[Tensor, Tensor]:
-        """An episode's first (qpos [B, nq], qvel [B, nv]): the model's own, and noise from `seed` [B] int64."""
+        """An episode's first (qpos [B, nq], qvel [B, nv]): the model's own plus noise from `seed` [B] int64."""
         qpos = qpos0 + _symmetric_uniform(random.fold_in(seed, 0), len(qpos0), self.reset_noise_scale)
         seed = random.fold_in(seed, 1)
         if self.normal_velocity:
@@ -91,9 +91,9 @@ class MujocoTask:
 
 @dataclass(frozen=True, kw_only=True)
 class Runner(MujocoTask):
-    """Paid for speed forward: reward = forward_reward_weight * velocity - ctrl_cost_weight * |control|^2.
+    """Rewards forward speed: reward = forward_reward_weight * velocity - ctrl_cost_weight * |control|^2.
 
-    Observes qpos, but for the first `hidden` coordinates, which say where it is, then qvel.
+    Observes qpos, except the first `hidden` coordinates, which give its location, then qvel.
     """
 
     hidden: ClassVar[int] = 1
@@ -120,7 +120,7 @@ class Walker(Runner):
     terminate_when_unhealthy: bool = True
 
     def healthy(self, now: Physics) -> Tensor:
-        """-> [B] bool. A state that is not a number is not healthy."""
+        """-> [B] bool. A state that is NaN is not healthy."""
         raise NotImplementedError
 
     def reward(self, now: Physics, control: Tensor, velocity: Tensor) -> Tensor:
@@ -173,7 +173,7 @@ class PlanarWalker(Walker):
 
 @dataclass(frozen=True, kw_only=True)
 class Hopper(PlanarWalker):
-    """Must also keep every coordinate but x and z, and every velocity, in `healthy_state_range`."""
+    """Must also keep every coordinate except x and z, and every velocity, in `healthy_state_range`."""
 
     model_file = "hopper.xml"
 
@@ -200,7 +200,7 @@ class Walker2d(PlanarWalker):
 
 @dataclass(frozen=True, kw_only=True)
 class Ant(Walker):
-    """Observes external forces, clipped, and pays for their squares: contact_cost_weight * sum(cfrc_ext^2)."""
+    """Observes external forces, clipped, and is charged for their squares: contact_cost_weight * sum(cfrc_ext^2)."""
 
     model_file = "ant.xml"
     hidden = 2
@@ -219,7 +219,7 @@ class Ant(Walker):
         return now.cfrc_ext.clamp(*self.contact_force_range).flatten(1)  # [B, nbody * 6]
 
     def observe(self, now: Physics) -> Tensor:
-        force = self._contact_force(now)[:, 6:]  # not that on the world
+        force = self._contact_force(now)[:, 6:]  # without that on the world
         seen = [force] if self.include_cfrc_ext_in_observation else []
         return torch.cat([self.visible_qpos(now), now.qvel, *seen], dim=-1)
 
@@ -227,7 +227,7 @@ class Ant(Walker):
         return now.xpos[:, 1, 0]  # of the torso
 
     def healthy(self, now: Physics) -> Tensor:
-        # Unlike the other tasks' ranges this one contains its bounds.
+        # Unlike the other tasks' ranges, this one includes its bounds.
         low, high = self.healthy_z_range
         height = now.qpos[:, 2]
         finite = torch.cat([now.qpos, now.qvel], dim=-1).isfinite().all(dim=-1)
@@ -240,7 +240,7 @@ class Ant(Walker):
 
 @dataclass(frozen=True, kw_only=True)
 class Humanoid(Walker):
-    """The velocity is that of the center of mass. Observes inertias, velocities and forces of all bodies too.
+    """The velocity is that of the center of mass. Also observes inertias, velocities and forces of all bodies.
 
     contact cost = contact_cost_weight * sum(cfrc_ext^2), clipped to `contact_cost_range`.
     """
@@ -276,7 +276,7 @@ class Humanoid(Walker):
 
 @dataclass(frozen=True, kw_only=True)
 class InvertedPendulum(MujocoTask):
-    """Pays 1 for each step in which the pole is within 0.2 rad of upright; then it ends."""
+    """Pays 1 for each step in which the pole is within 0.2 rad of upright; otherwise the episode ends."""
 
     model_file = "inverted_pendulum.xml"
 
@@ -325,8 +325,8 @@ class InvertedDoublePendulum(MujocoTask):
 class Reacher(MujocoTask):
     """reward = -reward_dist_weight * |fingertip - target| - reward_control_weight * |control|^2.
 
-    The target is uniform in a disc of 0.2 m; the other coordinates start within `reset_noise_scale` of zero, their
-    velocities within a twentieth of it. (The scale is no option of Gymnasium's.)
+    The target is uniform in a disk of radius 0.2 m; the other coordinates start within `reset_noise_scale` of zero,
+    their velocities within a twentieth of it. (In Gymnasium the scale is not an option.)
     """
 
     model_file = "reacher.xml"

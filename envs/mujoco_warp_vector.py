@@ -1,15 +1,15 @@
-"""The MuJoCo -v5 tasks on mujoco_warp: B worlds as tensors on one device, a GPU above all.
+"""The MuJoCo -v5 tasks on mujoco_warp: B worlds as tensors on one device, mainly a GPU.
 
 mujoco_warp is MuJoCo's engine in NVIDIA Warp. It computes in float32, where MuJoCo and EnvPool compute in float64, and
-solves for contact forces to a tolerance of 1e-6 in place of 1e-8: near those two, and not the same benchmark. Results
-carry the backend's own name, and no run gets it unless it asks. `tests/envs/test_mujoco_warp.py` says how near.
-One difference is larger: friction of a steep capsule on the floor points in other directions (Ant and Humanoid).
+solves for contact forces to a tolerance of 1e-6 instead of 1e-8: close to those two, but not the same benchmark.
+Results carry the backend's own name, and no run uses it unless asked to. `tests/envs/test_mujoco_warp.py` says how
+close. One difference is larger: friction of a steep capsule on the floor points in other directions (Ant and Humanoid).
 
-A control step is recorded once as a graph (of CUDA, or of Warp's own on the CPU) and replayed, on torch's stream. What
+A control step is recorded once as a graph (a CUDA graph, or Warp's own on the CPU) and replayed on torch's stream. What
 tasks read and what actions set are the simulator's own arrays as tensors, without a copy. So `step` has no branch on
 data and does not wait for the GPU. The tensor functions of each task are in `mujoco_tasks`.
 
-The CPU is for tests: the first use of a task compiles its kernels, about a minute, kept in Warp's cache.
+The CPU is for tests: the first use of a task compiles its kernels, which takes about a minute, into Warp's cache.
 """
 
 import importlib
@@ -28,7 +28,7 @@ from ess_rl import random
 from ess_rl.contract import Step
 from ess_rl.errors import UsageError
 
-# By name, because they belong to an extra and are untyped.
+# Imported by name, because they belong to an extra and are untyped.
 mujoco: Any = importlib.import_module("mujoco")
 mjw: Any = importlib.import_module("mujoco_warp")
 wp: Any = importlib.import_module("warp")
@@ -39,7 +39,7 @@ wp.init()
 
 
 def _load(model_file: str) -> Any:
-    """Gymnasium's model, but for what mujoco_warp lacks."""
+    """Load Gymnasium's model, changed where mujoco_warp lacks a feature."""
     model = mujoco.MjModel.from_xml_path(
         str(Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets" / model_file)
     )
@@ -50,7 +50,7 @@ def _load(model_file: str) -> Any:
 
 
 def _nothing(model: Any) -> Physics:
-    """One world of zeros, to learn the size of an observation."""
+    """One world of zeros, to find the size of an observation."""
     of_joints = dict.fromkeys(("qvel", "qfrc_actuator", "qfrc_constraint"), (model.nv,))
     of_bodies = {"xpos": 3, "xipos": 3, "cinert": 10, "cvel": 6, "cfrc_ext": 6}
     shapes = of_joints | {name: (model.nbody, size) for name, size in of_bodies.items()}
@@ -62,15 +62,15 @@ def _nothing(model: Any) -> Physics:
 class MujocoWarpVectorEnv:
     """A `VectorEnv` over mujoco_warp. Episode k of environment i starts from the seed `fold_in(seeds[i], k)`.
 
-    A world that diverges (a NaN, of its action or of the physics) shows NaN until its episode ends; it is not put back
-    to a start in silence, as MuJoCo does.
+    A world that diverges (a NaN, from its action or from the physics) shows NaN until its episode ends; it is not
+    silently reset, as it would be by MuJoCo.
 
-    On the CPU an environment is, bit for bit, a function of its seed and its actions. On CUDA only up to rounding:
-    contacts lie in the order in which threads find them there, and sums follow it (mujoco_warp 4.0 has an option
-    `deterministic`, but what would sort contacts is not written yet). Chaotic tasks then drift apart.
+    On the CPU an environment is, bit for bit, a function of its seed and its actions. On CUDA this holds only up to
+    rounding: contacts are stored in the order in which threads find them, and sums follow that order (mujoco_warp 4.0
+    has an option `deterministic`, but its sorting of contacts is not implemented yet). Chaotic tasks then drift apart.
 
-    On CUDA a solver that stops by itself needs a driver for CUDA 12.4 or later; with an older one each solve takes as
-    many iterations as it may.
+    On CUDA, a solver that stops early needs a driver for CUDA 12.4 or later; with an older one each solve takes its
+    maximum number of iterations.
     """
 
     backend = "warp"
@@ -110,14 +110,14 @@ class MujocoWarpVectorEnv:
         self._seed = torch.zeros(num_envs, dtype=torch.int64, device=self.device)  # [B]
         self._episode = torch.zeros_like(self._seed)  # [B] number of the running episode, from 0
         self._elapsed = torch.zeros_like(self._seed)  # [B] control steps done in it
-        self._position = torch.zeros(num_envs, device=self.device)  # [B] m, before the step that comes
-        self._data: Any = None  # of the simulator, from the first reset on
+        self._position = torch.zeros(num_envs, device=self.device)  # [B] m, before the next step
+        self._data: Any = None  # the simulator's, from the first reset on
 
     def _tensor(self, array: Any) -> Tensor:
         return torch.as_tensor(array, dtype=torch.float32).to(self.device)
 
     def _build(self) -> None:
-        """The worlds, their arrays as tensors, and the graphs."""
+        """Build the worlds, their arrays as tensors, and the graphs."""
         task = self.task
         with wp.ScopedDevice(wp.device_from_torch(self._seed.device)):  # "cuda" with its index
             model = mjw.put_model(self._model)
@@ -129,7 +129,7 @@ class MujocoWarpVectorEnv:
             views = {name: wp.to_torch(getattr(data, name)) for name in Physics._fields if name != "body_mass"}
             self._now = Physics(**views, body_mass=self._tensor(self._model.body_mass))
             self._control: Tensor = wp.to_torch(data.ctrl)  # [B, nu]
-            self._warm_start: Tensor = wp.to_torch(data.qacc_warmstart)  # [B, nv] where the next solve begins
+            self._warm_start: Tensor = wp.to_torch(data.qacc_warmstart)  # [B, nv] where the next solve starts
             self._overflow: Tensor = wp.to_torch(data.overflow)  # [B] int32, bits that stay set
 
             def control_step() -> None:
@@ -147,19 +147,19 @@ class MujocoWarpVectorEnv:
 
     @staticmethod
     def _record(operations: Callable[[], None]) -> Any:
-        """A graph of what `operations` launches; the state that this leaves behind is of no use."""
+        """Record a graph of what `operations` launches; the state that this leaves behind is of no use."""
         operations()  # compiles and loads the kernels, which cannot happen while recording
         with wp.ScopedCapture() as capture:
             operations()
         return capture.graph
 
     def _launch(self, graph: Any) -> None:
-        """Replay, in order with what torch does before and after."""
+        """Replay a graph, in order with torch's work before and after."""
         stream = wp.stream_from_torch(torch.cuda.current_stream(self.device)) if self.device.type == "cuda" else None
         wp.capture_launch(graph, stream=stream)
 
     def _begin(self, chosen: Tensor) -> Tensor:
-        """The first obs [B, obs_dim] of a new episode, and the worlds of the mask `chosen` [B] put there."""
+        """Start a new episode in the worlds of the mask `chosen` [B]. -> first obs [B, obs_dim], meant for these"""
         seed = random.fold_in(self._seed, self._episode)
         return self._place(chosen, *self.task.first_state(seed, self._qpos0, self._qvel0))
 
@@ -173,8 +173,8 @@ class MujocoWarpVectorEnv:
         now.qvel.copy_(torch.where(of_world, qvel, now.qvel))
         self._warm_start.masked_fill_(of_world, 0.0)
         if task.reads_bodies:
-            self._launch(self._bodies)  # of all worlds: the others' are computed anew in the next step anyway
-        # No task begins with a control, in contact or at a limit, so there are no forces yet.
+            self._launch(self._bodies)  # of all worlds: the others' are recomputed in the next step anyway
+        # No task starts with a control, in contact or at a limit, so there are no forces yet.
         forces = {
             name: torch.zeros_like(getattr(now, name)) for name in ("qfrc_actuator", "qfrc_constraint", "cfrc_ext")
         }
@@ -184,10 +184,10 @@ class MujocoWarpVectorEnv:
 
     @torch.no_grad()
     def reset(self, seeds: Tensor) -> Tensor:
-        """Begin anew from `seeds` [B] int64. -> obs [B, obs_dim]
+        """Reset all environments from `seeds` [B] int64. -> obs [B, obs_dim]
 
         Raises:
-            UsageError: in the steps since the last reset contacts or constraints found no room.
+            UsageError: in the steps since the last reset there was no room for some contacts or constraints.
         """
         check_shape("seeds", seeds, (self.num_envs,))
         if self._data is None:
@@ -220,11 +220,11 @@ class MujocoWarpVectorEnv:
         self._elapsed *= ~ended
         obs = torch.where(ended.unsqueeze(-1), self._begin(ended), next_obs)
         if self.device.type == "cpu":
-            self._check_room()  # elsewhere this would wait for the device: there `reset` and `close` look
+            self._check_room()  # elsewhere this would wait for the device: there `reset` and `close` check
         return Step(obs=obs, next_obs=next_obs, reward=reward, terminated=terminated, truncated=truncated)
 
     def _check_room(self) -> None:
-        """Refuse to go on after the simulator dropped contacts or constraints that found no room."""
+        """Raise UsageError if the simulator dropped contacts or constraints for lack of room."""
         of_solver = mjw.OverflowType.ITERATIONS | mjw.OverflowType.LS_ITERATIONS  # stopped early: not a lack of room
         short = (self._overflow & ~int(of_solver)) != 0
         count = int(short.sum())
@@ -237,7 +237,7 @@ class MujocoWarpVectorEnv:
             )
 
     def close(self) -> None:
-        """Look once more for what found no room (UsageError, as `reset`), then free the simulator's memory."""
+        """Check once more for a lack of room (UsageError, as in `reset`), then free the simulator's memory."""
         if self._data is not None:
             try:
                 self._check_room()

@@ -1,4 +1,4 @@
-"""Pendulum-v1: swing a rod up with a motor that is too weak to lift it at once, and hold it there.
+"""Pendulum-v1: swing a rod up with a motor that is too weak to lift it directly, and hold it there.
 
 A uniform rod of mass m and length l, hinged at one end, under gravity g and a motor torque u. With the angle theta
 measured from upright, its moment of inertia m l^2 / 3 gives the angular acceleration
@@ -14,7 +14,7 @@ One control step of length dt, by the semi-implicit Euler method:
 
 An episode starts at theta ~ U(-pi, pi), omega ~ U(-1, 1), and only the clock ends it, after 200 steps (10 s).
 
-Source: Gymnasium's Pendulum-v1, whose constants these are; tests/envs/test_torch_envs.py compares step by step.
+Source: Gymnasium's Pendulum-v1, whose constants these are; tests/envs/test_torch_envs.py compares the two step by step.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""What adapters share: policy units to a simulator's actions, 64-bit seeds to 31 bits, and what shapes must be."""
+"""Helpers of the adapters: policy units to a simulator's actions, 64-bit seeds to 31 bits, and checks of shapes."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from ess_rl.errors import UsageError
 
 
 class BoxAction:
-    """The map from [-1, 1]^act_dim, where policies live, onto the Box of one simulator: clip, then affine."""
+    """Map from [-1, 1]^act_dim, the units of policies, onto the Box of one simulator: clip, then affine."""
 
     def __init__(self, env_id: str, space: Any) -> None:
         """`space` is a gymnasium.spaces.Space; anything but a bounded, real-valued Box is refused."""
@@ -41,12 +41,12 @@ class BoxAction:
 
 
 def check_shape(what: str, x: Tensor, shape: tuple[int, ...]) -> None:
-    """Raises ValueError where one row an environment is not there: it would be broadcast, or end the process."""
+    """Raise ValueError unless `x` has one row per environment: else it would be broadcast, or end the process."""
     if x.shape != shape:
         raise ValueError(f"{what} have the shape {tuple(x.shape)}, {shape[0]} environments need {shape}")
 
 
 def seeds_31_bits(seeds: Tensor, num_envs: int) -> list[int]:
-    """int64 seeds [B] as numbers in [0, 2^31), the range both simulators take: the low 31 bits."""
+    """The low 31 bits of int64 seeds [B]: numbers in [0, 2^31), the range that both simulators take."""
     check_shape("seeds", seeds, (num_envs,))
     return [seed & 0x7FFFFFFF for seed in seeds.tolist()]

@@ -1,10 +1,10 @@
 """B copies of one task as tensor operations: what every torch environment shares.
 
 A task is a small object of pure functions (`Dynamics`), usually one short file of equations. Here are the parts that
-no task should repeat: the clip of the action, the clock, the reset inside `step`, the seeds.
+no task should repeat: clipping the action, the clock, the reset inside `step`, the seeds.
 
 `step` has no branch on data and no host synchronization, and it updates its state in place, in tensors that keep their
-address. Hence it runs on any device and inside a CUDA graph.
+addresses. Hence it runs on any device and inside a CUDA graph.
 """
 
 from typing import Protocol
@@ -19,7 +19,7 @@ from ess_rl.contract import Step
 
 
 class Dynamics(Protocol):
-    """One task as equations. S is the size of its state; every function maps each of the B rows on its own."""
+    """One task as equations. S is the size of its state; every function maps each of the B rows independently."""
 
     @property
     def state_dim(self) -> int: ...  # S
@@ -28,11 +28,11 @@ class Dynamics(Protocol):
     @property
     def act_dim(self) -> int: ...
     @property
-    def action_bound(self) -> float: ...  # of each action as Gymnasium has the task; `step` takes [-1, 1] in any case
+    def action_bound(self) -> float: ...  # of each action in Gymnasium's version; `step` always takes [-1, 1]
     @property
     def max_episode_steps(self) -> int: ...  # control steps until the clock ends the episode
     @property
-    def terminates(self) -> bool: ...  # whether anything but the clock ends one
+    def terminates(self) -> bool: ...  # whether anything but the clock ends an episode
 
     def reset_state(self, seed: Tensor, dtype: torch.dtype) -> Tensor:
         """The first state of an episode, a function of its seed: [B] int64 -> [B, S] of `dtype`."""
@@ -43,7 +43,7 @@ class Dynamics(Protocol):
         ...
 
     def step(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One control step from [B, S] with actions [B, act_dim] that lie in [-1, 1].
+        """One control step from [B, S] with actions [B, act_dim] in [-1, 1].
 
         -> (state [B, S], reward [B], terminated [B] bool)
         """
@@ -66,7 +66,7 @@ class TorchVectorEnv:
         max_episode_steps: int | None = None,
         staggered: bool = False,
     ) -> None:
-        """`dtype` is that of the state and the equations; what comes out is float32 in any case.
+        """`dtype` is that of the state and the equations; outputs are always float32.
 
         `staggered`: the clocks of the first episodes after a reset are ahead (`envs.clocks.first_clocks`).
         """
@@ -89,16 +89,16 @@ class TorchVectorEnv:
         return self.dynamics.reset_state(random.fold_in(self._seed, self._episode), self.dtype)
 
     def _observe(self, state: Tensor) -> Tensor:
-        # The copy matters where `observe` is the identity: `self.state` changes in place at the next step.
+        # The copy matters if `observe` is the identity: `self.state` changes in place at the next step.
         return self.dynamics.observe(state).to(torch.float32, copy=True)
 
     def _count(self, reward: Tensor, ended: Tensor) -> None:
-        """Number the episodes that begin where others have ended, [B] bool."""
+        """Advance the episode numbers where an episode has `ended`, [B] bool."""
         self._episode += ended
 
     @torch.no_grad()
     def reset(self, seeds: Tensor) -> Tensor:
-        """Begin anew from `seeds` [B] int64. -> obs [B, obs_dim]"""
+        """Reset all environments from `seeds` [B] int64. -> obs [B, obs_dim]"""
         check_shape("seeds", seeds, (self.num_envs,))
         self._seed.copy_(seeds)
         self._episode.zero_()

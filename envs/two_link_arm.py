@@ -13,11 +13,11 @@ One control step of length dt is one Runge-Kutta step of fourth order. With the 
 
     reward = -|tip - target| - 0.05 (a_1^2 + a_2^2)               (distance in m, actions a in [-1, 1])
 
-An episode starts at rest with q_1, q_2 ~ U(-pi, pi) and a target that is uniform on the disk of 0.9 of the arm's reach.
+An episode starts at rest with q_1, q_2 ~ U(-pi, pi) and a target uniform on the disk of 0.9 of the arm's reach.
 Only the clock ends it, after 100 steps (5 s).
 
 Source: the equations of a planar arm are textbook, e.g. Murray, Li and Sastry 1994, "A Mathematical Introduction to
-Robotic Manipulation", section 4.2.3; the task is in the manner of Gymnasium's Reacher.
+Robotic Manipulation", section 4.2.3; the task is modeled on Gymnasium's Reacher.
 """
 
 import math
@@ -58,7 +58,7 @@ class TwoLinkArm:
         return torch.stack([*angles, still, still, *target], dim=-1)
 
     def tip(self, state: Tensor) -> Tensor:
-        """Where the arm ends, [B, 2] in m, the shoulder being the origin."""
+        """Position of the tip, [B, 2] in m, with the shoulder at the origin."""
         first, both = state[..., 0], state[..., 0] + state[..., 1]
         x = torch.cos(first) + torch.cos(both)
         y = torch.sin(first) + torch.sin(both)

@@ -1,10 +1,10 @@
-"""TwoLinkArmSparse: TwoLinkArm, paid for nothing but touching the target.
+"""TwoLinkArmSparse: TwoLinkArm, rewarded only for touching the target.
 
-Arm, target and clock are those of `envs.two_link_arm`. Nothing tells the distance but the observation:
+Arm, target and clock are those of `envs.two_link_arm`. Only the observation tells the distance:
 
     reward = 1 in the step after which the tip is within 0.02 m of the target (terminated), else 0
 
-Of 2,000 episodes of 100 uniformly random actions each 49 touched it.
+Of 2,000 episodes of 100 uniformly random actions each, 49 touched it.
 """
 
 import math

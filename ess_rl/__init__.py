@@ -1,1 +1,1 @@
-"""The ground of the suite: mathematics, data, networks and the loop. Knows torch and no simulator."""
+"""The base of the suite: mathematics, data, networks and the loop. Depends on torch but on no simulator."""

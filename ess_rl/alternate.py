@@ -1,9 +1,9 @@
-"""Updates on replayed data that take turns with on-policy ones, as P3O of 2019 and ACER have them.
+"""Updates on replayed data that alternate with on-policy ones, as in P3O of 2019 and ACER.
 
-An agent that asks for them has an `AlternatingConfig`. How many there are in an iteration is drawn for each member from
-a Poisson distribution. So members have unlike numbers of them to make, and a program is made for one number of members:
-half of them take each turn, those with most left to make. Were it all of them, most would but wait for the last one: of
-ten members with two updates in the mean it takes 4.7 turns of ten, or 5.2 turns of five.
+An agent that asks for them has an `AlternatingConfig`. Their number in an iteration is drawn for each member from a
+Poisson distribution. So members differ in how many they have to make, while a program is compiled for a fixed number of
+members: half of them take each turn, those with most updates left. If all members took each turn, most would only wait
+for the last one: for ten members with a mean of two updates it takes 4.7 turns of ten, or 5.2 turns of five.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from ess_rl.replay import Replay
 
 
 def taking(members: int) -> int:
-    """How many members take each turn: half of them, and two at the least.
+    """Number of members that take each turn: half of them, but at least two.
 
-    One alone would be computed otherwise, in the last digits, than as one of several.
+    A member computed alone would differ, in the last digits, from the same member computed as one of several.
     """
     return max(min(members, 2), -(-members // 2))
 
 
 class ReplayedUpdates:
-    """The replayed updates of one iteration after the other.
+    """The replayed updates of successive iterations.
 
-    Tensors that a recording of `update` reads keep their addresses: `iteration`, what is `done`, the replay's `head`
+    Tensors that a recording of `update` reads keep their addresses: the iteration, the turns done, the replay's `head`
     and how much it holds.
     """
 
     def __init__(self, population: Population, replay: Replay, config: AlternatingConfig, purpose: int):
-        """`purpose` of the random numbers: see `ess_rl.random`.
+        """`purpose` is that of the random numbers: see `ess_rl.random`.
 
         Raises:
-            UsageError: a mean number of updates that `ess_rl.random.poisson` cannot draw for.
+            UsageError: a mean number of updates is out of the range of `ess_rl.random.poisson`.
         """
         if not all(0.0 <= mean <= 20.0 for mean in population.numbers["replayed_updates"]):
             raise UsageError(f"replayed_updates {population.numbers['replayed_updates']}: must lie between 0 and 20")
@@ -44,16 +44,16 @@ class ReplayedUpdates:
         device, numbers = population.device, population.numbers["replayed_updates"]
         self._iteration, self._head, self._held = torch.zeros(3, dtype=torch.int64, device=device).unbind(0)
         self._done = torch.zeros(population.size, dtype=torch.int64, device=device)  # turns of each member so far
-        # On the device for `update`, and on the host to know how often it is to be called.
+        # On the device for `update`, and on the host to know how often to call it.
         self._mean, self._mean_on_host = population.hyper["replayed_updates"], torch.tensor(numbers)
         self._seeds_on_host = torch.tensor(population.seeds, dtype=torch.int64)
         self._sum: Metrics = {}
 
     def begin(self, iteration: int) -> int:
-        """An iteration whose rollout the replay has taken. -> how many times `update` is to be called.
+        """Begin an iteration whose rollout is already in the replay. -> how many times to call `update`
 
-        Each member has a turn at least: one that draws no update still says what its first replayed batch is like. None
-        while the replay warms up, and where no member would ever draw any.
+        Each member has at least one turn: a member that draws no update still reports on its first replayed batch. No
+        calls while the replay warms up, or if no member would ever draw an update.
         """
         if iteration < self._config.warm_up or not self._mean_on_host.any():
             return 0
@@ -65,14 +65,14 @@ class ReplayedUpdates:
         self._held.fill_(self._replay.size // self._config.rollout)
         seeds = random.fold_in(random.fold_in(self._seeds_on_host, self._purpose), iteration)
         turns = random.poisson(seeds, self._mean_on_host).clamp(min=1)
-        # Those with most left go first: so it takes as many calls as one member has turns, or as all have at `taking`
-        # a call, whichever is more.
+        # Members with most turns left go first, so the number of calls is the largest number of turns of a member, or
+        # the turns of all members at `taking` per call, whichever is more.
         return max(int(turns.max()), -(-int(turns.sum()) // taking(len(turns))))
 
     def update(self) -> Metrics:
-        """One turn of the members with most left to make. -> what is said of this iteration's so far, [P]
+        """One turn of the members with most turns left. -> metrics of this iteration's replayed updates so far, [P]
 
-        The mean over the updates a member made; where it has none to make, of the batch it would have begun with.
+        Averaged over the updates that a member made; if it has none to make, of the batch it would have begun with.
         """
         seeds = random.fold_in(random.fold_in(self._population.seed, self._purpose), self._iteration)  # [P]
         count = random.poisson(seeds, self._mean)

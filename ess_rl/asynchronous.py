@@ -1,11 +1,11 @@
-"""Collecting in a process of its own: it simulates the next rollout while this process learns from the last.
+"""Collecting in a separate process, which simulates the next rollout while this process learns from the last.
 
-What acts is the policy of K = `lag` iterations ago, K >= 1. So all that rollout i + 1 needs is there before the updates
-of iteration i begin, and both can go on at the same time. Nothing is raced for: the result is that of the same lag
-without a second process, bit for bit where torch has as many threads, however fast either of the two is.
+The behavior is the policy of K = `lag` iterations ago, K >= 1. So all that rollout i + 1 needs is available before the
+updates of iteration i begin, and both can run at the same time. There are no races: the result is that of the same lag
+without a second process, bit for bit if torch has as many threads, however fast either process is.
 
 TBA (arXiv 2503.18929) sends its searchers new weights every `sync_interval` steps of the trainer and learns from
-whatever has come by then. Here the interval is one iteration and the delay is K of them, known for every sample.
+whatever has arrived by then. Here the interval is one iteration and the delay K iterations, known for every sample.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ class ProcessCollector:
     """A `Collector` in another process.
 
     Args:
-        make: called in that process, hence picklable: -> (the population as it acts: its `lag` is 0; its environments)
-        population: whose states will act.
-        env: of the same kind as those environments; nothing is simulated in it.
+        make: called in that process, hence picklable. -> (a copy of the population to act with, its `lag` 0; its
+            environments)
+        population: the one whose states will act.
+        env: environments of the same kind as those; nothing is simulated in them.
         rollout: steps of each environment in a rollout.
     """
 
@@ -45,11 +46,11 @@ class ProcessCollector:
         self._device = population.device
         self._rollout = place.map(Tensor.share_memory_)
         self._acting = tree_map(lambda x: x.cpu().clone().share_memory_(), population.acting())
-        # One thread: the others are for the simulators, and for who learns.
+        # One thread: the others are for the simulators and the learner.
         self.child = Child("the process that collects", _serve, make, self._acting, self._rollout)
 
     def ready(self) -> None:
-        """Wait until it can simulate. Raises what went wrong there."""
+        """Wait until the process can simulate. Raises the error that it ran into, if any."""
         self.child.answer()
 
     def begin(self, iteration: int, acting: State, starts: Tensor | None) -> None:
@@ -66,7 +67,7 @@ class ProcessCollector:
 
 
 def _serve(parent: Parent, make: Callable[[], tuple[Population, VectorEnv]], acting: State, place: Transitions) -> None:
-    """The other process: a rollout into `place` for each task, until there are no more."""
+    """Run the other process: collect a rollout into `place` for each task, until there are no more."""
     population, env = make()
     population.state = acting
     warm_up_acting(population, env, place)

@@ -1,4 +1,4 @@
-"""What an iteration learns from: rollouts as samples under the present policy, what lies beside them, their order."""
+"""Training data of an iteration: rollouts as samples under the current policy, their extra columns, their order."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from ess_rl.transitions import Transitions
 
 
 def prepare(population: Population, rollouts: list[Transitions]) -> tuple[dict[str, Tensor], Tensor]:
-    """Samples of several rollouts [T, P, N], newest first, each prepared alone under the present policy and value.
+    """Samples of several rollouts [T, P, N], newest first, each prepared separately under the current policy and value.
 
     -> (samples [P, (1 + replay) * T * N, ...], ESS of each rollout [P, len(rollouts)])
 
-    The samples have room for all the rollouts there may be, so that programs compiled for them are made once. What no
-    rollout fills yet is zero, and nobody draws it. Where there is more room than for one they also have an "age".
+    The samples have room for the largest possible number of rollouts, so that programs are compiled for them only once.
+    Room that is not filled yet holds zeros and is never drawn from. With room for more than one rollout, the samples
+    also have an "age".
     """
     parts = [population.prepare(rollout) for rollout in rollouts]
     ess = torch.stack([effective_sample_size(part.pop("log_ratio"), dim=1) for part in parts], dim=1)
@@ -31,7 +32,7 @@ def prepare(population: Population, rollouts: list[Transitions]) -> tuple[dict[s
 
 
 def refreshed(population: Population, rollouts: list[Transitions], data: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The samples `data` of `prepare` as another epoch begins: with what the agent makes anew."""
+    """The samples `data` of `prepare` at the start of another epoch, with the columns that the agent recomputes."""
     if population.agent.refresh is None:
         return data
     parts = [population.refresh(rollout) for rollout in rollouts]
@@ -39,9 +40,9 @@ def refreshed(population: Population, rollouts: list[Transitions], data: dict[st
 
 
 def demonstrated(population: Population, samples: int, iteration: int | Tensor) -> dict[str, Tensor]:
-    """Beside each of a member's samples one of the population's demonstrations, drawn anew in each iteration.
+    """One of the population's demonstrations for each of a member's samples, drawn again in each iteration.
 
-    -> "expert_obs" and "expert_action" [P, samples, ...], drawn with replacement; empty where there are none to draw
+    -> "expert_obs" and "expert_action" [P, samples, ...], drawn with replacement; empty if there are none to draw
     """
     if not population.demonstrations:
         return {}
@@ -53,28 +54,28 @@ def demonstrated(population: Population, samples: int, iteration: int | Tensor) 
 
 
 def marked(hinted: Tensor | None) -> dict[str, Tensor]:
-    """Beside each sample whether its episode began from a hint: [T, P, N] -> "hinted" [P, T * N]; empty without."""
+    """For each sample, whether its episode began from a hint: [T, P, N] -> "hinted" [P, T * N]; empty if None."""
     return {} if hinted is None else {"hinted": hinted.transpose(0, 1).flatten(1)}
 
 
 def draw_weights(config: AgentConfig, rollouts: list[Transitions], ess: Tensor) -> Tensor:
-    """How likely each sample is to be drawn next, up to a factor: [P, K * T * N], in the order of `prepare`'s samples.
+    """Unnormalized probability that each sample is drawn next: [P, K * T * N], in the order of `prepare`'s samples.
 
         uniform   1
         recency   1 / (1 + age), age in rollouts
-        ess       the ESS of its rollout under the present policy
-        reward    exp(z), z the mean reward of its trajectory, one environment's part of one rollout, standardized over
-                  all of a member's trajectories that this process holds; of an agent with a `group`, less its group's
-                  mean first, so that trajectories compete with those from the same first state alone
+        ess       the ESS of its rollout under the current policy
+        reward    exp(z), z the mean reward of its trajectory (one environment's part of one rollout), standardized over
+                  all of a member's trajectories that this process holds; for an agent with a `group`, its group's mean
+                  is subtracted first, so that trajectories compete only with those from the same first state
 
     Source of the last: TBA (Bartoldson et al. 2025, arXiv 2503.18929) draws trajectories by a softmax of their reward,
-    those of one question against each other, and some of the data from the newest alone. Standardized here, so that it
-    knows no unit of the task. It is no unbiased draw: a policy gradient leans to what went well, and where starts are
-    not alike to those that are easy. TBA's loss is 0 at the same policy whatever is drawn.
+    those of one question against each other, and some of the data only from the newest. Standardized here, so that it
+    does not depend on the task's units. The draw is biased: a policy gradient leans toward what went well and, if
+    starts differ, toward the easy ones. TBA's loss is 0 at the same policy whatever is drawn.
 
     Args:
-        rollouts: K of [T, P, N], newest first.
-        ess: [P, K] of each.
+        rollouts: K rollouts [T, P, N], newest first.
+        ess: [P, K], of each rollout.
     """
     count, (steps, members, num_envs) = len(rollouts), rollouts[0].reward.shape
     weight = torch.ones(members, count, num_envs, dtype=torch.float64, device=ess.device)
@@ -93,9 +94,9 @@ def draw_weights(config: AgentConfig, rollouts: list[Transitions], ess: Tensor) 
 
 
 def order(seeds: Tensor, config: AgentConfig, weights: Tensor) -> Tensor:
-    """Which samples an epoch sees: as many as a rollout has, of all rollouts. [P, samples]
+    """Indices of the samples of an epoch: as many as one rollout has, drawn from all rollouts. [P, samples]
 
-    Drawn without replacement within the epoch, by `weights` [P, K * samples].
+    Drawn without replacement within the epoch, weighted by `weights` [P, K * samples].
     """
     if processes.world_size() > 1:
         seeds = random.fold_in(seeds, processes.rank())
@@ -106,12 +107,12 @@ def order(seeds: Tensor, config: AgentConfig, weights: Tensor) -> Tensor:
 
 
 def check_minibatch(config: AgentConfig) -> None:
-    """Raises UsageError unless the minibatch divides an iteration's samples, which there are, and is more than one."""
+    """Raises UsageError unless an iteration has samples, epochs, and a minibatch of more than one that divides them."""
     for name in ("num_envs", "rollout", "epochs"):
         if getattr(config, name) < 1:
             raise UsageError(f"{name} {getattr(config, name)}: must be at least 1")
     samples = config.rollout * config.num_envs
-    if config.minibatch * processes.world_size() < 2:  # each of several processes has its share of one
+    if config.minibatch * processes.world_size() < 2:  # each process has a share of one minibatch
         raise UsageError(f"minibatch {config.minibatch}: advantages are standardized over it, so it must be at least 2")
     if samples % config.minibatch:
         near = min((d for d in range(1, samples + 1) if samples % d == 0), key=lambda d: abs(d - config.minibatch))
@@ -122,12 +123,12 @@ def check_minibatch(config: AgentConfig) -> None:
 
 
 def _room(config: AgentConfig) -> int:
-    """Rollouts that an epoch draws from, once the replay is full."""
+    """Number of rollouts that an epoch draws from, once the replay is full."""
     return 1 if isinstance(config, AlternatingConfig) else 1 + config.replay
 
 
 def _in_one(parts: list[dict[str, Tensor]], room: int) -> dict[str, Tensor]:
-    """Samples [P, n, ...] of several rollouts one after the other, in room for `room` of them."""
+    """Concatenated samples [P, n, ...] of several rollouts, with room for `room` of them."""
     if room == 1:
         return parts[0]
     data = {

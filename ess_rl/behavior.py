@@ -1,10 +1,10 @@
 """A model of the policy that collected some data: a Gaussian b(a|s) by maximum likelihood, or an ensemble of them.
 
-Where a data set says only what was done, ratios pi / b and the KL to b need a density. The log-likelihood of held-out
-episodes says when to stop. The standard deviation has a floor, because the pull of KL(pi || b) grows as 1 / sigma^2
+If a data set records only the actions, ratios pi / b and the KL to b need a density. The log-likelihood of held-out
+episodes decides when to stop. The standard deviation has a floor, because the pull of KL(pi || b) grows as 1 / sigma^2
 (Rudner et al. 2021, arXiv 2212.13936): states in which the model would be narrower are counted and reported.
 
-Letters: K models of an ensemble, N transitions in the order of their episodes.
+Notation: K models of an ensemble, N transitions in the order of their episodes.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ from ess_rl.optim import adam_init, adam_step
 
 @dataclass(frozen=True)
 class Config:
-    """How a model is fitted."""
+    """Settings of a fit."""
 
     hidden: tuple[int, ...] = (256, 256)  # relu units
     learning_rate: float = 1e-3  # of Adam
     minibatch: int = 512  # samples of one update
     max_updates: int = 20_000
-    check_every: int = 250  # updates between two looks at the held-out data
-    patience: int = 8  # looks without a better one before it stops
-    held_out: float = 0.1  # share of the episodes that is held out
+    check_every: int = 250  # updates between two evaluations on the held-out data
+    patience: int = 8  # evaluations without improvement before the fit stops
+    held_out: float = 0.1  # fraction of the episodes that is held out
     log_std_floor: float = -4.0  # in units of [-1, 1]
 
 
 @dataclass(frozen=True)
 class Model:
-    """K fitted Gaussians, with what became of the fit."""
+    """K fitted Gaussians, with the outcome of the fit."""
 
     params: Tree  # [K, ...]: "net" and "obs_stats"
     log_std_floor: float
-    held_out_nll: Tensor  # [K] mean negative log-likelihood of the held-out actions, nats, at the best look
-    updates: int  # made before it stopped
-    held_out: Tensor  # [N] bool: what it was not fitted to
+    held_out_nll: Tensor  # [K] mean negative log-likelihood of the held-out actions, nats, at its best
+    updates: int  # made before the fit stopped
+    held_out: Tensor  # [N] bool: transitions excluded from the fit
 
     def members(self, obs: Tensor, log_std_floor: float | None = None) -> Gaussian:
         """Each model at raw observations [..., obs_dim]: [K, ..., act_dim]."""
@@ -77,9 +77,9 @@ def negative_log_likelihood(params: Tree, obs: Tensor, action: Tensor, log_std_f
 
 
 def held_out_episodes(last: Tensor, share: float, seed: int = 0) -> Tensor:
-    """[N] bool: the steps of a random `share` of the episodes, at least one, and never all where there are two.
+    """[N] bool: the steps of a random `share` of the episodes, at least one, and never all if there are several.
 
-    Whole episodes, because the steps of one resemble each other. A single episode gives its last steps instead.
+    Whole episodes, because the steps of an episode resemble each other. A single episode gives its last steps instead.
     """
     episode = torch.cumsum(last.long(), 0) - last.long()
     count = int(episode[-1]) + 1
@@ -95,7 +95,7 @@ def fit(
 ) -> Model:
     """Fit a Gaussian for each of `seeds` to raw observations [N, obs_dim], actions [N, act_dim], on their device.
 
-    Draws are functions of the seed and the number of the update: equal data and seeds give equal models.
+    Random draws are functions of the seed and the update's number: equal data and seeds give equal models.
 
     Args:
         last: [N] bool, the ends of episodes.
@@ -109,7 +109,7 @@ def fit(
     held_out = held_out_episodes(last.cpu(), config.held_out)
     inside = held_out.logical_not().nonzero()[:, 0].to(obs.device)
     outside = held_out.nonzero()[:, 0].to(obs.device)
-    outside = outside[:: max(1, len(outside) // 20_000)]  # enough to judge by
+    outside = outside[:: max(1, len(outside) // 20_000)]  # enough to evaluate on
     seed = torch.tensor(seeds, dtype=torch.int64, device=obs.device)
     stats = normalizer.update(normalizer.init(obs.shape[1:], obs.device), obs[inside])
     floor = torch.tensor(config.log_std_floor, device=obs.device)
@@ -126,14 +126,14 @@ def fit(
         return negative_log_likelihood({"net": net, "obs_stats": stats}, obs[outside], action[outside], floor)
 
     best, best_nll = net, torch.full((len(seeds),), torch.inf, device=obs.device)
-    updates, since = 0, torch.zeros(len(seeds), dtype=torch.int64, device=obs.device)  # looks without gain, of each
+    updates, since = 0, torch.zeros(len(seeds), dtype=torch.int64, device=obs.device)  # evaluations without gain, each
     while updates < config.max_updates and (since < config.patience).any():
         for _ in range(min(config.check_every, config.max_updates - updates)):
             draws = random.uniform(random.fold_in(random.fold_in(seed, 1), updates), (config.minibatch,), torch.float64)
             net, optimizer = vmap(step)(net, optimizer, inside[(draws * len(inside)).long()])
             updates += 1
         nll = vmap(judge)(net)
-        better = (nll < best_nll - 1e-4) & (since < config.patience)  # one that was through stays: as it is alone
+        better = (nll < best_nll - 1e-4) & (since < config.patience)  # a stopped model stays as if fitted alone
         since = torch.where(better, 0, since + 1)
         best = tree_map(lambda old, new: torch.where(better.view(-1, *[1] * (new.ndim - 1)), new, old), best, net)  # noqa: B023 (used at once)
         best_nll = torch.where(better, nll, best_nll)
@@ -142,7 +142,7 @@ def fit(
 
 
 def floored(model: Model, obs: Tensor, log_std_floor: float | None = None) -> float:
-    """The share of states in which a model of the ensemble is held up by the floor in some action dimension."""
+    """Fraction of states in which a model of the ensemble is at the floor in some action dimension."""
     floor = model.log_std_floor if log_std_floor is None else log_std_floor
     return (model.members(obs, floor).log_std <= floor).any(-1).any(0).float().mean().item()
 
@@ -150,11 +150,11 @@ def floored(model: Model, obs: Tensor, log_std_floor: float | None = None) -> fl
 def floor_report(
     model: Model, obs: Tensor, action: Tensor, reference: Gaussian | None, floors: tuple[float, ...]
 ) -> list[dict[str, float]]:
-    """How the density reacts to the floor of log_std, on transitions [N, ...]; one dictionary for each of `floors`.
+    """Effect of the log_std floor on the density, on transitions [N, ...]; one dictionary for each of `floors`.
 
-    "floor", "floored" (share of states), "nll" (nats), and where a `reference` policy is given, say the recorded one,
-    "ess" of the model's ratio to it and "kl", the mean KL(model || reference) in nats. Without one both compare the
-    ensemble's first model with its second, if it has two: what the model does not know of itself.
+    "floor", "floored" (fraction of states), "nll" (nats), and if a `reference` policy is given, such as the recorded
+    one, "ess" of the model's ratio to it and "kl", the mean KL(model || reference) in nats. Without a reference, both
+    compare the ensemble's first model with its second, if it has two: a measure of the model's own uncertainty.
     """
     report = []
     for floor in floors:

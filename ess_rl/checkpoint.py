@@ -1,4 +1,4 @@
-"""A tree of tensors to one file and back: safetensors with a JSON header. Loading executes nothing."""
+"""Save a tree of tensors to one file and load it: safetensors with a JSON header. Loading executes no code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FORMAT = "ess-rl checkpoint 1"
 
 
 def flatten(tree: Tree, prefix: str = "") -> dict[str, Tensor]:
-    """Nested dictionaries to one, with names like "params/policy/log_std"."""
+    """Flatten nested dictionaries into one, with names like "params/policy/log_std"."""
     flat: dict[str, Tensor] = {}
     for name, branch in tree.items():
         flat |= flatten(branch, f"{prefix}{name}/") if isinstance(branch, dict) else {f"{prefix}{name}": branch}
@@ -43,10 +43,10 @@ def save(path: Path, tree: Tree, info: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     tensors = {name: x.detach().cpu().contiguous() for name, x in flatten(tree).items()}
-    # One entry: safetensors writes several in no fixed order, and equal states would make unequal files.
+    # One entry: safetensors writes several in no fixed order, and equal states would give unequal files.
     try:
         save_file(tensors, part, metadata={FORMAT: json.dumps(info)})
-    except SafetensorError as error:  # of a full disk, as a rule
+    except SafetensorError as error:  # usually a full disk
         raise OSError(errno.EIO, f"cannot be written ({error})", str(path)) from None
     with open(part, "rb") as file:
         os.fsync(file.fileno())
@@ -54,7 +54,7 @@ def save(path: Path, tree: Tree, info: dict[str, Any]) -> None:
 
 
 def info(path: Path) -> dict[str, Any]:
-    """The JSON that `save` wrote beside the tensors, without reading them. Raises UsageError as `load` does."""
+    """Read the JSON that `save` wrote alongside the tensors, but not the tensors. Raises UsageError as `load` does."""
     return _read(path, tensors=False)[1]
 
 
@@ -62,10 +62,10 @@ def load(path: Path, like: Tree, device: torch.device | str = "cpu") -> tuple[Tr
     """Read what `save` wrote. -> (tree, info)
 
     Args:
-        like: a tree with the names, shapes and dtypes that are expected.
+        like: a tree with the expected names, shapes and dtypes.
 
     Raises:
-        UsageError: the file is missing, damaged, no checkpoint of this suite, or does not fit `like`.
+        UsageError: the file is missing, damaged, not a checkpoint of this suite, or does not fit `like`.
     """
     flat, said = _read(path, tensors=True)
     wanted = flatten(like)

@@ -1,4 +1,4 @@
-"""What a caller of the mathematics can get wrong without a word: shapes that broadcast, flags that are numbers."""
+"""Checks for mistakes that would pass silently: shapes that broadcast, numbers for flags, unknown choices."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ess_rl.errors import UsageError
 
 
 def same_shape(**tensors: Tensor) -> None:
-    """Raises ValueError unless all have one shape: else each sample would be paired with those of others."""
+    """Raises ValueError unless all have the same shape: otherwise each sample would be paired with others."""
     shapes = {name: tuple(x.shape) for name, x in tensors.items()}
     if len(set(shapes.values())) > 1:
         listed = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
@@ -19,7 +19,7 @@ def same_shape(**tensors: Tensor) -> None:
 
 
 def flags(**tensors: Tensor) -> None:
-    """Raises ValueError unless all are bool and have one shape."""
+    """Raises ValueError unless all are bool and have the same shape."""
     for name, x in tensors.items():
         if x.dtype != torch.bool:
             raise ValueError(f"{name} is {x.dtype}, not bool: give {name}.bool()")
@@ -27,7 +27,7 @@ def flags(**tensors: Tensor) -> None:
 
 
 def choices(config: Any) -> None:
-    """Raises UsageError where a field of a Config is a word that is none of its choices."""
+    """Raises UsageError if a field of a Config is set to an unknown choice."""
     for name, kind in get_type_hints(type(config)).items():
         words = [word for part in (kind, *get_args(kind)) if get_origin(part) is Literal for word in get_args(part)]
         value = getattr(config, name)

@@ -1,7 +1,7 @@
-"""A process that works for this one: it is asked and answers, in turn or on its own, until the pipe between them ends.
+"""A worker process: it receives tasks and sends answers, in turn or on its own, until the pipe to this one closes.
 
-It is spawned, because torch's threads do not survive a fork. Whatever goes wrong in it is raised here; should it be
-gone, that is said at once, and nothing waits for it.
+It is spawned, because torch's threads do not survive a fork. Its exceptions are raised here; if it has died, that is
+reported at once, and nothing waits for it.
 """
 
 from __future__ import annotations
@@ -25,42 +25,42 @@ import torch
 
 from ess_rl.errors import LostProcessError
 
-_PATIENCE = 30.0  # seconds that processes are given to end, once they have nothing to do
+_PATIENCE = 30.0  # seconds that processes have to exit, once they have nothing to do
 
 
 class Child:
     """Another process, which calls `work` with `arguments`.
 
     Args:
-        name: what it is, as a noun, for whoever reads that it is gone.
-        work: called in that process, hence picklable, with this end's counterpart first: it `hear`s what it is asked
-            and `tell`s what it has done, as long as there is anything to do.
-        threads: of torch, in that process.
-        cpus: the only ones it may use, where the system can say so; none named: all.
+        name: what the process is, as a noun phrase, for the error that says it is gone.
+        work: called in that process, hence picklable. Its first argument is a `Parent`, from which it can `hear` its
+            tasks and to which it can `tell` its results, as long as there is anything to do.
+        threads: number of torch threads in that process.
+        cpus: the only CPUs it may use (Linux only); empty: all.
     """
 
     def __init__(
         self, name: str, work: Callable[..., None], *arguments: Any, threads: int = 1, cpus: Collection[int] = ()
     ):
         self.name = name
-        self.peak_memory_mib = 0.0  # the most memory it had held when it last answered
+        self.peak_memory_mib = 0.0  # its peak memory as of its last answer
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         task = (theirs, work, arguments, threads, tuple(cpus))
         self._process = context.Process(target=_begin, args=task, name=name, daemon=True)
         self._process.start()
-        theirs.close()  # so that the end of that process is the end of the pipe
+        theirs.close()  # so that the pipe closes when that process ends
 
     def ask(self, task: Any) -> None:
-        """Give it something to do. Raises what went wrong there before."""
+        """Send it a task. Raises the error that it ran into before, if any."""
         try:
             self._pipe.send(task)
         except OSError:
-            self.answer()  # its last word, if it had one
+            self.answer()  # raises its last error, if it sent one
             raise self._lost() from None
 
     def answer(self) -> Any:
-        """Wait for what it tells next. Raises what went wrong there."""
+        """Wait for its next answer. Raises the error that it ran into, if any."""
         try:
             answer, self.peak_memory_mib = self._pipe.recv()
         except (EOFError, OSError):
@@ -78,7 +78,7 @@ class Child:
 
 
 def close(children: Sequence[Child]) -> None:
-    """End them all: each as soon as it has told or heard what it is about to; none is waited for longer than others."""
+    """End all of them, each at its next `tell` or `hear`; they share one time limit, after which they are killed."""
     for child in children:
         child._pipe.close()
     patient_until = time.monotonic() + _PATIENCE
@@ -88,7 +88,7 @@ def close(children: Sequence[Child]) -> None:
 
 
 class Parent:
-    """The other end of a `Child`, in that process."""
+    """The other end of a `Child`, in the child process."""
 
     def __init__(self, pipe: Connection):
         self._pipe = pipe
@@ -108,22 +108,22 @@ class Parent:
 
 
 class _Over(BaseException):
-    """The other process wants nothing more, or is gone: no error of the work, and none that it may catch."""
+    """The other process needs nothing more, or is gone: not an error of the work, which must not catch it."""
 
 
 def peak_memory_mib() -> float:
-    """The most memory this process has held."""
+    """Peak memory of this process."""
     status = Path("/proc/self/status")
     if status.exists() and (found := re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), flags=re.MULTILINE)):
-        return int(found[1]) / 1024.0  # Linux; what getrusage says there begins at the peak of who began the process
-    unit = 1024.0 if sys.platform != "darwin" else 1024.0**2  # KiB, on macOS bytes
+        return int(found[1]) / 1024.0  # Linux, where getrusage starts from the parent process's peak
+    unit = 1024.0 if sys.platform != "darwin" else 1024.0**2  # KiB; bytes on macOS
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def _begin(
     pipe: Connection, work: Callable[..., None], arguments: tuple[Any, ...], threads: int, cpus: tuple[int, ...]
 ) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; this one ends with the other
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both processes; this one ends with the other
     if cpus:
         os.sched_setaffinity(0, cpus)
     torch.set_num_threads(threads)
@@ -136,7 +136,7 @@ def _begin(
 
 
 def _portable(error: Exception) -> Exception:
-    """An error that reaches the other process whole: with where it was raised, and itself, if it can be sent."""
+    """The error with its traceback attached, for the other process; as a RuntimeError if it cannot be pickled."""
     error.add_note(traceback.format_exc())
     try:
         pickle.loads(pickle.dumps(error))

@@ -1,4 +1,4 @@
-"""A rollout: the policy acts in all environments of all members, for a stretch of time."""
+"""Collecting a rollout: the policy acts in all environments of all members, for a number of steps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ess_rl.transitions import Transitions
 
 
 def turns(env: VectorEnv, num_envs: int) -> Sequence[Turn]:
-    """The parts of `env` that take turns, each with an equal share of every member's `num_envs`; one if it has none."""
+    """The alternating parts of `env`, each with an equal share of every member's `num_envs`; else all of it as one."""
     if isinstance(env, InTurns) and num_envs % len(env.turns) == 0:
         return env.turns
     return [_AtOnce(env)]
@@ -31,9 +31,9 @@ def collect(
 ) -> tuple[Transitions, Tensor]:
     """Act for `steps` steps from `obs` [B, obs_dim]. -> (transitions [T, P, N], next obs to act on [B, obs_dim])
 
-    The transitions lie on the population's device, the next obs on the environments'. Where these are two, what the
-    environments say waits in pinned memory, and the policy acts for one of their parts while another simulates.
-    Of environments that start from hints, `hinted` [T, P, N] is told which steps are of such episodes.
+    The transitions are on the population's device, the next obs on the environments'. From a CPU to CUDA, the
+    environments' outputs wait in pinned memory, and the policy acts for one part of the environments while another
+    simulates. For environments that start from hints, `hinted` [T, P, N] is set to mark the steps of such episodes.
     """
     members, num_envs, device = population.size, env.num_envs // population.size, population.device
     seeds = random.fold_in(random.fold_in(population.seed, random.ACTIONS), iteration)
@@ -61,7 +61,7 @@ def collect(
                 if hinted is not None:
                     assert isinstance(env, StartsFromHints)
                     hinted[t] = env.hinted.view(hinted.shape[1:])  # before the step, which may begin another episode
-                world.obs[t] = now[k].view(world.obs.shape[1:])  # before the step, should it write over what it gave
+                world.obs[t] = now[k].view(world.obs.shape[1:])  # before the step, which may overwrite it
                 behavior, action = act(world.obs[t].to(device, non_blocking=True), noises[k][t])
                 part.send(action.flatten(0, 1).to(env.device))
                 acted[k].append((behavior, action))
@@ -80,14 +80,14 @@ def collect(
 
 
 def warm_up_acting(population: Population, env: VectorEnv, rollout: Transitions) -> None:
-    """Let the population act once, so that what is compiled is compiled now. `rollout` [T, P, N] lends its shapes."""
+    """Let the population act once, so that compilation happens now. `rollout` [T, P, N] provides the shapes."""
     count = len(turns(env, population.agent.config.num_envs))
     part = rollout.map(lambda x: x[0, :, ::count].contiguous())  # what one call of the policy sees
     population.act(part.obs, part.action)
 
 
 class _AtOnce:
-    """A `VectorEnv` that simulates when it is sent its actions, as a `Turn`."""
+    """A `VectorEnv` as a `Turn`, which simulates as soon as it is sent its actions."""
 
     def __init__(self, env: VectorEnv):
         self._env = env
@@ -100,7 +100,7 @@ class _AtOnce:
 
 
 def _interleave(rollouts: list[Transitions]) -> Transitions:
-    """K records [T, P, N / K] to one [T, P, N]: environment n of a member comes from record n modulo K."""
+    """Merge K records [T, P, N / K] into one [T, P, N]: environment n of a member comes from record n modulo K."""
     if len(rollouts) == 1:
         return rollouts[0]
     columns = {

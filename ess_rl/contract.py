@@ -1,6 +1,6 @@
-"""The two agreements that hold the parts together: what an environment is, and what an agent is.
+"""The two interfaces that hold the parts together: environment and agent.
 
-Letters: P members of a population, N environments of one member, B environments in all (B = P * N).
+Notation: P members of a population, N environments of one member, B environments in all (B = P * N).
 """
 
 from collections.abc import Callable, Sequence
@@ -16,28 +16,28 @@ Tree = Any  # nested dictionaries with tensors at the leaves
 Draw = Literal["uniform", "recency", "ess", "reward"]
 Precision = Literal["fp32", "bf16", "fp16", "fp8"]
 Starts = Literal["together", "staggered"]
-State = dict[str, Tree]  # all that an agent knows: parameters, optimizer, statistics, hyperparameters
+State = dict[str, Tree]  # everything an agent knows: parameters, optimizer, statistics, hyperparameters
 BeginEpoch = Callable[[State, dict[str, Tensor]], State]
 Prepare = Callable[[State, Transitions], dict[str, Tensor]]
-Metrics = dict[str, Tensor]  # 0-dim tensors, left on their device until somebody logs
+Metrics = dict[str, Tensor]  # 0-dim tensors, left on their device until they are logged
 
 
 class Step(NamedTuple):
-    """What B environments answer to one action each."""
+    """Response of B environments to one action each."""
 
-    obs: Tensor  # [B, obs_dim] to act on: already that of the new episode where one ended
+    obs: Tensor  # [B, obs_dim] to act on: already from the new episode if one ended
     next_obs: Tensor  # [B, obs_dim] to learn from: what the dynamics reached, never an obs after a reset
     reward: Tensor  # [B] per control step, raw
     terminated: Tensor  # [B] bool, the task ended
-    truncated: Tensor  # [B] bool, the clock ended
+    truncated: Tensor  # [B] bool, time ran out
 
 
 @runtime_checkable
 class VectorEnv(Protocol):
     """B independent copies of one task, stepped together.
 
-    An episode that ends is reset inside the same `step` (Gymnasium calls this SAME_STEP), so that every
-    transition is a true one. There is no info dictionary.
+    When an episode ends, its environment is reset within the same `step` (Gymnasium calls this SAME_STEP), so that
+    every transition is a real one. There is no info dictionary.
     """
 
     env_id: str
@@ -48,14 +48,14 @@ class VectorEnv(Protocol):
     device: torch.device  # where obs come out and actions go in
 
     @property
-    def action_range(self) -> Sequence[tuple[float, float]]: ...  # of each action, in the simulator's units: of [-1, 1]
+    def action_range(self) -> Sequence[tuple[float, float]]: ...  # of each action: what [-1, 1] is in simulator units
     @property
-    def max_episode_steps(self) -> int | None: ...  # control steps until the clock ends an episode, where known
+    def max_episode_steps(self) -> int | None: ...  # control steps until the clock ends an episode, if known
 
     def reset(self, seeds: Tensor) -> Tensor:
-        """Begin anew. -> obs [B, obs_dim]
+        """Start new episodes. -> obs [B, obs_dim]
 
-        `seeds` [B] int64: environment i is a function of seeds[i] and its actions alone.
+        `seeds` [B] int64: environment i is a function of seeds[i] and its actions only.
         """
         ...
 
@@ -67,12 +67,12 @@ class VectorEnv(Protocol):
 
 
 class Turn(Protocol):
-    """Some environments that simulate in the background, between being sent actions and being asked for the outcome."""
+    """Some environments that simulate in the background, between `send` and `receive`."""
 
     def send(self, action: Tensor) -> None: ...
 
     def receive(self) -> Step:
-        """What came of the actions sent last."""
+        """The outcome of the actions sent last."""
         ...
 
 
@@ -80,7 +80,7 @@ class Turn(Protocol):
 class InTurns(Protocol):
     """A `VectorEnv` in K parts: part k holds the environments k, k + K, k + 2 K, ...
 
-    So one part can simulate while the policy looks at another.
+    So one part can simulate while the policy acts for another.
     """
 
     @property
@@ -92,31 +92,31 @@ class StartsFromHints(Protocol):
     """A `VectorEnv` that begins some of its episodes where the task is easier (`ess_rl.hints`)."""
 
     @property
-    def hinted(self) -> Tensor: ...  # [B] bool: the running episode is one of these
+    def hinted(self) -> Tensor: ...  # [B] bool: the current episode is one of these
 
 
 class Collector(Protocol):
-    """Who collects rollouts beside the loop: one at a time, while the loop learns from the one before."""
+    """Collects rollouts in parallel with the loop: one at a time, while the loop learns from the previous one."""
 
     def begin(self, iteration: int, acting: State, starts: Tensor | None) -> None:
         """Begin the rollout of an iteration, with the policy `acting`, which is copied.
 
-        `starts` [B]: seeds of environments that begin anew; None: they go on from the rollout before.
+        `starts` [B]: seeds of the environments, if they are reset; None: they continue from the previous rollout.
         """
         ...
 
     def rollout(self) -> Transitions:
-        """Wait for what was begun. -> transitions [T, P, N] on the population's device"""
+        """Wait for the rollout that was begun. -> transitions [T, P, N] on the population's device"""
         ...
 
 
 class AgentConfig(Protocol):
-    """What the loop reads of an agent's Config (a frozen dataclass with a remark for each number).
+    """The fields of an agent's Config (a frozen dataclass with a remark for each number) that the loop reads.
 
-    Its float fields are what members of a population can differ in; they reach the agent as `hyper`.
+    Members of a population can differ in its float fields, which reach the agent as `hyper`.
     """
 
-    __dataclass_fields__: ClassVar[dict[str, Any]]  # what makes it a dataclass to a type checker
+    __dataclass_fields__: ClassVar[dict[str, Any]]  # makes it a dataclass to a type checker
 
     @property
     def num_envs(self) -> int: ...  # N, environments of one member
@@ -127,30 +127,30 @@ class AgentConfig(Protocol):
     @property
     def minibatch(self) -> int: ...  # samples of one update
     @property
-    def replay(self) -> int: ...  # older rollouts that an iteration learns from, beside the fresh one
+    def replay(self) -> int: ...  # older rollouts that an iteration learns from, in addition to the fresh one
     @property
     def draw(self) -> Draw: ...  # how often older rollouts are drawn from
     @property
-    def lag(self) -> int: ...  # iterations by which the policy that acts is older than the one that learns
+    def lag(self) -> int: ...  # iterations by which the acting policy is older than the learning one
     @property
-    def behavior_temperature(self) -> float: ...  # what the standard deviation is multiplied with to act
+    def behavior_temperature(self) -> float: ...  # factor on the acting policy's standard deviation
     @property
-    def rollout_precision(self) -> Precision: ...  # of the network that acts
+    def rollout_precision(self) -> Precision: ...  # of the acting network
 
 
-# Fields that a Config may have beside them, and what holds where it has not.
+# Optional fields of a Config, with the values that hold if it lacks them.
 OPTIONAL: dict[str, Any] = {
-    # Of episodes after a reset: "staggered" asks for environments whose clocks do not all begin together.
+    # Of episodes after a reset: "staggered" asks for environments whose clocks do not all start together.
     "starts": "together",
-    # Size of a group of environments that start from a hint where all of it failed (`StartsFromHints`). Each sample
-    # then has "hinted", bool: its episode did.
+    # Size of a group of environments that start from a hint if the whole group failed (`StartsFromHints`). Each sample
+    # then has "hinted", bool: its episode started from a hint.
     "hints": 0,
-    # Size of a group of environments, which stand together, whose episodes begin in one state and fill a rollout.
+    # Size of a group of adjacent environments whose episodes begin in one state and fill a rollout.
     "group": 0,
-    # An older run or a data set that fills the replay at first.
+    # An older run or a data set that initially fills the replay.
     "replay_from": "",
-    # Where demonstrations come from, for an agent that needs some. Each sample then has one beside it: "expert_obs",
-    # raw, and "expert_action". None: it takes none; "": nobody has said from where.
+    # Source of demonstrations, for an agent that needs some. Each sample then comes with one: "expert_obs", raw, and
+    # "expert_action". None: the agent takes none; "": no source has been given.
     "demonstrations": None,
 }
 
@@ -162,31 +162,32 @@ def option(config: Any, name: str) -> Any:
 
 @runtime_checkable
 class AlternatingConfig(AgentConfig, Protocol):
-    """Of an agent whose on-policy updates take turns with others on replayed data, instead of mixing both.
+    """Config of an agent that alternates on-policy updates with updates on replayed data, instead of mixing both.
 
-    An iteration's epochs then see the fresh rollout alone. After them come as many updates on replayed segments as
-    Poisson(`replayed_updates`) draws, which is one of the `hyper`. Each segment is one environment's part of one of the
-    1 + `replay` newest rollouts.
+    An iteration's epochs then see only the fresh rollout. They are followed by updates on replayed segments, their
+    number drawn from Poisson(`replayed_updates`); `replayed_updates` is one of the `hyper`. Each segment is one
+    environment's part of one of the 1 + `replay` newest rollouts.
     """
 
     @property
-    def replayed_updates(self) -> float: ...  # mean of their number
+    def replayed_updates(self) -> float: ...  # mean number of updates on replayed segments
     @property
     def segments(self) -> int: ...  # in one such update
     @property
-    def warm_up(self) -> int: ...  # iterations before the first of them
+    def warm_up(self) -> int: ...  # iterations before the first such update
 
 
 class Agent(Protocol):
     """A few pure functions of tensors, written for one agent: `Population` adds the population axis from outside.
 
-    None of them draws a random number, reads a clock or branches on data. `state` holds at least
+    None of them draws random numbers, reads a clock or branches on data. `state` holds at least
     "hyper" (name -> 0-dim tensor) and "progress" (0-dim, the fraction of training that is done; the loop sets it).
 
     Several processes may share a run (`ess_rl.processes`). Each then calls the same functions on its equal share of
-    environments and samples, with a Config that says how many these are. So an agent takes its gradient with
-    `ess_rl.optim.gradient`, of a loss that is a mean over samples, and any other number of the whole batch with what
-    knows of the others: `effective_sample_size`, `normalizer.update`, `standardize_batch`, `processes.mean`.
+    environments and samples, with a Config that holds the sizes of this share. So an agent takes its gradient with
+    `ess_rl.optim.gradient`, of a loss that is a mean over samples, and computes any other quantity of the whole batch
+    with functions that account for the other processes: `effective_sample_size`, `normalizer.update`,
+    `standardize_batch`, `processes.mean`.
     """
 
     @property
@@ -201,49 +202,50 @@ class Agent(Protocol):
         ...
 
     def prepare(self, state: State, rollout: Transitions) -> dict[str, Tensor]:
-        """Once an iteration, before its updates: transitions [T, N] to flat samples [T * N, ...] with targets.
+        """Once per iteration, before its updates: transitions [T, N] to flat samples [T * N, ...] with targets.
 
-        Among them "advantage" and "log_ratio" [T * N]: log density of the present policy less that of the behavior, at
-        the action. With replay this is called for each rollout, fresh or old, alone.
+        They include "advantage" and "log_ratio" [T * N], the log density of the current policy minus that of the
+        behavior, at the action. With replay, this is called separately for each rollout, fresh or old.
         """
         ...
 
     @property
     def begin_epoch(self) -> BeginEpoch | None:
-        """At the beginning of each epoch, with all samples that it will draw: what is asked of a whole batch, if it is.
+        """Function called at the start of each epoch with all samples that it will draw, for whole-batch quantities.
 
-        (state, batch) -> state
+        (state, batch) -> state; None if the agent needs no such function.
         """
         ...
 
     @property
     def refresh(self) -> Prepare | None:
-        """At the beginning of each epoch but an iteration's first: what of `prepare`'s samples is made anew, if any is.
+        """Function called at the start of each epoch except an iteration's first, to recompute columns of `prepare`.
 
-        (state, rollout) -> some of what `prepare` gives. For what needs whole segments and the policy as it is by then;
-        with replay this too is called for each rollout alone.
+        (state, rollout) -> some of the columns that `prepare` returns; None if the agent recomputes none. For columns
+        that need whole segments and the policy at that time; with replay, this too is called separately for each
+        rollout.
         """
         ...
 
     def update(self, state: State, batch: dict[str, Tensor]) -> tuple[State, Metrics]:
-        """One gradient step on a minibatch of those samples.
+        """One gradient step on a minibatch of these samples.
 
-        With replay each has its "age", 0 in the fresh rollout. Where fresh and replayed data take turns
-        (`AlternatingConfig`), those of replayed segments alone have one. What else a sample may have: `OPTIONAL`.
+        With replay, each sample has an "age", 0 in the fresh rollout. If updates on fresh and replayed data alternate
+        (`AlternatingConfig`), only samples of replayed segments have one. For further columns see `OPTIONAL`.
         """
         ...
 
     def observe(self, state: State, rollout: Transitions) -> State:
-        """Once an iteration, after its updates: take the rollout into the running statistics.
+        """Once per iteration, after its updates: add the rollout to the running statistics.
 
-        After, because they are part of the policy: moved before the updates, they would make it another policy than
-        the one that acted, and the ratio of fresh data would not be 1.
+        After, because the statistics are part of the policy: changed before the updates, they would make it a different
+        policy from the one that acted, and the ratio of fresh data would not be 1.
         """
         ...
 
 
 class OfflineConfig(Protocol):
-    """What the offline loop reads of an agent's Config; else as `AgentConfig`."""
+    """The fields of an agent's Config that the offline loop reads; otherwise like `AgentConfig`."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -252,10 +254,10 @@ class OfflineConfig(Protocol):
 
 
 class OfflineAgent(Protocol):
-    """An agent that learns from a fixed data set: as `Agent`, with three functions, and a fourth where it needs it.
+    """An agent that learns from a fixed data set: like `Agent`, with three functions, and a fourth if it needs it.
 
-    `state` holds at least "hyper", "params" and "progress" as there, and "data_stats", which the loop sets: "obs", the
-    statistics of all observations (`ess_rl.normalizer`), and "return_range" (`ess_rl.returns`).
+    `state` holds at least "hyper", "params" and "progress" as in `Agent`, and "data_stats", which the loop sets: "obs",
+    the statistics of all observations (`ess_rl.normalizer`), and "return_range" (`ess_rl.returns`).
     """
 
     act_dim: int
@@ -268,27 +270,29 @@ class OfflineAgent(Protocol):
         ...
 
     def act(self, state: State, obs: Tensor) -> Gaussian:
-        """The policy at raw observations [..., obs_dim]; evaluation takes its mean."""
+        """The policy at raw observations [..., obs_dim]; evaluation uses its mean."""
         ...
 
     @property
     def prepare(self) -> Prepare | None:
-        """At the beginning of each stretch of updates (`ess_rl.offline.train`): what is asked of all data, if it is.
+        """Function called at the start of each stretch of updates (`ess_rl.offline.train`) with the whole data set.
 
-        (state, transitions [N, ...] in the order of their episodes) -> columns [N, ...] of names of their own
+        (state, transitions [N, ...] in the order of their episodes) -> columns [N, ...] under names of their own;
+        None if the agent needs no such function.
         """
         ...
 
     def update(self, state: State, batch: dict[str, Tensor]) -> tuple[State, Metrics]:
         """One gradient step on a minibatch [n, ...] of transitions.
 
-        Their fields as in `Transitions`, raw; the columns of `prepare`; and "noise" [n, 2, act_dim], standard normal.
+        `batch` has their fields as in `Transitions`, raw; the columns of `prepare`; and "noise" [n, 2, act_dim],
+        standard normal.
         """
         ...
 
 
 class Actors(Protocol):
-    """What an evaluation asks of P members: populations are such, and so is whatever stands in for one."""
+    """P members that can be evaluated: a population, or anything that stands in for one."""
 
     @property
     def size(self) -> int: ...
@@ -303,5 +307,5 @@ class Actors(Protocol):
     def device(self) -> torch.device: ...
 
     def policy(self, obs: Tensor) -> Gaussian:
-        """At obs [P, N, obs_dim]."""
+        """The policy at obs [P, N, obs_dim]."""
         ...

@@ -1,13 +1,13 @@
-"""What can go wrong, said in one line. No torch here: the report reads files without it."""
+"""Errors with one-line messages. No torch here: the report reads files without it."""
 
 
 class UsageError(ValueError):
-    """A mistake the user can mend. Its text is one line: what is wrong, where, and the remedy."""
+    """A mistake the user can fix. Its message is one line: what is wrong, where, and the remedy."""
 
 
 class NonFiniteError(RuntimeError):
-    """A reward, an observation or a loss is not a finite number; the text says whose and when."""
+    """A reward, an observation or a loss is not a finite number; the message says whose and when."""
 
 
 class LostProcessError(RuntimeError):
-    """Another process of the run is gone; the text says how it ended."""
+    """Another process of the run is gone; the message says how it ended."""

@@ -12,22 +12,22 @@ def effective_sample_size(
     """Normalized effective sample size e = (sum rho)^2 / (n sum rho^2), with rho = exp(log_ratio).
 
     1 when all ratios are equal, 1/n when one outweighs all others; multiplying every ratio by a constant changes
-    nothing. For n to infinity e -> exp(-D_2(pi || b)), the order-2 Renyi divergence, provided E_b[rho^2] is finite;
-    where it is not (a Gaussian policy wider than sqrt(2) times the behavior's), a finite batch answers far too well.
+    nothing. As n goes to infinity, e -> exp(-D_2(pi || b)), D_2 the order-2 Renyi divergence, if E_b[rho^2] is finite;
+    if it is not (a Gaussian policy wider than sqrt(2) times the behavior), the e of a finite batch is far too high.
 
     Source: Kong 1992; as trust in a batch: Fakoor et al. 2019 (arXiv 1905.01756), 2026 (arXiv 2605.12380, Eq. 11).
-    Deviation: the sums are taken of exp(log_ratio - max), which changes nothing but cannot overflow.
+    Deviation: the sums are over exp(log_ratio - max), which leaves e unchanged but cannot overflow.
 
     Args:
-        log_ratio: log pi(a|s) - log b(a|s), any shape. Half precision is summed, and answered, in float32.
+        log_ratio: log pi(a|s) - log b(a|s), any shape. Half precision is summed, and returned, in float32.
         mask: bool, same shape (ValueError otherwise); False elements do not count, whatever they hold.
-        dim: axes of the samples; None takes all of them.
+        dim: axes of the samples; None means all axes.
 
     Returns:
-        e in [1/n, 1], shaped like `log_ratio` without `dim`. On its device, without gradient or host synchronization.
-        Not a number if a ratio that counts is infinite or not a number, or if nothing counts: such a batch deserves
-        no answer. Under torch.distributed (process group initialized) the batch is that of all processes together:
-        every process must call, and gets the same answer.
+        e in [1/n, 1], shaped like `log_ratio` without `dim`, on its device, without gradient or host synchronization.
+        NaN if a ratio that counts is infinite or NaN, or if nothing counts: such a batch has no meaningful ESS. Under
+        torch.distributed (process group initialized) the batch is that of all processes together: every process must
+        make the call, and all get the same result.
     """
     if mask is not None:
         checks.flags(mask=mask)
@@ -40,24 +40,24 @@ def effective_sample_size(
     ratio = torch.exp(log_ratio - top)
     sums = torch.stack([ratio.sum(dims), ratio.square().sum(dims), valid.to(ratio.dtype).sum(dims)])
     first, second, count = processes.all_sum(sums).unbind(0)
-    # Rounding can carry the quotient past its bounds, and 1 - e below 0. clamp keeps NaN.
+    # Rounding can push the quotient past its bounds, and 1 - e below 0. clamp keeps NaN.
     return torch.clamp(first.square() / (count * second), min=1.0 / count, max=torch.ones_like(count))
 
 
 def advantage_weighted_ess(log_ratio: Tensor, advantage: Tensor, dim: int | tuple[int, ...] | None = None) -> Tensor:
-    """Effective sample size of rho |A|, the size of what a sample adds to the policy gradient:
+    """Effective sample size of rho |A|, the magnitude of each sample's contribution to the policy gradient:
 
         e_A = (sum rho |A|)^2 / (n sum rho^2 A^2)
 
-    It is the ESS that matters where the ratio is large just for actions that matter (or just not). On fresh data it is
-    (mean |A|)^2 / mean A^2, which is 2 / pi for normally distributed advantages, and not 1. Ours; the idea that trust
-    should be weighted with |A| is HINT's "Affinity" (no ESS there).
+    This is the relevant ESS if the ratio is large precisely for actions that matter (or for those that do not). On
+    fresh data it is (mean |A|)^2 / mean A^2, which is 2 / pi for normally distributed advantages, not 1. Ours; the idea
+    of weighting trust by |A| is HINT's "Affinity" (no ESS there).
 
     Args:
         log_ratio: log pi(a|s) - log b(a|s), any shape.
-        advantage: same shape (ValueError otherwise); its scale changes nothing. An advantage of 0 counts as the
-            smallest positive float, so that a batch without any has an answer: the plain ESS.
-        dim: axes of the samples; None takes all of them.
+        advantage: same shape (ValueError otherwise); its scale does not matter. An advantage of 0 counts as the
+            smallest positive float, so that a batch of zeros has a value: the plain ESS.
+        dim: axes of the samples; None means all axes.
     """
     checks.same_shape(log_ratio=log_ratio, advantage=advantage)
     size = advantage.detach().abs().clamp(min=torch.finfo(advantage.dtype).tiny)

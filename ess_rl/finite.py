@@ -1,4 +1,4 @@
-"""Numbers that are none: which member's, and where they were first met."""
+"""Non-finite numbers: which member they belong to, and where they first occurred."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ess_rl.transitions import Transitions
 
 
 def finite(rollout: Transitions) -> Tensor:
-    """[P] bool: all that a member's rollout holds are numbers."""
+    """[P] bool: all numbers in a member's rollout are finite."""
     parts = (rollout.obs, rollout.action, rollout.reward.unsqueeze(-1), rollout.next_obs)
     return torch.stack([torch.isfinite(x).all(-1).all(-1).all(0) for x in parts]).all(0)
 
 
 def what_broke(env: VectorEnv, population: Population, iteration: int, rollout: Transitions) -> str | None:
-    """The first step that holds a number that is none, named by the cause before its effects; None: no step does."""
+    """Describe the first step with a non-finite number, naming the cause before its effects; None if there is none."""
     fields = {"observation": rollout.obs, "action": rollout.action, "reward": rollout.reward}
     bad = {name: ~torch.isfinite(x) for name, x in (fields | {"next observation": rollout.next_obs}).items()}
     bad = {name: x.flatten(3).any(-1) if x.ndim > 3 else x for name, x in bad.items()}  # [T, P, N]

@@ -1,4 +1,4 @@
-"""Diagonal Gaussian over actions. The last axis is the action's; log densities are natural and summed over it."""
+"""Diagonal Gaussian over actions. The last axis is the action dimension; log densities are in nats, summed over it."""
 
 import math
 from typing import NamedTuple
@@ -16,7 +16,7 @@ class Gaussian(NamedTuple):
     log_std: Tensor  # [..., act_dim], or any shape that broadcasts against mean
 
     def sample(self, noise: Tensor) -> Tensor:
-        """mean + std * noise, [..., act_dim]; `noise` is standard normal and comes from the caller."""
+        """mean + std * noise, [..., act_dim]; `noise` is standard normal, supplied by the caller."""
         return self.mean + torch.exp(self.log_std) * noise
 
     def log_prob(self, action: Tensor) -> Tensor:
@@ -38,8 +38,8 @@ def kl(p: Gaussian, q: Gaussian) -> Tensor:
 
     sum_i [ log(sigma_q / sigma_p) + (sigma_p^2 + (mu_p - mu_q)^2) / (2 sigma_q^2) - 1/2 ]
 
-    Written through d = log sigma_p - log sigma_q, so that equal distributions give exactly 0. It grows as
-    1 / sigma_q^2: a behavior policy whose std is next to zero makes it, and its gradient, as large as one likes.
+    Written in terms of d = log sigma_p - log sigma_q, so that equal distributions give exactly 0. The KL grows as
+    1 / sigma_q^2: a behavior policy with a std near zero makes it, and its gradient, arbitrarily large.
     """
     d = p.log_std - q.log_std
     z = (p.mean - q.mean) * torch.exp(-q.log_std)

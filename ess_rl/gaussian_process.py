@@ -1,17 +1,17 @@
-"""An exact Gaussian process over actions: a model of who acted that knows how little it knows away from its data.
+"""An exact Gaussian process over actions: a model of the behavior policy that is uncertain away from its data.
 
-With a squared-exponential kernel k of one length scale over standardized observations, and standardized actions y that
-are taken for a function of them plus noise:
+With a squared-exponential kernel k of one length scale over standardized observations, and standardized actions y,
+modeled as a function of the observations plus noise:
 
     mean(s) = k(s, X) (K + noise^2 I)^-1 y,     variance(s) = 1 - k(s, X) (K + noise^2 I)^-1 k(X, s)
 
-The variance is that of the function alone, without the noise: nearly 0 at the data, and 1, that of all actions, far
+The variance is that of the function only, without the noise: nearly 0 at the data, and 1, that of all actions, far
 from them. Source: Rasmussen and Williams 2006, Eq. 2.25, 2.26 and 5.8.
 
-Scikit-learn has one too; this one is a few lines, asks for no further dependency, and predicts as a pure function of
-tensors, so that it can run inside a population. It costs the square of its points at every state.
+Scikit-learn has one too; this one is a few lines, needs no further dependency, and predicts as a pure function of
+tensors, so that it can run inside a population. Its cost per state is quadratic in the number of points.
 
-Letters: M points, N states.
+Notation: M points, N states.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from torch import Tensor
 from ess_rl import normalizer
 from ess_rl.contract import Tree
 
-# What is tried. In standard deviations of the observations, and of the actions.
+# The values tried, in standard deviations of the observations and of the actions.
 LENGTH_SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)
 NOISES = (0.03, 0.1, 0.3)
 
 
 def init(points: int, obs_dim: int, act_dim: int, device: torch.device) -> Tree:
-    """A process that has seen nothing: mean 0, variance 1 everywhere."""
+    """A process without data: mean 0, variance 1 everywhere."""
     return {
         "obs_stats": normalizer.init((obs_dim,), device),
         "action_stats": normalizer.init((act_dim,), device),
@@ -42,9 +42,9 @@ def init(points: int, obs_dim: int, act_dim: int, device: torch.device) -> Tree:
 
 
 def fit(obs: Tensor, action: Tensor) -> Tree:
-    """The process at raw observations [M, obs_dim] and actions [M, act_dim], in the form of `init`.
+    """Fit a process to raw observations [M, obs_dim] and actions [M, act_dim]; structured as in `init`.
 
-    Length scale and noise are those of `LENGTH_SCALES` and `NOISES` with the highest marginal likelihood.
+    Length scale and noise are the pair from `LENGTH_SCALES` and `NOISES` with the highest marginal likelihood.
     """
     stats = {"obs": normalizer.init(obs.shape[1:], obs.device), "action": normalizer.init(action.shape[1:], obs.device)}
     stats = {"obs": normalizer.update(stats["obs"], obs), "action": normalizer.update(stats["action"], action)}
@@ -63,7 +63,7 @@ def fit(obs: Tensor, action: Tensor) -> Tree:
 
 
 def predict(process: Tree, obs: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance [N, act_dim] of the action at raw observations [N, obs_dim], without the noise of acting."""
+    """Mean and variance [N, act_dim] of the action at raw observations [N, obs_dim], without the action noise."""
     stats = process["action_stats"]
     across = kernel(normalizer.standardize(process["obs_stats"], obs), process["points"], process["length_scale"])
     known = (across @ process["half"].mT).square().sum(-1, keepdim=True)

@@ -1,8 +1,8 @@
-"""Work of the GPU recorded once and replayed: a small network's update is over sooner than its kernels can be launched.
+"""GPU work recorded once and replayed: a small network's update runs faster than its kernels can be launched.
 
-A recording holds kernels and addresses, nothing of Python. So the function that is recorded must read and write
-tensors that stay where they are, and must never wait for the device or branch on what it holds; recording fails where
-one does (torch.cuda.graph).
+A recording holds kernels and addresses, and nothing of Python. So the recorded function must read and write tensors
+that stay where they are, and must never wait for the device or branch on values that it holds; recording fails if a
+function does (torch.cuda.graph).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ T = TypeVar("T")
 
 
 class Graphs:
-    """Functions of no arguments. On CUDA each is called once, recorded at its second call, and replayed from then on.
+    """Run functions of no arguments. On CUDA each is called once, recorded at its second call, and replayed after that.
 
-    The first call compiles and allocates what a recording cannot. What a replay returns are the tensors of the
-    recording with new contents: the next replay writes over them. On the CPU functions are simply called.
+    The first call compiles and allocates what a recording cannot. A replay returns the tensors of the recording with
+    new contents: the next replay overwrites them. On the CPU, functions are called as usual.
     """
 
     def __init__(self, device: torch.device):
@@ -29,13 +29,13 @@ class Graphs:
         self._recorded: dict[str, tuple[torch.cuda.CUDAGraph, Any]] = {}
 
     def __call__(self, name: str, function: Callable[[], T]) -> T:
-        """`function()`, which is the same at every call with the same `name`."""
+        """Result of `function()`, which must be the same function at every call with the same `name`."""
         if self._device.type != "cuda":
             return function()
         if name not in self._called:
             self._called.add(name)
             return function()
-        with torch.cuda.device(self._device):  # recording goes by the current one
+        with torch.cuda.device(self._device):  # recording uses the current device
             if name not in self._recorded:
                 graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(graph):
@@ -47,7 +47,7 @@ class Graphs:
 
 
 class Stopwatch:
-    """Seconds of the laps of one round, on the device: on CUDA what lies between two events of its stream."""
+    """Lap times of one round in seconds, on the device: on CUDA the time between two events of its stream."""
 
     def __init__(self, device: torch.device):
         self._device = device
@@ -59,7 +59,7 @@ class Stopwatch:
         self._marks.append((name, self._mark()))
 
     def seconds(self) -> dict[str, float]:
-        """Of each lap. On CUDA after the device was waited for."""
+        """Seconds of each lap. On CUDA, call it after waiting for the device."""
         pairs = zip(self._marks, self._marks[1:], strict=False)
         return {name: self._between(before, after) for (_, before), (name, after) in pairs}
 

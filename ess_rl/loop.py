@@ -1,13 +1,13 @@
-"""The loop: collect, learn, evaluate. A generator, so that logging, checkpoints and stopping sit with the caller.
+"""The loop: collect, learn, evaluate. A generator, so that logging, checkpoints and stopping are up to the caller.
 
-Every draw is a function of (member's seed, purpose, iteration); see `ess_rl.random`. Environments begin anew, from
-seeds of their own, every `reset_every` iterations: simulators do not hand out their whole state, so these are the
-points at which a run can be saved and taken up again bit for bit.
+Every random draw is a function of (member's seed, purpose, iteration); see `ess_rl.random`. All environments are reset,
+from new seeds, every `reset_every` iterations: simulators do not expose their whole state, so these are the points at
+which a run can be saved and later resumed bit for bit.
 
-Of several processes (`ess_rl.processes`), each collects from and learns with its own share of every member's
-environments: its Config says how many of them and which part of a minibatch. Environments and actions are those that
-one process with all of them would have (but for the rounding of fp8, whose scale is that of the rows at hand). Each
-process shuffles its own samples: so a minibatch has as many from each, which one process's does not.
+With several processes (`ess_rl.processes`), each collects from and learns with its own share of every member's
+environments; its Config holds the sizes of its share of environments and of a minibatch. Environments and actions
+are the same as in one process with all of them (except for fp8 rounding, whose scale depends on the rows at hand). Each
+process shuffles its own samples, so a minibatch has equally many from each, unlike a minibatch of a single process.
 """
 
 from __future__ import annotations
@@ -39,24 +39,23 @@ from ess_rl.replay import Replay
 from ess_rl.returns import reverse_recurrence
 from ess_rl.transitions import Transitions
 
-CHECKED = 10  # iterations of a run in which the recorded behavior is compared with the policy
+CHECKED = 10  # first iterations of a run, in which the recorded behavior is compared with the policy
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What one iteration did. Tensors are [P], on the CPU."""
+    """Results of one iteration. Tensors are [P], on the CPU."""
 
     iteration: int  # iterations done, this one included
-    env_steps: int  # steps of each member's environments together, in all processes, from the start of the run
-    # Of the agent's updates, mean over the iteration. Before them: `ess_first`, the effective sample size of the fresh
-    # rollout, which is 1 unless it was not this policy that acted; `ess_age_K`, that of the rollout K iterations older.
-    # After them: what `ess_rl.diagnostics.diagnose` says of the fresh rollout. With hints, `hinted_share` of its steps.
+    env_steps: int  # of each member since the start of the run, summed over its environments and all processes
+    # Of the agent's updates, averaged over the iteration. From before them: `ess_first`, the effective sample size of
+    # the fresh rollout, 1 if its behavior was this very policy; `ess_age_K`, that of the rollout K iterations older.
+    # From after them: `ess_rl.diagnostics.diagnose` on the fresh rollout. With hints, the `hinted_share` of its steps.
     metrics: dict[str, Tensor]
-    episodes: (
-        Tensor  # int64: episodes that ended in this iteration, but those from a hint or cut by a clock that was ahead
-    )
+    # int64: episodes that ended in this iteration, except those from a hint, and the first after a staggered reset.
+    episodes: Tensor
     return_sum: Tensor  # float64: sum of their undiscounted raw returns
-    seconds: dict[str, float] = field(default_factory=dict)  # of collect, targets, update
+    seconds: dict[str, float] = field(default_factory=dict)  # of the stages collect, targets, update
 
 
 def train(
@@ -69,18 +68,18 @@ def train(
     start: int = 0,
     collector: Collector | None = None,
 ) -> Iterator[Progress]:
-    """Iterations `start` + 1 to `iterations` of collecting, learning and observing.
+    """Run iterations `start` + 1 to `iterations`: collect, learn, observe.
 
     Iteration 1 only observes: its rollout gives the first statistics of observations and rewards, and nothing is
-    learned from data that no statistics could scale. Each iteration writes over the state of the one before: clone
-    `population.state` to keep it.
+    learned before there are statistics to scale the data with. Each iteration overwrites the state of the previous
+    one: clone `population.state` to keep it.
 
     Args:
-        env: of population.size * config.num_envs environments; member p's stand together.
-        reset_every: iterations between two fresh starts of all environments. An episode cut by one counts as truncated
-            at its last step, and not among the episodes that ended. `start` must be a multiple of it.
-        collector: collects each rollout while the one before is learned from, in place of `env`, which then only says
-            what there is; of one process alone, without hints, and with a lag of 1 or more.
+        env: population.size * config.num_envs environments, those of each member contiguous.
+        reset_every: iterations between two resets of all environments. An episode cut off by a reset counts as
+            truncated at its last step, and not among the episodes that ended. `start` must be a multiple of it.
+        collector: collects each rollout while the loop learns from the previous one, in place of `env`, which then only
+            describes the environments. Requires a single process, no hints, and a lag of 1 or more.
     """
     config, device = population.agent.config, population.device
     if replay.capacity < (1 + config.replay) * config.rollout or replay.capacity % config.rollout:
@@ -95,9 +94,9 @@ def train(
     _check_group(config, env)
     if collector is not None and config.lag < 1:
         raise ValueError("a collector acts while the policy is learning, with an older one: lag must be 1 or more")
-    samples = config.rollout * config.num_envs  # of a rollout, in this process
+    samples = config.rollout * config.num_envs  # per rollout, in this process
     graphs, stopwatch = Graphs(device), Stopwatch(device)
-    # What the stages below read and write keeps its address, so that their recordings stay true.
+    # Tensors that the stages below read and write keep their addresses, so that their recordings stay valid.
     state = population.state
     number = torch.zeros((), dtype=torch.int64, device=device)  # of the iteration
     obs = torch.zeros(env.num_envs, env.obs_dim, device=env.device)
@@ -107,20 +106,20 @@ def train(
         ReplayedUpdates(population, replay, config, random.REPLAYED) if isinstance(config, AlternatingConfig) else None
     )
     shape = (config.rollout, population.size, config.num_envs)
-    # Where the fresh rollout is learned from alone, it is so from one place, wherever in the ring it lies.
+    # Where only the fresh rollout is learned from, it is read from one fixed place, wherever in the ring it lies.
     alone = replayed is not None or (config.replay == 0 and replay.capacity > config.rollout)
     fresh = Transitions.empty(shape, env.obs_dim, env.act_dim, device) if alone else None
     hinted = torch.zeros(shape, dtype=torch.bool, device=device) if isinstance(env, StartsFromHints) else None
 
     def fresh_starts(iteration: int) -> Tensor | None:
-        """Seeds [B] of environments that begin anew with this iteration."""
+        """Seeds [B] if all environments are reset at the start of this iteration, else None."""
         if iteration % reset_every:
             return None
         seeds = random.fold_in(random.fold_in(population.seed, random.ENVS), iteration)
         seeds = env_seeds(seeds, config.num_envs * processes.world_size()).view(population.size, -1)
         return processes.share(seeds, 1).flatten()
 
-    # The stages of an iteration. A recording is of the very tensors that they were given: its name says which.
+    # The stages of an iteration. A recording is tied to the tensors that its stage was given: its name says which.
 
     def collecting() -> tuple[Transitions, dict[str, Tensor]]:
         if collector is None:
@@ -164,7 +163,7 @@ def train(
         return summary
 
     for iteration in range(start, iterations):
-        if population.state is not state:  # somebody gave it another
+        if population.state is not state:  # replaced from outside
             population.keep(state)
         stopwatch.begin()
         number.fill_(iteration)
@@ -178,7 +177,7 @@ def train(
                 obs.copy_(env.reset(starts.to(env.device)))
         elif iteration == start:
             collector.begin(iteration, population.behind[0], starts)
-        # Of all environments, the step of the torch ones alone can be part of a recording.
+        # Only the step of torch environments can be part of a recording.
         recordable = collector is None and env.backend == "torch" and env.device.type == device.type
         rollout, found = graphs("collect", collecting) if recordable else collecting()
         if collector is not None and iteration + 1 < iterations:
@@ -188,7 +187,7 @@ def train(
         replay.add(rollout)
         if fresh is None:
             rollouts = replay.rollouts(config.rollout, 1 + config.replay)
-            where = f"{replay.head} {len(rollouts)}"  # a recording is of the rollouts that lay there
+            where = f"{replay.head} {len(rollouts)}"  # a recording is tied to where its rollouts lie
         else:
             rollouts, where = [Transitions.zip(Tensor.copy_, fresh, rollout)], "alone"
         stopwatch.lap("collect")
@@ -204,7 +203,7 @@ def train(
         name = "observe" if data is None else f"observe {where}"
         summary = summary | graphs(name, partial(observe, rollouts[0], data))
         stopwatch.lap("update")
-        found = _to_host(summary | found)  # the only wait for the device
+        found = _to_host(summary | found)  # the only synchronization with the device
         episodes, return_sum, broken = (found.pop(name) for name in ("episodes", "return_sum", "broken"))
         if broken.any():
             raise NonFiniteError(processes.first_word(finite.what_broke(env, population, iteration, rollout)))
@@ -229,9 +228,9 @@ def _to_host(found: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _check_hints(config: AgentConfig, env: VectorEnv) -> None:
-    """Raises UsageError where an agent asks for hints that its environments do not give, or has older data too.
+    """Raises UsageError if an agent asks for hints that its environments do not give, or for hints with replay.
 
-    What is replayed is told apart by its age alone: no record says whether its episode began from a hint.
+    Replayed steps are told apart by their age only: it is not recorded whether their episode began from a hint.
     """
     hints = option(config, "hints")
     if hints and not isinstance(env, StartsFromHints):
@@ -243,7 +242,7 @@ def _check_hints(config: AgentConfig, env: VectorEnv) -> None:
 
 
 def _check_group(config: AgentConfig, env: VectorEnv) -> None:
-    """Raises UsageError where an agent asks for groups whose episodes begin alike, one a rollout, and gets others."""
+    """Raises UsageError if an agent asks for groups (one start, one episode per rollout) that `env` does not form."""
     group = option(config, "group")
     if group and (getattr(env, "group", 0) != group or isinstance(env, StartsFromHints)):
         raise UsageError(f"group {group}: {env.env_id} was not made so; envs.make_grouped(..., group={group}) does it")
@@ -252,10 +251,10 @@ def _check_group(config: AgentConfig, env: VectorEnv) -> None:
 
 
 def warm_up(population: Population, env: VectorEnv, *, acts: bool = True) -> float:
-    """Run each of the population's functions on zeros, so that what is compiled is compiled now. -> seconds it took
+    """Run each of the population's functions on zeros, so that compilation happens now. -> seconds it took
 
-    The state stays as it was. Each runs twice, because what a program gives back may lie in memory otherwise than
-    what it was first given. Without `acts`, all but acting, which is a collector's affair.
+    The state stays unchanged. Each function runs twice, because a program's outputs may have another memory layout
+    than its first inputs. Without `acts`, acting is left out: it is then up to a collector.
     """
     config, began, state = population.agent.config, time.perf_counter(), population.state
     rollout = Transitions.empty(
@@ -291,8 +290,8 @@ def evaluate(
 ) -> Tensor:
     """Undiscounted returns of the mean action, one episode of each environment: [P, N] float64, on the CPU.
 
-    The first episode of each environment counts and no other, so short episodes are not favored. Nothing is learned
-    or observed. Member p's environments are a function of its seed and of `seed`.
+    Only the first episode of each environment counts, so short episodes are not favored. Nothing is learned, and no
+    statistics are updated. Member p's environments are a function of its seed and `seed`.
 
     Raises:
         UsageError: if an episode does not end within `max_steps`, by default the task's time limit.
@@ -323,15 +322,15 @@ def env_seeds(seeds: Tensor, num_envs: int) -> Tensor:
 
 
 def _episodes(rollout: Transitions, running: Tensor, short: Tensor, hinted: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Count and sum of returns [P] of the episodes that ended; `running` [P, N] carries the open ones, in place.
+    """Count and sum of returns [P] of the episodes that ended; `running` [P, N] carries the open returns, in place.
 
-    What does not count: episodes whose clock was ahead, which are open where `short` [P, N], also in place, says so;
-    and those from a hint, of which `hinted` [T, P, N] tells the steps: they began where the task is easier.
+    Not counted: episodes with a staggered clock, which are still open where `short` [P, N] (also updated in place) is
+    set; and episodes from a hint, whose steps `hinted` [T, P, N] marks: they began where the task is easier.
     """
     reward, last = rollout.reward.double(), rollout.last
     go_on = torch.cat([torch.ones_like(last[:1]), ~last[:-1]]).double()
     start = torch.cat([reward[:1] + running, reward[1:]])
-    total = reverse_recurrence(start.flip(0), go_on.flip(0)).flip(0)  # return so far, of the episode at hand
+    total = reverse_recurrence(start.flip(0), go_on.flip(0)).flip(0)  # return so far of the current episode
     running.copy_(torch.where(last[-1], 0.0, total[-1]))
     counted = last & ~(short & (last.cumsum(0) == 1))
     counted = counted if hinted is None else counted & ~hinted
@@ -340,12 +339,12 @@ def _episodes(rollout: Transitions, running: Tensor, short: Tensor, hinted: Tens
 
 
 def _check_recorded(summary: dict[str, Tensor]) -> None:
-    """Raise ValueError unless the fresh rollout's behavior, as it was recorded, is the policy that now learns from it.
+    """Raise ValueError unless the recorded behavior of the fresh rollout is the policy that now learns from it.
 
-    The cheapest check there is that densities are recorded rightly: with equal densities every ratio, and so the
-    effective sample size, is 1. It is of the first `CHECKED` iterations, where an agent that errs does so already. A
-    policy that runs away later (a spread near 0 about a mean far out) is equal to itself in float32 no longer: that is
-    for `ess_first` to show, and no reason to end the run of all members.
+    The cheapest possible check that densities are recorded correctly: with equal densities every ratio, and so the
+    effective sample size, is 1. It covers the first `CHECKED` iterations, in which a faulty agent already fails it. A
+    policy that diverges later (a spread near 0 around a mean far out) no longer equals itself in float32: `ess_first`
+    shows that, and it is no reason to end the run of all members.
     """
     if "ess_first" in summary and (summary["ess_first"] < 1.0 - 1e-5).any():
         raise ValueError(

@@ -1,6 +1,6 @@
 """Running mean and variance as plain state, for observations and for the scale of rewards.
 
-Statistics are float64: a float32 count stops counting at 2^24 steps.
+Statistics are float64: a float32 count stops increasing at 2^24 steps.
 """
 
 import torch
@@ -12,7 +12,7 @@ from ess_rl.returns import reverse_recurrence
 
 
 def init(shape: tuple[int, ...], device: torch.device) -> Tree:
-    """Statistics of nothing yet: mean 0, variance 1, count 0."""
+    """Statistics before any data: mean 0, variance 1, count 0."""
     return {
         "count": torch.zeros((), dtype=torch.float64, device=device),
         "mean": torch.zeros(shape, dtype=torch.float64, device=device),
@@ -21,7 +21,7 @@ def init(shape: tuple[int, ...], device: torch.device) -> Tree:
 
 
 def update(stats: Tree, x: Tensor) -> Tree:
-    """Statistics of all seen so far and of `x` [..., *shape] (Chan, Golub, LeVeque 1979: parallel variance)."""
+    """Statistics of all data so far plus `x` [..., *shape] (Chan, Golub, LeVeque 1979: parallel variance)."""
     x = x.to(torch.float64)
     axes = tuple(range(x.ndim - stats["mean"].ndim))
     var, mean = torch.var_mean(x, axes, correction=0)
@@ -36,16 +36,16 @@ def update(stats: Tree, x: Tensor) -> Tree:
 
 
 def standardize(stats: Tree, x: Tensor, clip: float = 10.0) -> Tensor:
-    """(x - mean) / std within +-clip, in x's own precision."""
+    """(x - mean) / std, clipped to +-clip, in x's own precision."""
     mean, std = stats["mean"].to(x.dtype), torch.sqrt(stats["var"] + 1e-8).to(x.dtype)
     return torch.clamp((x - mean) / std, -clip, clip)
 
 
 def standardize_batch(x: Tensor) -> Tensor:
-    """(x - mean) / std of a minibatch [n], with the n - 1 of torch.std; of the whole one where processes share it."""
+    """(x - mean) / std of a minibatch [n], with the n - 1 of torch.std; of the whole one if processes share it."""
     if processes.world_size() == 1:
         return (x - x.mean()) / (x.std() + 1e-8)
-    wide = x.to(torch.float64)  # one message instead of two; squares that are subtracted want the digits
+    wide = x.to(torch.float64)  # one message instead of two; subtracting squares needs the precision
     first, second = processes.all_sum(torch.stack([wide.sum(), wide.square().sum()])).unbind(0)
     n = x.numel() * processes.world_size()
     std = torch.sqrt((second - first.square() / n).clamp(min=0.0) / (n - 1))
@@ -53,15 +53,15 @@ def standardize_batch(x: Tensor) -> Tensor:
 
 
 def return_scale_init(num_envs: int, device: torch.device) -> Tree:
-    """Statistics of discounted returns-so-far, with the running return of each environment."""
+    """Statistics of discounted returns so far, with the running return of each environment."""
     return {**init((), device), "running": torch.zeros(num_envs, dtype=torch.float64, device=device)}
 
 
 def return_scale_update(scale: Tree, reward: Tensor, last: Tensor, discount: float | Tensor) -> Tree:
-    """Take in rewards [T, N]: R_t = r_t + discount R_{t-1}, begun anew after each `last`.
+    """Update the statistics with rewards [T, N]: R_t = r_t + discount R_{t-1}, restarted after each `last`.
 
     Dividing rewards by std(R) is the reward normalization of OpenAI Baselines' VecNormalize; R is the discounted sum of
-    the past, not of the future, which is what can be kept while stepping.
+    past rewards, not of future ones, which is what can be maintained while stepping.
     """
     reward = reward.to(torch.float64)
     goes_on = torch.cat([torch.ones_like(last[:1]), ~last[:-1]])
@@ -74,5 +74,5 @@ def return_scale_update(scale: Tree, reward: Tensor, last: Tensor, discount: flo
 
 
 def scale_reward(scale: Tree, reward: Tensor, clip: float = 10.0) -> Tensor:
-    """reward / std(R) within +-clip."""
+    """reward / std(R), clipped to +-clip."""
     return torch.clamp(reward / torch.sqrt(scale["var"] + 1e-8).to(reward.dtype), -clip, clip)

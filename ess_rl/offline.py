@@ -1,8 +1,9 @@
-"""Learning from a data set that somebody else collected: no environment, one set of transitions for all members.
+"""Learning from a data set collected elsewhere: no environment, one set of transitions for all members.
 
-Every minibatch and every noise is a function of (member's seed, number of the update); see `ess_rl.random`. What an
-agent asks of the whole data set (`prepare`) it asks at the beginning of a stretch of updates, and stretches end where a
-run can be saved. So a state and the number of its next update are all that a run needs to go on bit for bit.
+Every minibatch and every noise sample is a function of (member's seed, number of the update); see `ess_rl.random`. What
+an agent computes from the whole data set (`prepare`) it computes at the beginning of a stretch of updates, and a run
+can be saved where a stretch ends. So a state and the number of its next update are all that a run needs to resume bit
+for bit.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ from ess_rl.program import Program
 from ess_rl.returns import return_range
 from ess_rl.transitions import Transitions
 
-_DRAWN_AT_ONCE = 32  # updates whose random numbers are made together: one by one they would cost as much as an update
-# Transitions of a data set, times P, whose hidden layers exist at the same time: on a CPU few, to stay in a cache.
+_DRAWN_AT_ONCE = 32  # updates whose random numbers are drawn together: one by one they would cost as much as an update
+# Transitions of a data set, times P, whose hidden activations exist at once: few on a CPU, to fit in a cache.
 _AT_ONCE, _AT_ONCE_ON_A_GPU = 2_048, 65_536
 
 
 @dataclass(frozen=True)
 class OfflineProgress:
-    """What one stretch of updates did. Tensors are [P], on the CPU."""
+    """Results of one stretch of updates. Tensors are [P], on the CPU."""
 
     block: int  # stretches done, this one included
-    updates: int  # of each member, from the start of the run
-    metrics: dict[str, Tensor]  # of the agent's updates, mean over the stretch
+    updates: int  # of each member, since the start of the run
+    metrics: dict[str, Tensor]  # of the agent's updates, averaged over the stretch
     seconds: float
 
 
@@ -79,11 +80,11 @@ class OfflinePopulation:
             return vmap(one)({**state, "progress": progress}, prepared, index, noise)
 
         self._update = Program(update, compiled=compiled)
-        self._held: list[Tensor] = []  # what recordings read and write
-        self._given: Any = None  # what else they are of
+        self._held: list[Tensor] = []  # tensors that recordings read and write
+        self._given: Any = None  # what else recordings depend on
 
     def describe(self, data: Transitions) -> None:
-        """Take the statistics of a data set [N, ...] into every member's state."""
+        """Put the statistics of a data set [N, ...] into every member's state."""
         stats = data_stats(data, self.device)
         repeated = tree_map(lambda x: x.expand(self.size, *x.shape).clone(memory_format=torch.contiguous_format), stats)
         self.state = {**self.state, "data_stats": repeated}
@@ -93,7 +94,7 @@ class OfflinePopulation:
         return vmap(self.agent.act)(acting(self.state), obs)
 
     def prepare(self, data: Transitions) -> dict[str, Tensor]:
-        """What each member's agent makes of a whole data set [N, ...]: [P, N, ...]. Most make nothing of it."""
+        """Columns [P, N, ...] that each member's agent computes from a whole data set [N, ...]; most compute none."""
         if self.agent.prepare is None:
             return {}
         return vmap(self.agent.prepare, in_dims=(0, None))(self.state, data)
@@ -101,11 +102,11 @@ class OfflinePopulation:
     def updates(
         self, data: dict[str, Tensor], first: int, count: int, total: int, prepared: dict[str, Tensor] | None = None
     ) -> Metrics:
-        """Updates number `first` to `first` + `count` - 1 of `total`, from 0. -> the mean of their metrics, [P]
+        """Run updates `first` to `first` + `count` - 1 of `total`, counted from 0. -> the mean of their metrics, [P]
 
-        data: columns [N, ...] that all members share; prepared: [P, N, ...], each member's own. While calls are given
-        the same `data`, each writes over the state that the last one left: clone what is to be kept. On a GPU stretches
-        of updates are recorded, and replayed as long as that is so.
+        data: columns [N, ...] that all members share; prepared: [P, N, ...], each member's own. As long as calls are
+        given the same `data`, each overwrites the state that the previous one left: clone it to keep it. On a GPU,
+        stretches of updates are recorded, and replayed while `data`, `total` and the state's tensors stay the same.
         """
         config, length = self.agent.config, data["reward"].shape[0]
         prepared = self._settle(data, prepared or {}, total)
@@ -131,9 +132,10 @@ class OfflinePopulation:
         return {name: x / count for name, x in sums.items()}
 
     def _settle(self, data: dict[str, Tensor], prepared: dict[str, Tensor], total: int) -> dict[str, Tensor]:
-        """What updates read and write keeps its place while the data are the same; else they are recorded anew.
+        """Keep what updates read and write in place while they go on with the same data; else start new recordings.
 
-        The state moves to a place of its own then: who still holds it has it as it was. -> `prepared`, in its place
+        They are the same while `data`, the state's tensors, `total` and the shapes in `prepared` are. With new
+        recordings the state is cloned: whoever holds the old one has it unchanged. -> `prepared`, in its fixed place
         """
         held = [*data.values(), *tree_leaves(self.state)]
         given = (total, {name: x.shape for name, x in prepared.items()})
@@ -150,18 +152,18 @@ class OfflinePopulation:
 
 
 def minibatch_index(seed: Tensor, numbers: Tensor, samples: int, minibatch: int) -> Tensor:
-    """Which samples the updates `numbers` [K] see: uniform with replacement, [K, P, minibatch] of 0 .. samples - 1."""
+    """Samples that the updates `numbers` [K] see, uniform with replacement: [K, P, minibatch] of 0 .. samples - 1."""
     seeds = random.fold_in(random.fold_in(seed, random.MINIBATCH), numbers[:, None])
     return (random.uniform(seeds, (minibatch,), torch.float64) * samples).long()
 
 
 def update_noise(seed: Tensor, numbers: Tensor, minibatch: int, act_dim: int) -> Tensor:
-    """Standard normal numbers for the actions that the updates `numbers` [K] draw: [K, P, minibatch, 2, act_dim]."""
+    """Standard normal noise for the actions that the updates `numbers` [K] draw: [K, P, minibatch, 2, act_dim]."""
     return random.normal(random.fold_in(random.fold_in(seed, random.NOISE), numbers[:, None]), (minibatch, 2, act_dim))
 
 
 def data_stats(data: Transitions, device: torch.device) -> Tree:
-    """What agents know of a data set as a whole: statistics of its observations, and the range of its returns."""
+    """Statistics of a whole data set that agents use: those of its observations, and the range of its returns."""
     return {
         "obs": normalizer.update(normalizer.init(data.obs.shape[1:], device), data.obs.to(device)),
         "return_range": return_range(data.reward, data.last).to(device, torch.float32),
@@ -169,30 +171,30 @@ def data_stats(data: Transitions, device: torch.device) -> Tree:
 
 
 def no_stats(obs_dim: int, device: torch.device) -> Tree:
-    """The statistics of no data yet, for `init`."""
+    """Statistics before any data, for `init`."""
     return {"obs": normalizer.init((obs_dim,), device), "return_range": torch.ones((), device=device)}
 
 
 def reward_scale(stats: Tree, target: Tensor) -> Tensor:
-    """What rewards are multiplied with so that the returns of the data span `target`; 0-dim.
+    """Factor by which to multiply rewards so that the returns of the data span `target`; 0-dim.
 
-    1 where that is 0, and where all returns of the data are equal: no number makes them span anything.
+    1 if `target` is 0, or if all returns of the data are equal: no factor makes those span anything.
     """
     span = stats["return_range"]
     return torch.where((target > 0.0) & (span > 0.0), target / span, 1.0)
 
 
 def in_parts(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """`function` of a column [N, ...], of a part of its rows at a time."""
+    """Apply `function` to a column [N, ...], some of its rows at a time."""
     rows = _AT_ONCE if x.device.type == "cpu" else _AT_ONCE_ON_A_GPU
     return torch.cat([function(part) for part in x.split(rows)])
 
 
 def values_along(function: Callable[[Tensor], Tensor], data: Transitions) -> tuple[Tensor, Tensor]:
-    """`function` (of [N, obs_dim], to [N]) of the obs and of the next_obs of a whole data set. -> two of [N]
+    """Apply `function` ([N, obs_dim] -> [N]) to the obs and to the next_obs of a whole data set. -> two tensors [N]
 
-    Rows are in the order of their episodes. Within one a step's next_obs is the next step's obs, so it is asked anew
-    where an episode ends alone.
+    Rows are in the order of their episodes. Within an episode, a step's next_obs is the next step's obs, so `function`
+    is applied to next_obs only where an episode ends.
     """
     last = data.last.clone()
     last[-1] = True  # nothing follows the last row, whether its episode went on or not
@@ -209,10 +211,10 @@ def samples(data: Transitions, device: torch.device | str) -> dict[str, Tensor]:
 def train(
     population: OfflinePopulation, data: Transitions, *, updates: int, blocks: int, start: int = 0
 ) -> Iterator[OfflineProgress]:
-    """`updates` gradient steps of every member, in `blocks` stretches, from stretch `start` on.
+    """Run `updates` gradient steps of every member, divided into `blocks` stretches, from stretch `start` on.
 
-    The caller evaluates and saves between two stretches. Each begins with the agent's `prepare`, if it has one, and
-    writes over the state of the one before: clone `population.state` to keep it.
+    The caller evaluates and saves between stretches. Each stretch begins with the agent's `prepare`, if it has one, and
+    overwrites the state of the previous one: clone `population.state` to keep it.
 
     Raises:
         NonFiniteError: a metric is not a finite number.
@@ -237,7 +239,7 @@ def train(
 
 
 def warm_up(population: OfflinePopulation, data: Transitions) -> float:
-    """Update on the data twice and forget it, so that what is compiled is compiled now. -> seconds it took"""
+    """Run two updates on the data and discard them, so that compilation happens now. -> seconds it took"""
     began, state = time.perf_counter(), dict(population.state)
     data = data.map(lambda x: x.to(population.device))
     population.updates(samples(data, population.device), 0, 2, 2, population.prepare(data))

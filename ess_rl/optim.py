@@ -15,13 +15,13 @@ from ess_rl.ess import effective_sample_size
 def gradient(loss_function: Callable[[Tree], tuple[Tensor, Metrics]], params: Tree) -> tuple[Tree, Metrics]:
     """Gradient of a loss at `params`, and the metrics that come with it.
 
-    Both are means over the processes, should several share the minibatch: its loss must be a mean over samples.
+    If several processes share the minibatch, both are means over them, so the loss must be a mean over samples.
     """
     return processes.all_mean(grad(loss_function, has_aux=True)(params))
 
 
 def adam_init(params: Tree) -> Tree:
-    """First and second moments of zero, and no step taken."""
+    """Zero first and second moments, and a zero step count."""
     leaf = pytree.tree_leaves(params)[0]
     return {
         "m": pytree.tree_map(torch.zeros_like, params),
@@ -42,11 +42,11 @@ def adam_step(
 ) -> tuple[Tree, Tree]:
     """One step of Adam. -> (params, optimizer)
 
-    Source: Kingma and Ba 2015 (arXiv 1412.6980), Algorithm 1; equal to torch.optim.Adam in a test. epsilon 1e-5 is
-    the custom of PPO implementations, torch's own default is 1e-8.
+    Source: Kingma and Ba 2015 (arXiv 1412.6980), Algorithm 1; a test checks that it equals torch.optim.Adam. An
+    epsilon of 1e-5 is customary in PPO implementations; torch's own default is 1e-8.
     """
-    # Autograd hands out the gradient of an [in, 1] weight transposed. What is made from it would inherit these strides
-    # and no longer lie as the first parameters did: one more program to compile of every function.
+    # Autograd returns the gradient of an [in, 1] weight transposed. Everything computed from it would inherit these
+    # strides and differ in layout from the initial parameters: one more program to compile for every function.
     grads = pytree.tree_map(lambda g: g.clone(memory_format=torch.contiguous_format), grads)
     step = optimizer["step"] + 1.0
     m = pytree.tree_map(lambda m, g: beta_1 * m + (1.0 - beta_1) * g, optimizer["m"], grads)
@@ -60,7 +60,7 @@ def adam_step(
 def adam_steps(
     params: Tree, grads: Tree, optimizer: Tree, rates: Mapping[str, float | Tensor]
 ) -> tuple[dict[str, Tree], dict[str, Tree]]:
-    """`adam_step` of each network in `rates`, name -> learning rate; each has moments of its own in `optimizer`."""
+    """`adam_step` for each network in `rates`, name -> learning rate; each has its own moments in `optimizer`."""
     steps = {name: adam_step(params[name], grads[name], optimizer[name], rate) for name, rate in rates.items()}
     return {name: new for name, (new, _) in steps.items()}, {name: moments for name, (_, moments) in steps.items()}
 
@@ -83,8 +83,8 @@ def rmsprop_step(
 
         v = decay v + (1 - decay) g^2,   params -= learning_rate g / (sqrt(v) + epsilon)
 
-    Source: Tieleman and Hinton 2012 (lecture 6.5); equal to torch.optim.RMSprop in a test. The numbers are those of
-    A2C's usual implementations.
+    Source: Tieleman and Hinton 2012 (lecture 6.5); a test checks that it equals torch.optim.RMSprop. The defaults
+    are those of the usual A2C implementations.
     """
     grads = pytree.tree_map(lambda g: g.clone(memory_format=torch.contiguous_format), grads)  # as in adam_step
     v = pytree.tree_map(lambda v, g: decay * v + (1.0 - decay) * g * g, optimizer["v"], grads)
@@ -101,19 +101,20 @@ def clip_by_global_norm(grads: Tree, max_norm: float | Tensor) -> tuple[Tree, Te
 
 
 def held_back(rate_factor: float | Tensor, log_ratio: Tensor, keep_ess: float | Tensor) -> Tensor:
-    """The factor of a learning rate whose updates are to leave an ESS of `keep_ess`, after an iteration of them.
+    """Adapt a learning-rate factor so that an iteration's updates leave an ESS of `keep_ess`.
 
         factor <- factor * sqrt( log(keep_ess) / log(e) ),     e the ESS of exp(log_ratio)
 
-    by at most 1.5 at once, up or down, and within 0.01 and 1: never above the schedule. A mean that moved by x standard
-    deviations in each of d action dimensions gives log e = -d x^2 (Gaussians of equal width), hence the root.
+    by a factor of at most 1.5 at once, up or down, and within 0.01 and 1: never above the schedule. A mean that moved
+    by x standard deviations in each of d action dimensions gives log e = -d x^2 (Gaussians of equal width), hence the
+    root.
 
-    Source: ours; Schulman's implementations of 2016 led the KL of PPO in this way.
+    Source: ours; Schulman's implementations of 2016 controlled the KL of PPO in this way.
 
     Args:
-        rate_factor: a number, or 0-dim, in [0.01, 1].
-        log_ratio: of the policy after the updates to that before them, on the data of the iteration, any shape.
-        keep_ess: likewise, in [0, 1); 0 holds nothing back.
+        rate_factor: a number or a 0-dim tensor, in [0.01, 1].
+        log_ratio: of the policy after the updates to that before them, on the iteration's data, any shape.
+        keep_ess: likewise a number or a tensor, in [0, 1); 0 limits nothing.
     """
     log_e = torch.log(effective_sample_size(log_ratio))
     keep = keep_ess if isinstance(keep_ess, Tensor) else torch.full_like(log_e, keep_ess)
@@ -123,7 +124,7 @@ def held_back(rate_factor: float | Tensor, log_ratio: Tensor, keep_ess: float | 
 
 
 def linear_decay(rate: Tensor, progress: Tensor, final: float | Tensor = 0.0) -> Tensor:
-    """`rate` at the beginning of training, `final` times it at its end, where `progress` is 1; 0-dim."""
+    """`rate` at the beginning of training, `final` times `rate` at the end, where `progress` is 1; 0-dim."""
     return rate * (1.0 - (1.0 - final) * progress)
 
 

@@ -35,9 +35,9 @@ def members(seeds: Sequence[int], sweep: Mapping[str, Sequence[float]]) -> list[
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Keep torch's other CPU threads asleep, for work too little to share.
+    """Keep torch's other CPU threads asleep, for work too small to share.
 
-    A thread that has helped spins for a while in wait of more: on the very CPU that the simulators' threads need next.
+    A thread that has helped spins for a while, waiting for more, on the very CPU that the simulators need next.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -47,18 +47,18 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-# Samples times parameters of an update, all members together, up to which a second thread saves nothing. On two cores,
-# with 11,000 parameters and minibatches of 64: one member 0.31 ms with one thread as with two, two members 0.46, 0.42.
+# Samples times parameters of an update, over all members, up to which a second thread saves nothing. On two cores, with
+# 11,000 parameters and minibatches of 64: one member takes 0.31 ms with one thread or two, two members 0.46 and 0.42.
 _SMALL_UPDATE = 1_000_000
 
 
 def is_small(work: int) -> bool:
-    """Whether an update of `work` samples times parameters is over sooner on one thread."""
+    """Return whether an update of `work` (samples times parameters) is faster on one thread."""
     return work <= _SMALL_UPDATE
 
 
 def values_of(config: Any, hyper: Mapping[str, Sequence[float]], size: int) -> dict[str, list[float]]:
-    """The float fields of a Config, one value for each of `size` members: from `hyper` where they differ."""
+    """Values of the float fields of a Config for each of `size` members, from `hyper` where members differ."""
     checks.choices(config)
     if size < 1:
         raise UsageError("no seeds: give one for each member")
@@ -73,24 +73,24 @@ def values_of(config: Any, hyper: Mapping[str, Sequence[float]], size: int) -> d
 
 
 def initial_state(agent: Agent | OfflineAgent, seed: Tensor, hyper: dict[str, Tensor]) -> State:
-    """States of members with the seeds [P] and hyperparameters of [P] values, as one tree.
+    """Initial states of members with seeds [P] and hyperparameters of [P] values, as one tree.
 
-    What vmap broadcasts has stride 0, even where `contiguous()` would let it pass: an axis of size 1. Compiled programs
-    are made for the strides of what comes in, and would be made once more for what updates give back.
+    Tensors that vmap broadcasts have stride 0, which `contiguous()` leaves as it is on an axis of size 1. Programs are
+    compiled for the strides of their inputs, and would be compiled once more for the states that updates return.
     """
     return tree_map(lambda x: x.clone(memory_format=torch.contiguous_format), vmap(agent.init)(seed, hyper))
 
 
 def acting(state: State) -> State:
-    """What acting reads of a state: all but the optimizer's part. vmap looks at every tensor that it is given."""
+    """The part of a state that acting reads: all but the optimizer. vmap looks at every tensor that it is given."""
     return {name: x for name, x in state.items() if name != "optimizer"}
 
 
 def move(state: State, place: State) -> None:
-    """Copy a state to where an older one lies, which it was made of.
+    """Copy a state into the tensors of the older state that it was computed from.
 
-    What is recorded on a GPU reads and writes fixed addresses, while each update makes a new state. Leaf by leaf: a
-    leaf that is, or is a view of, another one of the old state (as a target network would be) is copied in time.
+    GPU recordings read and write fixed addresses, while each update makes a new state. Copying goes leaf by leaf: a
+    leaf that is, or is a view of, another leaf of the old state (as a target network would be) is cloned first.
     """
     olds = {x.untyped_storage().data_ptr() for x in tree_leaves(place)}
 
@@ -106,10 +106,10 @@ class Population:
 
     Args:
         agent: the pure functions.
-        seeds: [P] the seed of each member; equal seeds with different `hyper` are welcome.
+        seeds: [P] the seed of each member; equal seeds with different `hyper` are fine.
         hyper: for each float field of the agent's Config that differs between members, its P values.
         device: where state and updates live.
-        compiled: let Inductor make programs of the functions (needs a C++ compiler on the CPU); the same numbers to
+        compiled: compile the functions with Inductor (needs a C++ compiler on the CPU): the same results up to
             rounding, several times as fast.
     """
 
@@ -125,19 +125,19 @@ class Population:
         self.agent, self.seeds, self.compiled = agent, list(seeds), compiled
         self.device = torch.device(device)
         self.size = len(self.seeds)
-        self.first_member = 0  # its number in the run, should this be a part of the run's population
+        self.first_member = 0  # its index in the run, if this is only part of the run's population
         self.seed = torch.tensor(self.seeds, dtype=torch.int64, device=self.device)  # [P]
         config = agent.config
         self.numbers = numbers = values_of(config, hyper or {}, self.size)  # name -> P values, on the host
         self.hyper = {name: torch.tensor(v, dtype=torch.float32, device=self.device) for name, v in numbers.items()}
-        # Whether the policy that learns is the one that acts.
+        # Whether the behavior is the very policy that learns.
         same_time, same_width = config.lag == 0, set(numbers["behavior_temperature"]) == {1.0}
         self.on_policy = same_time and same_width and config.rollout_precision == "fp32"
         self.state: State = initial_state(agent, self.seed, self.hyper)
-        # Older states to act with, the oldest first: [lag] trees of what acting reads, at fixed places.
+        # Older states to act with, oldest first: [lag] trees of the tensors that acting reads, at fixed addresses.
         self.behind: list[State] = [tree_map(torch.clone, self.acting()) for _ in range(agent.config.lag)]
-        self._parameters = sum(x[0].numel() for x in tree_leaves(self.acting()))  # of one member, to the order
-        # For an agent that imitates, set from outside: "obs" and "action" [M, ...] of someone else, for all members.
+        self._parameters = sum(x[0].numel() for x in tree_leaves(self.acting()))  # of one member, approximately
+        # Set from outside for an agent that imitates: demonstrated "obs" and "action" [M, ...], for all members.
         self.demonstrations: dict[str, Tensor] = {}
 
         def act(state: State, obs: Tensor, noise: Tensor) -> tuple[Gaussian, Tensor]:
@@ -198,7 +198,7 @@ class Population:
         self._observe, self._diagnose = program(observe), program(diagnose)
 
     def actor(self) -> Callable[[Tensor, Tensor], tuple[Gaussian, Tensor]]:
-        """`act`, with the policy as it is now; for many steps."""
+        """`act` with the policy as it is now, prepared for many calls."""
         inner = self._act.held(self.behind[0] if self.behind else self.acting())
 
         def act(obs: Tensor, noise: Tensor) -> tuple[Gaussian, Tensor]:
@@ -210,22 +210,22 @@ class Population:
     def act(self, obs: Tensor, noise: Tensor) -> tuple[Gaussian, Tensor]:
         """Behavior policy and action at obs [P, N, obs_dim], with standard normal noise [P, N, act_dim].
 
-        The behavior is the policy of `lag` iterations ago as its network computes in `rollout_precision`, its standard
-        deviation times `behavior_temperature`.
+        The behavior is the policy of `lag` iterations ago, with its network evaluated in `rollout_precision` and its
+        standard deviation multiplied by `behavior_temperature`.
         """
         return self.actor()(obs, noise)
 
     def age(self) -> None:
-        """One iteration has been acted: its policy goes to the others that are behind, and the oldest is forgotten."""
+        """After an iteration has been collected: append the current policy to `behind` and drop the oldest."""
         for older, newer in zip(self.behind, [*self.behind, self.acting()][1:], strict=True):
             tree_map(lambda old, new: old.copy_(new), older, newer)
 
     def acting(self) -> State:
-        """What acting reads of the state."""
+        """The part of the state that acting reads."""
         return acting(self.state)
 
     def policy(self, obs: Tensor) -> Gaussian:
-        """The policy at obs [P, N, obs_dim], never compiled: for evaluation, whose N is its own."""
+        """The policy at obs [P, N, obs_dim], never compiled: for evaluation, which has its own N."""
         return vmap(self.agent.act)(self.acting(), obs)
 
     def prepare(self, rollout: Transitions) -> dict[str, Tensor]:
@@ -233,7 +233,7 @@ class Population:
         return self._prepare(self.state, rollout)
 
     def refresh(self, rollout: Transitions) -> dict[str, Tensor]:
-        """What of `prepare(rollout)` the agent makes anew as an epoch begins; nothing, if it makes nothing anew."""
+        """The part of `prepare(rollout)` that the agent recomputes at the start of an epoch; empty if there is none."""
         return self._refresh(self.state, rollout) if self.agent.refresh is not None else {}
 
     def update(self, data: dict[str, Tensor], index: Tensor) -> Metrics:
@@ -241,16 +241,16 @@ class Population:
         return {name: x[0] for name, x in self._steps(data, index[None]).items()}
 
     def epoch(self, data: dict[str, Tensor], indices: Tensor) -> Metrics:
-        """One `update` for each of `indices` [K, P, minibatch], in their order. Metrics are [K, P]."""
+        """One `update` for each of `indices` [K, P, minibatch], in order. Metrics are [K, P]."""
         if self.agent.begin_epoch is not None:
             self.state = self._begin_epoch(self.state, data, indices.transpose(0, 1).flatten(1))
         return self._steps(data, indices)
 
     def replayed(self, segments: Transitions, chosen: Tensor, active: Tensor) -> Metrics:
-        """One `update` of the members `chosen` [K] int64, all different, on replayed segments [T, K, S] of theirs.
+        """One `update` of the members `chosen` [K] int64, all different, on replayed segments [T, K, S] of their own.
 
-        Those that are not `active` [K] stay as they are, and say what the update would have been like, as all others
-        do. Targets are those of the present policy and value. Metrics are [K].
+        Members that are not `active` [K] keep their state, but report the metrics of the update as the others do.
+        Targets are those of the present policy and value. Metrics are [K].
         """
         self.state, metrics = self._replayed(self.state, segments, chosen, active)
         return metrics
@@ -261,14 +261,14 @@ class Population:
         return metrics
 
     def diagnose(self, rollout: Transitions, advantage: Tensor) -> Metrics:
-        """How far the present policy has left that of transitions [T, P, N]; advantage [P, T * N]. Metrics are [P]."""
+        """How far the policy has left the behavior of transitions [T, P, N]; advantage [P, T * N]. Metrics are [P]."""
         return self._diagnose(self.acting(), rollout, advantage)
 
     def observe(self, rollout: Transitions) -> None:
-        """Take transitions [T, P, N] into the running statistics."""
+        """Update the running statistics with transitions [T, P, N]."""
         self.state = self._observe(self.state, rollout)
 
     def keep(self, place: State) -> None:
-        """Copy the state to where an older state of this population lies, and let it live there."""
+        """Copy the state into the tensors of an older state of this population, and use those from now on."""
         move(self.state, place)
         self.state = place

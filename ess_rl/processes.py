@@ -1,9 +1,9 @@
-"""One run over several processes: what each has to know of the others. With one process all of it is the identity.
+"""One run over several processes: what each needs to know of the others. With one process all of it is the identity.
 
 Every process holds the same agents, an equal share of each member's environments, and an equal share of each
 minibatch. So the mean of a gradient over the processes is the gradient of the whole minibatch, provided that whatever
-enters the loss beside the samples (the ESS, the scale of the advantages) is of the whole minibatch too. The functions
-here see to that. They are called under `vmap` and compiled with what surrounds them, which torch's own collectives
+else enters the loss (the ESS, the scale of the advantages) is computed over the whole minibatch too. The functions here
+ensure that. They are called under `vmap` and compiled together with the surrounding code, which torch's own collectives
 cannot be; all processes must call them in the same order.
 """
 
@@ -21,42 +21,42 @@ from ess_rl.contract import Tree
 
 
 def world_size() -> int:
-    """How many processes share the run: K."""
+    """Number of processes that share the run: K."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this is, from 0."""
+    """Index of this process, from 0."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def local_world_size() -> int:
-    """How many of them are on this machine, this one included."""
+    """Number of the run's processes on this machine, this one included."""
     return int(os.environ["LOCAL_WORLD_SIZE"]) if world_size() > 1 and "LOCAL_WORLD_SIZE" in os.environ else 1
 
 
 def all_sum(x: Tensor) -> Tensor:
-    """Sum over the processes, element by element. No gradient passes."""
+    """Element-wise sum over the processes. No gradient flows through."""
     return _all_reduce(x, "sum") if world_size() > 1 else x
 
 
 def all_max(x: Tensor) -> Tensor:
-    """Largest over the processes, element by element. No gradient passes."""
+    """Element-wise maximum over the processes. No gradient flows through."""
     return _all_reduce(x, "max") if world_size() > 1 else x
 
 
 def mean(x: Tensor) -> Tensor:
-    """Mean of all elements of all processes. No gradient passes between them."""
+    """Mean of all elements of all processes. No gradient flows between processes."""
     return all_mean(x.mean())
 
 
 def all_samples(x: Tensor) -> Tensor:
-    """The samples [n, ...] of every process, one after the other: [K n, ...]. No gradient passes."""
+    """The samples [n, ...] of all processes, concatenated: [K n, ...]. No gradient flows through."""
     return _all_gather(x).flatten(0, 1) if world_size() > 1 else x
 
 
 def all_mean(tree: Tree) -> Tree:
-    """Each leaf's mean over the processes, element by element, in one message. Leaves are of one dtype."""
+    """Element-wise mean of each leaf over the processes, in one message. All leaves have the same dtype."""
     if world_size() == 1:
         return tree
     leaves, spec = pytree.tree_flatten(tree)
@@ -66,7 +66,7 @@ def all_mean(tree: Tree) -> Tree:
 
 
 def pooled(samples: int, mean: Tensor, var: Tensor) -> tuple[int, Tensor, Tensor]:
-    """Number, mean and variance (of division by n) of all processes' samples, from those of each."""
+    """Count, mean and variance (dividing by n) of the samples of all processes, from those of each process."""
     if world_size() == 1:
         return samples, mean, var
     of_all = all_mean(mean)
@@ -74,12 +74,12 @@ def pooled(samples: int, mean: Tensor, var: Tensor) -> tuple[int, Tensor, Tensor
 
 
 def share(x: Tensor, dim: int) -> Tensor:
-    """This process's equal part of `x` along `dim`, which holds something for every environment."""
+    """This process's equal part of `x` along `dim`, the axis of the environments of all processes."""
     return x.chunk(world_size(), dim)[rank()]
 
 
 def gathered(x: Tensor, dim: int) -> Tensor:
-    """The parts of all processes along `dim`, as `share` divides them: on every process."""
+    """The parts of all processes joined along `dim`, on every process: the inverse of `share`."""
     if world_size() == 1:
         return x
     parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
@@ -88,7 +88,7 @@ def gathered(x: Tensor, dim: int) -> Tensor:
 
 
 def broadcast(tree: Tree) -> Tree:
-    """The first process's leaves, on every process; shapes and dtypes are the same on all."""
+    """The first process's leaves, on every process; shapes and dtypes are the same on all of them."""
     if world_size() == 1:
         return tree
     leaves, spec = pytree.tree_flatten(tree)
@@ -99,7 +99,7 @@ def broadcast(tree: Tree) -> Tree:
 
 
 def first_word(word: str | None) -> str | None:
-    """What the first of the processes that have something to say says; None where none has."""
+    """The message of the first process that has one; None if none has."""
     words: list[str | None] = [word]
     if world_size() > 1:
         words = [None] * world_size()
@@ -107,11 +107,11 @@ def first_word(word: str | None) -> str | None:
     return next((said for said in words if said is not None), None)
 
 
-_told = False  # whether the others know what to do
+_told = False  # whether the other processes have been given their task
 
 
 def join() -> None:
-    """Meet the other processes of torchrun: over Gloo, and over NCCL for what lies on a GPU."""
+    """Connect to the other processes of torchrun: over Gloo, and over NCCL for tensors on a GPU."""
     cuda = torch.cuda.is_available() and dist.is_nccl_available()
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
@@ -119,7 +119,7 @@ def join() -> None:
 
 
 def tell(task: Any) -> None:
-    """From the first process to all others: what `hear` gives them. Once; JSON-like, or None for nothing to do."""
+    """Send the first process's task to all others, whose `hear` returns it. Once; JSON-like, or None: nothing to do."""
     global _told
     if world_size() > 1 and not _told:
         _told = True
@@ -127,14 +127,14 @@ def tell(task: Any) -> None:
 
 
 def hear() -> Any:
-    """What the first process told the others. Waits for it."""
+    """Wait for the task that the first process sends, and return it."""
     task = [None]
     dist.broadcast_object_list(task, src=0)
     return task[0]
 
 
 def leave() -> None:
-    """Part. The first process lets the others go, should they still wait to be told what to do."""
+    """Leave the group. The first process releases the others, in case they still wait for a task."""
     if rank() == 0:
         tell(None)
     dist.destroy_process_group()
@@ -154,7 +154,7 @@ def _(x: Tensor, how: str) -> Tensor:
 
 @_all_reduce.register_vmap
 def _(info: Any, in_dims: tuple[int | None, None], x: Tensor, how: str) -> tuple[Tensor, int | None]:
-    return _all_reduce(x, how), in_dims[0]  # element by element: an axis more makes no difference
+    return _all_reduce(x, how), in_dims[0]  # element-wise: an extra axis makes no difference
 
 
 @torch.library.custom_op("ess_rl::all_gather", mutates_args=())
@@ -171,4 +171,4 @@ def _(x: Tensor) -> Tensor:
 
 @_all_gather.register_vmap
 def _(info: Any, in_dims: tuple[int | None], x: Tensor) -> tuple[Tensor, int | None]:
-    return _all_gather(x), None if in_dims[0] is None else in_dims[0] + 1  # processes come first
+    return _all_gather(x), None if in_dims[0] is None else in_dims[0] + 1  # the axis of processes comes first

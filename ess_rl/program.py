@@ -1,13 +1,13 @@
-"""A pure function of trees of tensors as one compiled program, which loops call without asking whether it still fits.
+"""A pure function of tensor trees as one compiled program, which loops call without checking whether it still fits.
 
-torch.compile reads Python's bytecode, and asks at every call and of every tensor whether the program it made fits.
-Our functions need neither: they are straight lines of tensor operations. So they are traced once for the shapes,
-strides and types that come in (make_fx, which sees through vmap and gradients), Inductor makes the program, and within
-a loop tensors go from call to call without being looked at. With one agent of 11,000 parameters on a CPU, an update
-takes about two thirds of what torch.compile's takes, and acting a third.
+torch.compile analyzes Python bytecode, and checks every tensor at every call to see whether the compiled program fits.
+Our functions need neither: they are straight-line sequences of tensor operations. So they are traced once for the
+shapes, strides and dtypes of their inputs (by make_fx, which sees through vmap and gradients), Inductor compiles the
+result, and within a loop tensors pass from call to call unchecked. With one agent of 11,000 parameters on a CPU, an
+update takes about two thirds of the time it takes with torch.compile, and acting a third.
 
 The price: Inductor is called where torch.compile calls it, below Dynamo and AOTAutograd, by names that torch does not
-promise to keep. Tried with torch 2.13; should one go, compiling fails loudly, and `--compile off` runs.
+promise to keep. Tested with torch 2.13; if one of them disappears, compiling fails loudly, and `--compile off` works.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _Run = Callable[..., Sequence[Tensor]]  # leaves in, leaves out
 
 
 class Program:
-    """`function` of trees of tensors, called as it is or, if `compiled`, as one program for each kind of arguments.
+    """`function` of tensor trees, called as it is or, if `compiled`, as one program for each kind of arguments.
 
-    The function must be a straight line of tensor operations: no branch on what a tensor holds, no random numbers, no
-    writing to its arguments. A tensor that it reads without being given it is a constant.
+    The function must be a straight-line sequence of tensor operations: no branch on a tensor's values, no random
+    numbers, no writing to its arguments. A tensor that it reads but does not take as an argument is a constant.
     """
 
     def __init__(self, function: Callable[..., Any], *, compiled: bool):
@@ -50,7 +50,7 @@ class Program:
         return tree_unflatten(run(*leaves), made_of)
 
     def held(self, *trees: Tree) -> Callable[..., Any]:
-        """function(*trees, ...) of the other arguments alone, which are tensors; for many calls."""
+        """`function` with `trees` bound as its first arguments, for many calls; the others must be tensors."""
         if not self._compiled:
             return partial(self._function, *trees)
         leaves, fitting = tree_flatten(trees)[0], {}
@@ -65,9 +65,9 @@ class Program:
         return call
 
     def scan(self, carry: Tree, fixed: tuple[Tree, ...], xs: Sequence[Tensor]) -> tuple[Tree, Tree]:
-        """carry, y = function(carry, *fixed, *x) for each x = (xs[0][k], xs[1][k], ...). -> (carry, all y, stacked)
+        """carry, y = function(carry, *fixed, *x) for each x = (xs[0][k], xs[1][k], ...). -> (carry, stacked y)
 
-        jax.lax.scan as a loop of Python. xs are [K, ...] each, K >= 1; so are the leaves of what the y are stacked to.
+        jax.lax.scan as a Python loop. Each of xs is [K, ...], K >= 1; so is each leaf of the stacked y.
         """
         steps, ys = list(zip(*(x.unbind(0) for x in xs), strict=True)), []
         if not self._compiled:
@@ -83,9 +83,9 @@ class Program:
                 result = run(*given, *others, *x)
                 carry = tree_unflatten(result, made_of)[0]
                 before, as_before = tree_flatten(carry)
-                steady = as_before == as_given and _kinds(before) == _kinds(given)  # what it gives back, it can take
+                steady = as_before == as_given and _kinds(before) == _kinds(given)  # its output carry fits its input
                 if steady:
-                    carry = given = None  # nothing holds the first state while others are made
+                    carry = given = None  # so as not to hold the first state while others are made
             else:
                 result = run(*before, *others, *x)
                 before = result[: len(before)]
@@ -93,7 +93,7 @@ class Program:
         return tree_unflatten([*before, *map(torch.stack, zip(*ys, strict=True))], made_of)
 
     def _fitting(self, leaves: list[Tensor], spec: TreeSpec) -> tuple[_Run, TreeSpec]:
-        """The program for arguments of these kinds, and the tree its results are the leaves of."""
+        """The program for arguments of these kinds, and the tree structure of its results."""
         known = self._made.setdefault(_kinds(leaves), [])
         for made_for, run, made_of in known:
             if made_for == spec:
@@ -104,12 +104,12 @@ class Program:
 
 
 def _kinds(leaves: Sequence[Tensor]) -> tuple[Any, ...]:
-    """All that a program is made for, of each tensor."""
+    """Everything about each tensor that a program is specialized to."""
     return tuple((x.shape, x.stride(), x.dtype, x.device) for x in leaves)
 
 
 def _make(function: Callable[..., Any], leaves: list[Tensor], spec: TreeSpec) -> tuple[_Run, TreeSpec]:
-    # Two seconds of imports, which nobody needs who does not compile.
+    # Two seconds of imports, needed only for compiling.
     from torch._inductor import config as inductor_config
     from torch._inductor.compile_fx import compile_fx_inner
     from torch._inductor.decomposition import select_decomp_table
@@ -123,13 +123,13 @@ def _make(function: Callable[..., Any], leaves: list[Tensor], spec: TreeSpec) ->
         found.append(made_of)
         return result
 
-    # Traced with fake tensors: nothing is computed, and a large population does not hold what it would need
-    # uncompiled. A tensor that comes in twice is two arguments: it may be two tensors another time.
+    # Traced with fake tensors: nothing is computed, and a large population does not hold the memory it would need
+    # uncompiled. A tensor passed twice counts as two arguments: at another call these may be two tensors.
     fake = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True, allow_non_fake_inputs=True)
     examples: list[Any] = [fake.from_tensor(x.detach()) for x in leaves]
-    # What the asserts would check at every call is in `_kinds`: the strides of some 60 tensors, 6 % of a small update.
+    # `_kinds` covers what the asserts would check at every call: the strides of some 60 tensors, 6 % of a small update.
     options = inductor_config.patch(size_asserts=False)
-    with tracing(TracingContext(fake)), V.set_fake_mode(fake), options:  # the cache on disk asks for this context
+    with tracing(TracingContext(fake)), V.set_fake_mode(fake), options:  # the on-disk cache needs this context
         graph = make_fx(functionalize(flat), select_decomp_table(), _allow_non_fake_inputs=True)(*examples)
         results = graph.graph.output_node()
         results.meta["user_visible_output_idxs"] = range(found[0].num_leaves)  # these keep their strides

@@ -1,9 +1,9 @@
 """Random numbers as pure functions of a seed: no generator, hence no hidden state.
 
 A draw is a hash of (seed, index). So every member of a population draws the same numbers whatever its neighbors are
-and on whichever device, and a resumed run needs nothing but its seeds and its iteration number. The hash is the
-finalizer of SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators"), the generator
-itself being `hash(seed + index * gamma)`.
+and on any device, and a resumed run needs only its seeds and its iteration number. The hash is the finalizer of
+SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators"); the generator itself is
+`hash(seed + index * gamma)`.
 
 Seeds are int64 tensors of any shape [...]; a draw of `shape` gives [..., *shape].
 """
@@ -13,9 +13,9 @@ import math
 import torch
 from torch import Tensor
 
-# Purposes of a member's random numbers: what its seed is folded with first. An agent's `init` folds its own numbers,
-# from 0, into the same seed: what it draws for layer i are the bits of iteration i's noise, reshaped. Harmless; a
-# purpose of its own would change all published runs.
+# Purposes of a member's random numbers: the first number that its seed is folded with. An agent's `init` folds its own
+# numbers, from 0, into the same seed, so its draws for layer i are the bits of iteration i's noise, reshaped. That is
+# harmless, and a separate purpose would change all published runs.
 ENVS, ACTIONS, ORDER, EVALUATION, MINIBATCH, NOISE, DEMONSTRATIONS, REPLAYED = range(8)
 
 _GAMMA = -7046029254386353131  # 0x9E3779B97F4A7C15, the odd number nearest 2^64 / golden ratio
@@ -37,7 +37,7 @@ def _mix(bits: Tensor) -> Tensor:
 def fold_in(seed: Tensor, number: int | Tensor) -> Tensor:
     """New seeds [...], one for each pair (seed, number): streams for purposes, iterations, environments."""
     if isinstance(number, int):
-        number = torch.full((), number, dtype=torch.int64, device=seed.device)  # filled there: nothing is sent
+        number = torch.full((), number, dtype=torch.int64, device=seed.device)  # filled on the device: no transfer
     index = number.to(seed.device, torch.int64) + 1
     return _mix(_mix(seed + _GAMMA) + index * _GAMMA)
 
@@ -56,7 +56,7 @@ def uniform(seed: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.flo
 
 
 def normal(seed: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-    """Standard normal, [..., *shape], by Box and Muller: each pair of uniforms makes two."""
+    """Standard normal, [..., *shape], by the Box-Muller transform: each pair of uniforms gives two."""
     count = math.prod(shape)
     first, second = uniform(seed, (2, (count + 1) // 2), dtype).unbind(-2)
     radius = torch.sqrt(-2.0 * torch.log1p(-first))  # 1 - first lies in (0, 1], so the log is finite
@@ -68,8 +68,8 @@ def normal(seed: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.floa
 def poisson(seed: Tensor, mean: Tensor) -> Tensor:
     """Poisson counts of the given mean [...], int64: how many of the products u_1, u_1 u_2, ... exceed exp(-mean).
 
-    Source: Knuth, The Art of Computer Programming 2, Section 3.4.1. For means up to 20: no count is above 100, which a
-    mean of 20 has with a probability below 1e-30.
+    Source: Knuth, The Art of Computer Programming 2, Section 3.4.1. For means up to 20: counts stop at 100, which
+    a mean of 20 exceeds with probability below 1e-30.
     """
     products = torch.cumprod(uniform(seed, (100,), torch.float64), dim=-1)
     return (products > torch.exp(-mean.double()).unsqueeze(-1)).sum(-1)
@@ -78,7 +78,7 @@ def poisson(seed: Tensor, mean: Tensor) -> Tensor:
 def categorical(seed: Tensor, weight: Tensor, count: int) -> Tensor:
     """`count` independent draws of an index into the last axis of `weight` [..., n] >= 0: [..., count] int64.
 
-    Each in proportion to its weight; those of weight 0 never.
+    Probabilities are proportional to the weights; an index of weight 0 is never drawn.
     """
     bounds = torch.cumsum(weight.double(), dim=-1)
     points = uniform(seed, (count,)).double() * bounds[..., -1:]  # of 24 bits: never rounded up to the last bound
@@ -92,7 +92,7 @@ def permutation(seed: Tensor, count: int) -> Tensor:
 
 def weighted_permutation(seed: Tensor, weight: Tensor) -> Tensor:
     """A random order of the last axis of `weight` [..., n], as if drawn one by one without replacement, each time with
-    probability in proportion to the weights that are left. Those of weight 0 come last.
+    probability proportional to the remaining weights. Entries of weight 0 come last.
 
     Source: Efraimidis and Spirakis 2006, "Weighted random sampling with a reservoir": ascending -log(u) / weight.
     """

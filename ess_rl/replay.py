@@ -1,4 +1,4 @@
-"""A ring of rollouts, as old as its capacity allows: [capacity, P, N, ...] on one device."""
+"""A ring buffer of rollouts, reaching as far back as its capacity allows: [capacity, P, N, ...] on one device."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Replay:
         capacity: time steps to keep, at least one rollout.
         population: P.
         num_envs: N, environments of one member.
-        device: where it is kept; `add` moves data there.
+        device: where the data are kept; `add` moves them there.
     """
 
     def __init__(
@@ -27,7 +27,7 @@ class Replay:
     ):
         self.capacity = capacity
         self.store = Transitions.empty((capacity, population, num_envs), obs_dim, act_dim, torch.device(device))
-        self.head = 0  # where the next step is written: the oldest one, once the ring is full
+        self.head = 0  # where the next step is written: over the oldest one, once the ring is full
         self.size = 0  # steps held
 
     def add(self, rollout: Transitions) -> None:
@@ -36,7 +36,7 @@ class Replay:
         _check(rollout, self.store)
         if steps > self.capacity:
             raise UsageError(f"a rollout of {steps} steps does not fit a replay of {self.capacity}: raise its capacity")
-        first = min(steps, self.capacity - self.head)  # the rest begins again at slot 0
+        first = min(steps, self.capacity - self.head)  # the rest continues at slot 0
 
         def write(store: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
             store[self.head : self.head + first] = new[:first]
@@ -48,42 +48,42 @@ class Replay:
         self.size = min(self.size + steps, self.capacity)
 
     def latest(self, steps: int) -> Transitions:
-        """The last `steps` steps, oldest first: [steps, P, N]. A view where they do not wrap round, else a copy."""
+        """The last `steps` steps, oldest first: [steps, P, N]. A view if they do not wrap around, else a copy."""
         if steps > self.size:
             raise UsageError(f"the replay holds {self.size} steps, not the {steps} asked for")
         return self._stretch((self.head - steps) % self.capacity, steps)
 
     def rollouts(self, steps: int, at_most: int) -> list[Transitions]:
-        """The newest `at_most` stretches of `steps` steps, newest first, as far as whole ones are held: [steps, P, N].
+        """Up to `at_most` stretches of `steps` steps, newest first, as many as are held whole: [steps, P, N].
 
-        Added `steps` at a time, these are the rollouts as they were collected. None crosses the write head. As of
-        `latest`, what does not wrap round is a view, over which later steps are written.
+        If steps are added `steps` at a time, these are the rollouts as they were collected. None crosses the write
+        head. As in `latest`, a stretch that does not wrap around is a view, which later steps overwrite.
         """
         count = min(at_most, self.size // steps)
         starts = [(self.head - (k + 1) * steps) % self.capacity for k in range(count)]
         return [self._stretch(start, steps) for start in starts]
 
     def segments(self, age: Tensor, member: Tensor, env: Tensor, steps: int, head: Tensor) -> Transitions:
-        """Stretches of one environment each, out of the `rollouts`: [steps, K, S].
+        """Stretches of one environment each, taken from the `rollouts`: [steps, K, S].
 
         Args:
             age: [K, S] int64, of the rollout: 0 is the newest.
-            member: [K] int64, whose rollout, below P.
+            member: [K] int64, the member whose rollout it is, below P.
             env: [K, S] int64, the environment, below N.
-            steps: of a rollout; the capacity must be a multiple of it, and whole rollouts alone must have been added.
-            head: 0-dim int64: the present `head`, as a tensor on the replay's device.
+            steps: per rollout; the capacity must be a multiple of it, and only whole rollouts may have been added.
+            head: 0-dim int64: the current `head`, as a tensor on the replay's device.
         """
         first = (head - (age + 1) * steps) % self.capacity
         slot = first + torch.arange(steps, device=age.device)[:, None, None]
         return self.store.map(lambda x: x[slot, member[:, None], env])
 
     def state(self) -> Tree:
-        """All it holds, as a tree of tensors that a checkpoint can keep."""
+        """The whole content, as a tree of tensors that a checkpoint can store."""
         store = {f.name: getattr(self.store, f.name) for f in fields(self.store)}
         return {"store": store, "head": torch.tensor(self.head), "size": torch.tensor(self.size)}
 
     def load(self, state: Tree) -> None:
-        """Take up what `state` gave, a copy of it."""
+        """Load a copy of what `state` returned."""
         held = Transitions(**state["store"])
         if len(held.reward) != self.capacity:
             raise UsageError(
@@ -100,7 +100,7 @@ class Replay:
 
 
 def _check(given: Transitions, store: Transitions) -> None:
-    """Raises UsageError where columns are not of the replay's shapes, but for the number of steps."""
+    """Raises UsageError if the columns' shapes differ from the replay's, except in the number of steps."""
     for f in fields(store):
         one, other = getattr(given, f.name).shape[1:], getattr(store, f.name).shape[1:]
         if one != other:

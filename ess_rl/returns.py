@@ -1,9 +1,9 @@
 """Advantages and value targets, all from one reverse linear recurrence.
 
-Letters: T steps of a segment, B segments. Every tensor is [T, B] (or [T, ...]); rewards are per control step,
-`discount` and `lambda_` are per control step, floats or 0-dim tensors. No function here stops gradients: they are
-called outside the loss. ValueError where the shapes of a trajectory differ or an end is no bool: int flags would be
-counted, and a value [T, B, 1] broadcast.
+Notation: T steps per segment, B segments. Every tensor is [T, B] (or [T, ...]); rewards are per control step, and so
+are `discount` and `lambda_`, which are floats or 0-dim tensors. No function here stops gradients: they are called
+outside the loss. ValueError if the shapes of a trajectory differ or an end flag is not bool: int flags would act as
+numbers, and a value [T, B, 1] would broadcast.
 
     terminated   the task ended at t: next_value[t] counts as zero
     last         the episode ended at t, terminated or truncated: nothing after t belongs to it.
@@ -25,7 +25,7 @@ Correction = Literal["none", "vtrace", "retrace", "ess"]
 def reverse_recurrence(a: Tensor, b: Tensor) -> Tensor:
     """x_t = a_t + b_t x_{t+1} with x_T = 0, over the first axis of [T, ...], in log2(T) tensor steps.
 
-    Affine maps compose associatively, so each step doubles the stretch that one map covers (Hillis and Steele 1986;
+    Affine maps compose associatively, so each step doubles the span that one map covers (Hillis and Steele 1986;
     Blelloch 1990, "Prefix sums and their applications").
     """
     stride = 1
@@ -91,7 +91,7 @@ def vtrace(
     rho_bar: float | Tensor = 1.0,
     c_bar: float | Tensor = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """V-trace from data of another policy. -> (advantage [T, B], value_target [T, B])
+    """V-trace on another policy's data. -> (advantage [T, B], value_target [T, B])
 
         rho_t    = exp(log_ratio_t),     delta_t as in `gae`
         target_t - V_t = min(rho_bar, rho_t) delta_t
@@ -99,9 +99,9 @@ def vtrace(
         A_t      = delta_t + discount lambda (1 - last_t) (target_{t+1} - V_{t+1})
 
     Source: Espeholt et al. 2018 (arXiv 1802.01561), Eq. 1 and Remark 2 for lambda. Two deviations, so that at
-    log_ratio = 0 both outputs are GAE's: the advantage looks ahead with discount * lambda, not with discount alone, and
-    it is not multiplied by rho_t, because the objective applies the policy ratio, once. With rho_bar = c_bar = 1 the
-    advantage is that of `retrace`, and the two differ in the value's target alone.
+    log_ratio = 0 both outputs are GAE's: the advantage looks ahead with discount * lambda instead of just discount, and
+    it is not multiplied by rho_t, because the policy ratio is applied once, by the objective. With rho_bar = c_bar = 1
+    the advantage is that of `retrace`, and the two differ only in the value target.
     """
     _check(reward, value, next_value, terminated, last, log_ratio=log_ratio)
     ratio = torch.exp(log_ratio)
@@ -122,19 +122,19 @@ def retrace(
     discount: float | Tensor,
     lambda_: float | Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Traces cut as Retrace(lambda) cuts them, around a state value. -> (advantage [T, B], value_target [T, B])
+    """Traces cut as in Retrace(lambda), with a state value. -> (advantage [T, B], value_target [T, B])
 
         A_t = delta_t + discount lambda (1 - last_t) min(1, rho_{t+1}) A_{t+1},      value_target_t = A_t + V(obs_t)
 
-    with delta_t as in `gae`. The action at t is taken as given, the following ones are corrected; rho_t enters neither
-    output, because the objective applies it, once.
+    with delta_t as in `gae`. The action at t is taken as given and the later ones are corrected; rho_t enters neither
+    output, because it is applied once, by the objective.
 
     Source of the traces: Munos et al. 2016 (arXiv 1606.02647), Eq. 4 with c_s = lambda min(1, rho_s). Deviation: theirs
-    corrects a Q-function, whose delta takes the expectation over the target policy's next action, so it errs by nothing
-    where Q is exact. With V in its place, every delta from t + 1 on is weighted with its own cut ratio too: A_t is
-    V-trace's (`vtrace` with bars of 1), an estimate of Q - V that is biased wherever a ratio is cut, even with an exact
-    V. The value's target leaves the first action as it was taken, a target of Q(s_t, a_t): averaged over what b does,
-    it draws V toward b's value by that one action, which `vtrace` corrects.
+    corrects a Q-function, whose delta takes the expectation over the target policy's next action, so it has no bias
+    where Q is exact. With V instead, every delta from t + 1 on is also weighted by its own cut ratio: A_t is V-trace's
+    (`vtrace` with bars of 1), an estimate of Q - V that is biased wherever a ratio is cut, even with an exact V. The
+    value target leaves the first action uncorrected and so is a target for Q(s_t, a_t): averaged over b's actions, it
+    pulls V toward b's value by that one action, which `vtrace` corrects.
     """
     _check(reward, value, next_value, terminated, last, log_ratio=log_ratio)
     delta = _td_error(reward, value, next_value, terminated, discount)
@@ -157,13 +157,13 @@ def corrected(
     rho_bar: float | Tensor = 1.0,
     c_bar: float | Tensor = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """Advantages and value targets from data of another policy, in one of four ways. All are `gae` at log_ratio = 0.
+    """Advantages and value targets from another policy's data, in one of four ways. All are `gae` at log_ratio = 0.
 
-    "none"      `gae` under the current value: lambda-returns of what the behavior did (P3O 2019 has it so)
+    "none"      `gae` with the current value: lambda-returns of the behavior policy (as in P3O 2019)
     "vtrace"    `vtrace`: traces and deltas cut at c_bar and rho_bar
-    "retrace"   `retrace`: V-trace's advantage at bars of 1, and in the value's target the first action left alone
-    "ess"       `gae` with lambda times the effective sample size of the segments at hand: the less their actions
-                agree with the current policy, the shorter the look ahead. Ours; no source.
+    "retrace"   `retrace`: V-trace's advantage with bars of 1, and a value target with the first action uncorrected
+    "ess"       `gae` with lambda times the effective sample size of the given segments: the less their actions
+                agree with the current policy, the shorter the lookahead. Ours; no source.
     """
     trajectory = (reward, value, next_value, terminated, last)
     if correction == "vtrace":
@@ -186,17 +186,18 @@ def divergence_ahead(
     c_bar: float | Tensor = 1.0,
     released: bool = False,
 ) -> Tensor:
-    """The divergence that an action leads to: what is to be paid from the next step on, [T, B].
+    """The divergence that an action leads to, charged from the next step on: [T, B].
 
         V_t     = min(1, rho_t) d_t + discount (1 - last_t) min(c_bar, rho_t) V_{t+1}
         ahead_t = discount (1 - last_t) V_{t+1},      D_t = d_t + ahead_t
 
-    d_t is what the action at t costs itself (`ess_rl.objectives.divergence_slope`), D_t its multi-step divergence: the
-    divergence of what pi and b visit, not of their actions alone. c_bar = 0 looks one step ahead. Nothing is
-    added for what lies behind the end of a segment or of an episode, terminated or truncated.
+    d_t is the cost of the action at t itself (`ess_rl.objectives.divergence_slope`), D_t its multi-step divergence: the
+    divergence of the states that pi and b visit, not only of their actions. c_bar = 0 looks one step ahead. Nothing is
+    added beyond the end of a segment or of an episode, terminated or truncated.
 
-    Source: Wang et al. 2019 (arXiv 2501.15034), the recursion as their code documents it. Where it computes V_t it
-    reads d_{t+1} (at the segment's end d_t), also past the end of an episode: `released` does so too, for ablation.
+    Source: Wang et al. 2019 (arXiv 2501.15034), the recursion as their code documents it. To compute V_t, that code
+    reads d_{t+1} in place of d_t (except at the segment's end), even past the end of an episode; `released` reproduces
+    this, for ablation.
     """
     checks.flags(last=last)
     checks.same_shape(divergence=divergence, log_ratio=log_ratio, last=last)
@@ -210,7 +211,7 @@ def divergence_ahead(
 def windows(x: Tensor, length: int) -> Tensor:
     """The segment that begins at each step: x [T, B, ...] to [T, B, min(length, T), ...], steps t to t + length - 1.
 
-    Past the end the last step is repeated; `within_episode` says what counts.
+    Past the end the last step is repeated; `within_episode` says which steps count.
     """
     steps = torch.arange(x.shape[0], device=x.device)
     index = (steps[:, None] + steps[:length]).clamp(max=x.shape[0] - 1)
@@ -218,21 +219,22 @@ def windows(x: Tensor, length: int) -> Tensor:
 
 
 def within_episode(last: Tensor, length: int) -> Tensor:
-    """Which steps of `windows` lie in the episode, and the record, that the segment begins in: bool, as `windows`."""
+    """Mask of `windows`: the steps within the record and the episode that the segment begins in; bool, same shape."""
     steps = torch.arange(last.shape[0], device=last.device)
     held = steps[:, None] + steps[:length] < last.shape[0]
     ends = windows(last, length).long()
-    return held[:, None] & (ends.cumsum(-1) == ends)  # no end among the steps before
+    return held[:, None] & (ends.cumsum(-1) == ends)  # no end among the earlier steps
 
 
 def path_weights(within: Tensor, lambda_: float | Tensor) -> Tensor:
-    """What each length of a segment counts, within [..., k] -> [..., k]; they sum to 1.
+    """Weight of each length of a segment, within [..., k] -> [..., k]; the weights sum to 1.
 
         w_j = (1 - lambda) lambda^(j - 1) for j < L,     w_L = lambda^(L - 1)
 
-    with L the steps within the episode. 1 takes the longest alone, 0 a single step. These are the weights of the
-    lambda-return: weighted with them, `path_residuals` of charges -r are V less the lambda-return, cut off after k
-    steps. SubTB(lambda) (Madan et al. 2022, arXiv 2209.12782) has lambda^j, normalized.
+    with L the number of steps within the episode. lambda = 1 uses only the longest length, 0 only a single step. These
+    are the weights of the lambda-return: weighted by them, the `path_residuals` of charges -r are V minus the
+    lambda-return, truncated after k steps. SubTB(lambda) (Madan et al. 2022, arXiv 2209.12782) has lambda^j,
+    normalized.
     """
     number = torch.arange(within.shape[-1], device=within.device)
     following = torch.cat([within[..., 1:], torch.zeros_like(within[..., :1])], dim=-1)
@@ -241,23 +243,23 @@ def path_weights(within: Tensor, lambda_: float | Tensor) -> Tensor:
 
 
 def path_residuals(charge: Tensor, value: Tensor, end_value: Tensor, *, discount: float | Tensor) -> Tensor:
-    """How far a segment is from balance, for each of its lengths j = 1 ... k: [..., k].
+    """Deviation of a segment from balance, for each of its lengths j = 1 ... k: [..., k].
 
         delta_j = V(s_0) - discount^j V(s_j) + sum_{i < j} discount^i c_i
 
     Args:
-        charge: [..., k] what each step costs: -r, and what else is to be paid.
+        charge: [..., k] cost of each step: -r, plus any other charges.
         value: [...] V(s_0).
-        end_value: [..., k] V of what each step leads to, s_1 ... s_k; zero where the task ended.
+        end_value: [..., k] V of the states the steps lead to, s_1 ... s_k; zero where the task ended.
     """
     number = torch.arange(charge.shape[-1], dtype=charge.dtype, device=charge.device)
     return value[..., None] - discount ** (number + 1) * end_value + (discount**number * charge).cumsum(-1)
 
 
 def return_range(reward: Tensor, last: Tensor) -> Tensor:
-    """Largest less smallest undiscounted return of the episodes in rewards [T, ...]; 0-dim, 0 where that is rounding.
+    """Largest minus smallest undiscounted episode return in rewards [T, ...]; 0-dim, 0 if that is rounding error.
 
-    Source: the scale of rewards in IQL's code (Kostrikov et al. 2021, arXiv 2110.06169), 1000 / range.
+    Source: the reward scale in IQL's code (Kostrikov et al. 2021, arXiv 2110.06169), 1000 / range.
     """
     first = torch.cat([torch.ones_like(last[:1]), last[:-1]])
     returns = reverse_recurrence(reward.double(), (~last).double())[first]

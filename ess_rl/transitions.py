@@ -1,4 +1,4 @@
-"""The one record that every data source makes and every update reads."""
+"""The one record that every data source produces and every update reads."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from torch.utils import _pytree as pytree
 
 @dataclass(frozen=True, kw_only=True)
 class Transitions:
-    """Steps of T x B environments, with the behavior policy that chose their actions.
+    """T x B environment steps, with the behavior policy that chose their actions.
 
     Written for time-major segments [T, B]; any leading shape is allowed ([T, P, N] for a population).
     No field is optional: ratios, log-probabilities and the closed-form KL all come from the two behavior parameters.
 
-    Law, tested over every source: next_obs[t] == obs[t + 1] unless the episode ended at t.
+    Invariant, tested for every source: next_obs[t] == obs[t + 1] unless the episode ended at t.
     """
 
-    obs: Tensor  # [T, B, obs_dim] raw: never normalized, so old data stay true when the statistics move
+    obs: Tensor  # [T, B, obs_dim] raw: never normalized, so old data stay valid when the statistics change
     action: Tensor  # [T, B, act_dim] as sampled, before the environment clips it; units of [-1, 1]
     reward: Tensor  # [T, B] per control step, raw
     terminated: Tensor  # [T, B] bool: the task ended, the value of next_obs is zero
-    truncated: Tensor  # [T, B] bool: the clock ended, next_obs still has value
+    truncated: Tensor  # [T, B] bool: time ran out, next_obs still has value
     next_obs: Tensor  # [T, B, obs_dim] what the dynamics reached, never the obs after a reset
     behavior_mean: Tensor  # [T, B, act_dim]
     behavior_log_std: Tensor  # [T, B, act_dim]
-    # [T, B] int64: number of the iteration that collected it, from 0. Below 0: before this run, the newest rollout -1;
-    # -1 for all of a logged data set.
+    # [T, B] int64: number of the iteration that collected the step, from 0. Below 0: collected before this run, the
+    # newest rollout being -1; -1 for all steps of a logged data set.
     version: Tensor
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Transitions:
@@ -43,12 +43,12 @@ class Transitions:
 
     @property
     def last(self) -> Tensor:
-        """[T, B] bool: the episode ended here, in either way."""
+        """[T, B] bool: the episode ended here, either way."""
         return self.terminated | self.truncated
 
     @staticmethod
     def empty(leading: tuple[int, ...], obs_dim: int, act_dim: int, device: torch.device) -> Transitions:
-        """Room for transitions of the given leading shape; float32."""
+        """Storage for transitions of the given leading shape; float32, flags bool, `version` int64."""
 
         def room(*trailing: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.zeros(*leading, *trailing, dtype=dtype, device=device)
@@ -67,10 +67,10 @@ class Transitions:
 
 
 def flat_samples(rollout: Transitions, **columns: Tensor) -> dict[str, Tensor]:
-    """A rollout [T, N] as samples [T * N, ...] to draw minibatches from: what acted how, and `columns` [T, N, ...]."""
+    """Samples [T * N, ...] of a rollout [T, N]: the actions, the behavior's parameters and `columns` [T, N, ...]."""
     acted = {name: getattr(rollout, name) for name in ("action", "behavior_mean", "behavior_log_std")}
     return {name: x.flatten(0, 1) for name, x in (acted | columns).items()}
 
 
-# vmap and compiled programs see through the record as they see through a dictionary.
+# vmap and compiled programs handle the record as they handle a dictionary.
 pytree.register_dataclass(Transitions)

@@ -1,9 +1,9 @@
-"""Runs a suite: each run set in a process of its own, several at a time, as far as they are not finished.
+"""Runs the unfinished run sets of a suite, each in a process of its own, several at a time.
 
-A job is its folder. One that has a result.json is done; one that was stopped goes on; one that fails is named at the
-end and keeps no other from running. So the command can be killed and given again at any moment.
+A job's state is its folder. A job with a result.json is done; one that was stopped resumes; one that fails is
+named at the end and keeps no other from running. So the command can be killed and repeated at any time.
 
-Where jobs run is an `Executor`'s affair: `Local` is this machine, `experiments.on_ray` a cluster.
+An `Executor` decides where jobs run: `Local` on this machine, `experiments.on_ray` on a cluster.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ _LOOK_EVERY = 0.5  # seconds
 
 
 class Executor(Protocol):
-    """Where jobs run. It leaves their run folders in one directory, wherever they ran, result.json last."""
+    """Runs jobs. Their run folders end up in one directory, wherever they ran, with result.json written last."""
 
     def room(self) -> bool:
-        """Whether another job can be started now."""
+        """Return whether another job can be started now."""
         ...
 
     def start(self, job: Job) -> None:
-        """Begin a job whose folder has a config.json, or go on with it. Raises UsageError where that cannot be."""
+        """Start or resume a job whose folder has a config.json. Raises UsageError if that is impossible."""
         ...
 
     def ended(self) -> list[tuple[Job, str | None]]:
-        """The jobs that ended since this was last asked; each with why it failed, None if it did not."""
+        """The jobs that ended since the last call, each with the reason if it failed, else None."""
         ...
 
     def steps(self, job: Job) -> int:
-        """Env steps of all its members so far."""
+        """Env steps of all the job's members so far."""
         ...
 
     def close(self) -> None:
-        """End what still runs. Nothing is lost: a run goes on from its newest checkpoint."""
+        """Stop what still runs. Nothing is lost: a run resumes from its newest checkpoint."""
         ...
 
 
 def benchmark(suite: str, out: Path | None = None, on: Callable[[Path], Executor] | None = None) -> list[str]:
-    """Train what is missing of a suite, and print its table. -> a line for each job that failed
+    """Train what is missing from a suite, and print its table. -> a line for each job that failed
 
     Args:
         suite: one of SUITES.
@@ -64,7 +64,7 @@ def benchmark(suite: str, out: Path | None = None, on: Callable[[Path], Executor
 
 
 def run_jobs(name: str, suite: Sequence[Job], out: Path, on: Callable[[Path], Executor]) -> list[str]:
-    """The same for any jobs under a name of their own."""
+    """As `benchmark`, for any jobs under a name of their own."""
     _check_data_sets(name, [job for job in suite if not (out / job.name / "result.json").exists()])
     if (out / "config.json").exists():
         raise UsageError(f"{out} is a run folder, and no place for those of {name}: choose another --out")
@@ -86,7 +86,7 @@ def run_jobs(name: str, suite: Sequence[Job], out: Path, on: Callable[[Path], Ex
 
 
 def _check_data_sets(name: str, suite: Sequence[Job]) -> None:
-    """Raises UsageError where data sets of these jobs are not here, with the command that records the first of them."""
+    """Raises UsageError if data sets of these jobs are not here, with the command that records the first of them."""
     if missing := _not_here(suite):
         from envs import minari_data
 
@@ -109,7 +109,7 @@ def _not_here(suite: Sequence[Job]) -> list[str]:
 
 
 def _is_done(job: Job, out: Path, failed: dict[str, str]) -> bool:
-    """Whether nothing is to be done for a job: it has its result, or its place is taken by something else."""
+    """Return whether nothing is left to do for a job: it has its result, or something else occupies its folder."""
     try:
         _prepare(job, out / job.name)
     except UsageError as error:
@@ -119,7 +119,7 @@ def _is_done(job: Job, out: Path, failed: dict[str, str]) -> bool:
 
 
 def _prepare(job: Job, folder: Path) -> None:
-    """Write config.json, or see that the one that stands there is this job's."""
+    """Write config.json, or check that the existing one is this job's."""
     from agents import AGENTS, OFFLINE_AGENTS
     from experiments import offline_run, plan, run
     from experiments.peers import d3rlpy, sb3
@@ -127,7 +127,7 @@ def _prepare(job: Job, folder: Path) -> None:
     common: Any = {"settings": job.settings, "seeds": job.seeds, "steps": job.steps, **job.options}
     if job.agent not in AGENTS and job.agent not in OFFLINE_AGENTS:
         module, task, source = (d3rlpy, "dataset", job.dataset) if job.dataset else (sb3, "env", job.env)
-        if (folder / "result.json").exists():  # looked at here: `start` asks for the peer's library, and its data
+        if (folder / "result.json").exists():  # checked here: `start` needs the peer's library, and its data
             config = dataclasses.asdict(module.PEERS[job.agent].config(**job.settings))
             now = {"agent": job.agent, task: source, "steps": job.steps, "config": config}
             now |= {"sweep": {}, "episodes": 20, **job.options}
@@ -140,13 +140,13 @@ def _prepare(job: Job, folder: Path) -> None:
         return
     kind, start, source = (offline_run, offline_run.start, job.dataset) if job.dataset else (plan, run.start, job.env)
     if (folder / "result.json").exists() and _not_here([job]):
-        return  # nothing is left to be done, and what it learned from cannot be looked at
+        return  # nothing is left to do, and the data it learned from cannot be checked
     if not (folder / "config.json").exists():
         start(job.agent, source, sweep=job.sweep, out=folder, **common)
         return
     before, now = records.read_config(folder), kind.make(job.agent, source, sweep=job.sweep, **common)
     names = ["agent", "env", "dataset", "backend", "seeds", "sweep", "steps", "reset_every", "episodes", "config"]
-    names += ["source"] * ("source" in before)  # which acting runs of earlier versions lack
+    names += ["source"] * ("source" in before)  # acting runs of earlier versions lack it
     if words := collection.differing(before, now, names):
         raise UsageError(f"{folder} holds another run, of {words}: choose another --out")
 
@@ -179,12 +179,12 @@ def _run_all(suite: Sequence[Job], waiting: list[Job], executor: Executor, faile
 
 
 class Local:
-    """Jobs as processes of this machine.
+    """Runs jobs as processes on this machine.
 
     Args:
         out: where their folders are.
-        jobs: run sets at a time; each gets its share of the cores, and of torch's threads no more than OMP_NUM_THREADS.
-            Two cores are better used by two jobs of ten seeds than by one.
+        jobs: run sets at a time; each gets its share of the cores, and at most OMP_NUM_THREADS of torch's threads.
+            Two jobs of ten seeds use two cores better than one does.
     """
 
     def __init__(self, out: Path, jobs: int = 1):
@@ -199,7 +199,7 @@ class Local:
     def start(self, job: Job) -> None:
         slot, cores = self._free.pop(0), machine.available_cores()
         threads = max(1, cores // self._jobs)
-        if (asked := os.environ.get("OMP_NUM_THREADS", "")).isdigit():  # who shares the machine with others says so
+        if (asked := os.environ.get("OMP_NUM_THREADS", "")).isdigit():  # set by those who share the machine with others
             threads = max(1, min(threads, int(asked)))
         cpus = []
         if hasattr(os, "sched_getaffinity") and self._jobs > 1:
@@ -223,11 +223,11 @@ class Local:
 
 
 def launch(folder: Path, threads: int, cpus: Collection[int] = ()) -> subprocess.Popen:
-    """Begin the run of a folder, or go on with it, in a process of its own, with a log beside the folder.
+    """Start or resume the run of a folder, in a process of its own, with a log next to the folder.
 
     Args:
         threads: how many it may use.
-        cpus: the only ones it may use; none named: all.
+        cpus: the only ones it may use; empty: all.
     """
     words = [sys.executable, "-m", "experiments", "resume", str(folder), "--jobs", str(threads)]
     root = str(Path(__file__).parents[1])
@@ -245,18 +245,18 @@ def launch(folder: Path, threads: int, cpus: Collection[int] = ()) -> subprocess
             preexec_fn=machine.end_with_parent if sys.platform == "linux" else None,
         )
     if cpus:
-        # The simulators' threads go by the CPUs that a process may use. It has not begun to ask.
+        # The simulators' threads depend on the CPUs that a process may use. It has not queried them yet.
         os.sched_setaffinity(process.pid, cpus)
     return process
 
 
 def log_of(folder: Path) -> Path:
-    """What the processes that trained a run folder printed."""
+    """The log of what the processes that trained a run folder printed."""
     return folder.with_name(f"{folder.name}.log")
 
 
 def why_failed(folder: Path, status: int) -> str | None:
-    """A line about a run that ended with an exit status; None for 0, or where its result is there all the same."""
+    """One line on why a run with this exit status failed; None for 0, or if its result exists all the same."""
     if status == 0 or (folder / "result.json").exists():
         return None
     lines = log_of(folder).read_text().strip().splitlines()
@@ -264,7 +264,7 @@ def why_failed(folder: Path, status: int) -> str | None:
 
 
 def steps_done(job: Job, folder: Path) -> int:
-    """Env steps (updates) of all members of a job so far, by its files."""
+    """Env steps (or updates) of all members of a job so far, according to its files."""
     if (folder / "result.json").exists():
         return job.steps * job.members
     seeds = len(list(folder.glob("seed-*.json")))  # of a peer

@@ -1,8 +1,8 @@
-"""What a report is about: the run folders below a directory, read, checked and put into rows. Files only, no torch.
+"""The contents of a report: the run folders below a directory, read, checked and put into rows. Files only, no torch.
 
 A task is an env on one backend with one budget of env steps; a method is an agent with all its settings. A row is a
-method on a task, over all seeds, from however many folders. What is wrong with a run is kept as a sentence, and
-nothing that is wrong enters a number.
+method on a task, over all seeds, from any number of folders. What is wrong with a run is kept as a sentence, and
+nothing wrong enters a number.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from experiments.records import Record
 
 RUNNING_MINUTES = 15  # a run without a result that wrote something within this time counts as running
 
-# Fields that runs of earlier versions lack, and what those versions did: so they stay comparable to present runs.
+# Fields that runs of earlier versions lack, and what those versions did, so that they stay comparable to present runs.
 _LATER: dict[str, Callable[[Record], Any]] = {
     "final_learning_rate": lambda config: 0.0,
     "value_learning_rate": lambda config: config["learning_rate"],
@@ -50,20 +50,20 @@ LATER_FIELDS: dict[str, dict[str, Callable[[Record], Any]]] = {
     "iql": {"imitates": lambda config: "sampled"},
     "d3rlpy-awac": {"entropy_temperature": lambda config: 1.0, "first_weights": lambda config: "theirs"},
     **{name: {"first_weights": lambda config: "theirs"} for name in ("d3rlpy-iql", "d3rlpy-td3_bc")},
-    # What SB3 itself has, which nothing had asked to be otherwise.
+    # SB3's own defaults, which nothing had overridden.
     "sb3-ppo": {"discount": lambda config: 0.99, "lambda_": lambda config: 0.95, "clip": lambda config: 0.2},
 }
 
 
 class Task(NamedTuple):
-    """What a score can be compared within: backends and budgets are kept apart."""
+    """The scope within which scores are comparable: backends and budgets are kept apart."""
 
-    steps: int  # env steps asked for, of each seed; updates on a data set
+    steps: int  # env steps requested for each seed; updates on a data set
     env: str
     backend: str
     dataset: str = ""  # what was learned from in place of the env
-    references: tuple[float, ...] = ()  # the data set's own returns of the scores 0 and 1
-    options: tuple[str, ...] = ()  # of the env, where they are not its own: "g=5"
+    references: tuple[float, ...] = ()  # the data set's own returns for the scores 0 and 1
+    options: tuple[str, ...] = ()  # of the env, other than its defaults: "g=5"
 
     def __str__(self) -> str:
         return f"{self.name} ({self.backend}, {self.steps:,} {self.unit})"
@@ -78,7 +78,7 @@ class Task(NamedTuple):
         return records.unit({"dataset": self.dataset})
 
     def normalized(self, value: float) -> float | None:
-        """A return between the data set's own references, or those of the suite's table; None where there are none."""
+        """A return normalized by the data set's own references, or by the suite's table; None if there are none."""
         if not self.dataset:
             return references.normalized(self.env, value)
         if not self.references:
@@ -88,14 +88,14 @@ class Task(NamedTuple):
 
 
 class Method(NamedTuple):
-    """An agent with all its settings: two runs of one method differ in their task and seeds alone."""
+    """An agent with all its settings: two runs of one method differ only in task and seeds."""
 
     agent: str
     settings: tuple[tuple[str, str], ...]  # name -> value as JSON, sorted by name
 
 
 class Series(NamedTuple):
-    """What runs share that differ in their seeds alone: a row of a comparison, and a line of a picture."""
+    """Task and method of runs that differ only in their seeds: a row of a comparison, and a line of a picture."""
 
     task: Task
     method: Method
@@ -103,18 +103,18 @@ class Series(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """One folder."""
+    """One run folder."""
 
     path: Path
     name: str  # relative to the directory of the report
     state: str  # "finished", "running", "stopped" (no result, nothing written lately) or "damaged"
-    detail: str = ""  # how far it came, or what is wrong
+    detail: str = ""  # how far it got, or what is wrong
     config: Record = field(default_factory=dict)
     result: Record = field(default_factory=dict)
 
     @property
     def wall_seconds(self) -> float | None:
-        """Training and compilation of the whole run; None where it was not recorded."""
+        """Training and compilation of the whole run; None if not recorded."""
         if "training_seconds" not in self.result:
             return None
         return self.result["training_seconds"] + self.result.get("compile_seconds", 0.0)
@@ -122,13 +122,13 @@ class Run:
 
 @dataclass
 class Row:
-    """A method on a task. `members` are (run, index of the member in it), in the order of their seeds."""
+    """A method on a task. `members` are (run, index of the member in it), ordered by seed."""
 
     task: Task
     method: Method
     label: str
     members: list[tuple[Run, int]]
-    repeated: bool = False  # a seed was found twice: whichever is taken, somebody chose
+    repeated: bool = False  # a seed was found twice: taking either one is a choice
 
     @property
     def seeds(self) -> list[int]:
@@ -146,7 +146,7 @@ class Row:
 
 @dataclass
 class Collection:
-    """All of a directory, sorted: rows by task and label, runs by name."""
+    """Everything in a directory, sorted: rows by task and label, runs by name."""
 
     runs: list[Run]
     rows: list[Row]
@@ -183,7 +183,7 @@ def collect(root: Path) -> Collection:
 
 
 def made_anew(configs: Iterable[Record]) -> list[str]:
-    """Names of data that are not the same in all of these runs: their scores are not of one task, or one method."""
+    """Names of data that are not the same in all of these runs: their scores are not for one task, or one method."""
     contents: dict[str, set[str]] = {}
     for config in configs:
         for name in learned_from(config):
@@ -192,13 +192,13 @@ def made_anew(configs: Iterable[Record]) -> list[str]:
 
 
 def learned_from(config: Record) -> list[str]:
-    """The data set, or the older run, that a run learned from: in place of an env, as old replay or to imitate."""
+    """The data sets or older runs that a run learned from: in place of an env, as old replay or to imitate."""
     own = config["config"]
     return [name for name in (config.get("dataset"), own.get("replay_from"), own.get("demonstrations")) if name]
 
 
 def run_folders(root: Path) -> list[Path]:
-    """Folders with a config.json or a result.json, sorted. What lies inside a run folder is its own affair."""
+    """Folders with a config.json or a result.json, sorted. Folders inside a run folder are not searched."""
     found = []
     for folder, inner, files in os.walk(root):
         if {"config.json", "result.json"} & set(files):
@@ -208,7 +208,7 @@ def run_folders(root: Path) -> list[Path]:
 
 
 def read_run(root: Path, path: Path) -> Run:
-    """A run folder in whatever state it is; never raises for what it holds."""
+    """Read a run folder in whatever state it is; its contents never make this raise."""
     name = path.relative_to(root).as_posix()
     name = root.resolve().name if name == "." else name
     config: Record = {}
@@ -225,7 +225,7 @@ def read_run(root: Path, path: Path) -> Run:
 
 
 def series(config: Record) -> dict[Series, list[int]]:
-    """The members of a run by everything but the seed -> their indices."""
+    """The members of a run, grouped by everything except the seed -> their indices."""
     found: dict[Series, list[int]] = {}
     for member in range(len(config["seeds"])):
         found.setdefault(Series(_task(config), method_of(config, member)), []).append(member)
@@ -233,17 +233,17 @@ def series(config: Record) -> dict[Series, list[int]]:
 
 
 def method_of(config: Record, member: int) -> Method:
-    """The agent and all settings of one member of a run, the number of evaluation episodes among them."""
+    """The agent and all settings of one member of a run, including the number of evaluation episodes."""
     settings = full_settings(config)
     settings |= {name: values[member] for name, values in config["sweep"].items()}
     settings["episodes"] = config["episodes"]
-    if "iterations" in config and not config.get("dataset"):  # at each of them environments begin anew
-        settings["checkpoints"] = config.get("checkpoints", 10)  # that of runs which do not say
+    if "iterations" in config and not config.get("dataset"):  # environments start afresh at each checkpoint
+        settings["checkpoints"] = config.get("checkpoints", 10)  # the number in runs that do not record it
     return Method(config["agent"], tuple(sorted((name, json.dumps(value)) for name, value in settings.items())))
 
 
 def full_settings(config: Record) -> Record:
-    """The agent's Config as it was recorded, with what `LATER_FIELDS` knows of runs of earlier versions."""
+    """The agent's Config as recorded, with fields that its version lacked filled in from `LATER_FIELDS`."""
     settings = dict(config["config"])
     if "learning_rate" in settings and "learning_rate" not in config["sweep"]:
         for name, earlier in LATER_FIELDS.get(config["agent"], {}).items():
@@ -252,9 +252,9 @@ def full_settings(config: Record) -> Record:
 
 
 def differing(before: Record, now: Record, names: Iterable[str]) -> str:
-    """What of a run that is there is not as asked for now, in words; "" where all of `names` is.
+    """How an existing run differs from what is requested now, in words; "" if it agrees in all of `names`.
 
-    Fields of the agent's Config that the run's version did not have count as what it did (`full_settings`).
+    Fields of the agent's Config that the run's version lacked count as what that version did (`full_settings`).
     """
     now = _as_json(now)
     for name in names:
@@ -274,10 +274,10 @@ def _as_json(value: Any) -> Any:
 
 
 def name_methods(methods: Iterable[Method]) -> tuple[dict[Method, str], dict[str, list[str]]]:
-    """A short name for each method, and for each agent with several of them the settings in which they differ.
+    """A short name for each method, and for each agent with several methods the settings in which they differ.
 
-    The agent's name, and what sets the method apart: settings with another value than most methods of the agent have,
-    or all that differ where no value is that of most. More than two such settings: a letter, explained by a table.
+    A name is the agent's, plus what sets the method apart: settings whose value differs from that of most methods of
+    the agent, or whose values have no majority. More than two such settings become a letter, explained by a table.
     """
     agents: dict[str, list[Method]] = {}
     for method in sorted(methods):
@@ -299,20 +299,20 @@ def name_methods(methods: Iterable[Method]) -> tuple[dict[Method, str], dict[str
 
 
 def show(method: Method, name: str) -> str:
-    """A setting as a reader writes it; a dash where the version of that run did not have it."""
+    """A setting in readable form; a dash if the version of that run did not have it."""
     text = dict(method.settings).get(name)
     if text is None:
         return "-"
     value = json.loads(text)
     if isinstance(value, list):
         return " ".join(map(str, value))
-    if value == "":  # the name of nothing
+    if value == "":  # a name that is not given
         return "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def span(seeds: Sequence[int]) -> str:
-    """0 to 9, or 1, 4, 7."""
+    """Seeds as text: 0 to 9, or 1, 4, 7."""
     ordered = sorted(seeds)
     if len(ordered) > 2 and ordered == list(range(ordered[0], ordered[-1] + 1)):
         return f"{ordered[0]} to {ordered[-1]}"
@@ -320,9 +320,9 @@ def span(seeds: Sequence[int]) -> str:
 
 
 def command(config: Record) -> str | None:
-    """The command line that makes this run again, with every setting spelled out: defaults change, it does not.
+    """The command line that reproduces this run, with every setting spelled out: defaults change, it does not.
 
-    None where the command line cannot say it: seeds that are no range, or a sweep that is no product.
+    None if no command line can express the run: seeds that are not a range, or a sweep that is not a product.
     """
     seeds = list(dict.fromkeys(config["seeds"]))
     sweep = {name: list(dict.fromkeys(values)) for name, values in config["sweep"].items()}
@@ -345,7 +345,7 @@ def command(config: Record) -> str | None:
     elif "iterations" in config:  # a run of ours, not of a peer
         options |= {"backend": config["backend"], "device": config["device"]}
         options["compile"] = "on" if config["compiled"] else "off"
-        # Where the run does not say: the smallest number of checkpoints with the recorded distance between them.
+        # If the run does not record it: the smallest number of checkpoints with the recorded distance between them.
         fewest = math.ceil(config["iterations"] / config["reset_every"])
         options["checkpoints"] = config.get("checkpoints", fewest)
         options |= {"save_replay": config["save_replay"]} if config.get("save_replay") else {}
@@ -366,7 +366,7 @@ def _task(config: Record) -> Task:
 
 
 def _option(name: str, value: Any) -> list[str]:
-    if value == "":  # the name of nothing
+    if value == "":  # a name that is not given
         return []
     flag = name.rstrip("_").replace("_", "-")
     if isinstance(value, bool):
@@ -380,7 +380,7 @@ def _letters(number: int) -> str:
 
 
 def _row(task: Task, method: Method, label: str, members: Sequence[tuple[Run, int]], problems: list[str]) -> Row:
-    """Each seed once: from the first folder that has it, and every further one is a problem."""
+    """A row with each seed once, from the first folder that has it; every further occurrence is a problem."""
     kept: dict[int, tuple[Run, int]] = {}
     again: dict[tuple[str, str], list[int]] = {}
     for run, member in members:
@@ -400,7 +400,7 @@ def _row(task: Task, method: Method, label: str, members: Sequence[tuple[Run, in
 
 
 def _check_config(config: Record) -> None:
-    """Raises UsageError where a config.json lacks what every table needs."""
+    """Raises UsageError if a config.json lacks what every table needs."""
     seeds, sweep = config["seeds"], config["sweep"]
     whole = isinstance(seeds, list) and seeds and all(isinstance(seed, int) for seed in seeds)
     if not whole or not isinstance(config["config"], dict) or not isinstance(sweep, dict):
@@ -412,7 +412,7 @@ def _check_config(config: Record) -> None:
 
 
 def check_result(config: Record, result: Any) -> None:
-    """Raises UsageError where a result.json is not a whole one of this config.json."""
+    """Raises UsageError if a result.json is incomplete, or does not belong to this config.json."""
     if not isinstance(result, dict):
         raise UsageError("result.json: not the result of a run")
     for name in ("agent", "env", "backend", "seeds", "sweep", "dataset"):
@@ -429,7 +429,7 @@ def check_result(config: Record, result: Any) -> None:
 
 
 def _progress(path: Path, config: Record) -> tuple[str, str]:
-    """-> (running or stopped, how far it came) of a run without result.json"""
+    """-> (running or stopped, how far it got) of a run without result.json"""
     written = max(file.stat().st_mtime for file in path.iterdir() if file.is_file())
     minutes = (time.time() - written) / 60.0
     rows = records.read_metrics(path)

@@ -1,6 +1,6 @@
 """Observations and actions of a Minari data set, for agents that act: chord imitates them, p3o_prior fits a prior.
 
-demonstrations.safetensors    their copy in the run folder, so that it resumes whatever becomes of the set
+demonstrations.safetensors    their copy in the run folder, so that the run can resume whatever happens to the data set
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ COPIED = "demonstrations.safetensors"
 
 
 def check(agent: str, source: str, env: VectorEnv, config: Any) -> int:
-    """Whether an agent that needs demonstrations can have them of `source`, a data set's name. -> bytes of its copy
+    """Check that an agent that needs demonstrations can take them from data set `source`. -> bytes of their copy
 
     Args:
-        env: one of the task to be trained on.
+        env: an instance of the task to be trained on.
         config: of the agent.
 
     Raises:
-        UsageError: none is named, it is not here, it is of another task, scale or shape, or has too few for a prior.
+        UsageError: no data set is named, it is not here, it has another task, scale or shape, or too few steps for a
+            prior.
     """
     if not source:
         raise UsageError(
@@ -56,14 +57,14 @@ def check(agent: str, source: str, env: VectorEnv, config: Any) -> int:
 
 
 def copy(source: str, run: Path) -> None:
-    """Into a new run folder."""
+    """Copy the demonstrations into a new run folder."""
     found = minari_data.demonstrations(source)
     columns = {"obs": found.obs, "action": found.action}
     checkpoint.save(run / COPIED, columns, {"source": source, "count": len(found.obs)})
 
 
 def read(run: Path, config: Record, env: VectorEnv) -> Tree:
-    """The copy in a run folder: obs [M, obs_dim] and action [M, act_dim], on the CPU; empty if the run has none."""
+    """Read the copy in a run folder: obs [M, obs_dim], action [M, act_dim], on the CPU; empty if the run has none."""
     if not config["config"].get("demonstrations"):
         return {}
     path = run / COPIED
@@ -71,14 +72,14 @@ def read(run: Path, config: Record, env: VectorEnv) -> Tree:
 
 
 def room(count: int, env: VectorEnv) -> Tree:
-    """A tree like it of `count` demonstrations, to be filled; empty for none."""
+    """A tree with room for `count` demonstrations, to be filled; empty for none."""
     if count == 0:
         return {}
     return {"obs": torch.zeros(count, env.obs_dim), "action": torch.zeros(count, env.act_dim)}
 
 
 def take_up(shown: Tree, population: Population, iteration: int) -> None:
-    """Give a population what it has demonstrations for: samples beside its own, or before all a prior of each member.
+    """Give a population its demonstrations: as samples alongside its own or, at the start, as a prior of each member.
 
     A prior is part of the state, so after `iteration` 0 the checkpoint has it.
     """
@@ -94,10 +95,10 @@ def take_up(shown: Tree, population: Population, iteration: int) -> None:
 
 
 def fitted_prior(config: p3o_prior.Config, obs: Tensor, action: Tensor, seeds: Sequence[int]) -> Tree:
-    """The prior that a Config asks for, of demonstrations [M, ...]: one for each of `seeds`, [P, ...].
+    """Fit the prior that a Config asks for to demonstrations [M, ...]: one for each of `seeds`, [P, ...].
 
-    Networks are fitted from the seeds of their member, so that members differ in them too; equal seeds have equal ones.
-    The last tenth of the steps says when to stop. A Gaussian process is the same for all.
+    Networks are fitted from their member's seed, so that members differ in them too; equal seeds give equal networks.
+    The last tenth of the steps decides when to stop. A Gaussian process is the same for all members.
     """
     if config.prior == "gp":
         kept = torch.linspace(0, len(obs) - 1, config.gp_points, dtype=torch.float64).long().to(obs.device)

@@ -14,11 +14,11 @@ from rich.text import Text
 
 from experiments import records
 
-_PLAIN_LINES = 10  # over the whole, and one at its beginning
+_PLAIN_LINES = 10  # over the whole, plus one at the start
 
 
 class Line:
-    """One line that says how far something is: rewritten in a terminal, printed now and then elsewhere."""
+    """One line of progress: rewritten in a terminal, printed now and then elsewhere."""
 
     def __init__(self) -> None:
         self._plain_next = 0.0
@@ -37,7 +37,7 @@ class Line:
             self._live.stop()
 
     def show(self, done: float, text: str) -> None:
-        """Show `text`, at `done` of the whole, from 0 to 1."""
+        """Show `text`; `done` is the completed fraction, from 0 to 1."""
         if self._live:
             self._live.update(Text(text, no_wrap=True))
         elif done >= self._plain_next:
@@ -53,7 +53,7 @@ class Line:
 
 
 class Display:
-    """Shows steps, steps/s, return, ESS and the time left of a run. `update` takes the rows of metrics.jsonl."""
+    """Shows the steps, steps/s, return, ESS and remaining time of a run. `update` takes the rows of metrics.jsonl."""
 
     def __init__(self, config: dict[str, Any], iteration: int = 0):
         self.label = f"{config['agent']} {config.get('dataset') or config['env']}"

@@ -21,22 +21,22 @@ PANELS = (
     ("ess", "effective sample size"),
     ("behavior_kl", "KL(policy || behavior) [nats]"),
 )
-# What a report draws: one more. The log names it by the agent's method, and runs published without it have none.
+# What a report draws: one more. Its name in the log depends on the agent's method; runs published without it lack it.
 CURVES = (*PANELS, ("capped_fraction", "share of samples with the ratio capped or clipped"))
 NAMES_IN_LOG = {"capped_fraction": ("capped_fraction", "clipped_fraction")}
 
 
 @dataclass(frozen=True)
 class Curves:
-    """What a run did over training: values are [K, P], not a number where nothing was measured."""
+    """Curves of a run over training: values are [K, P], NaN where nothing was measured."""
 
     config: Record
-    env_steps: NDArray[np.int64]  # [K] of a member
-    values: dict[str, NDArray[np.float64]]  # by the names in CURVES
+    env_steps: NDArray[np.int64]  # [K], of each member
+    values: dict[str, NDArray[np.float64]]  # keyed by the names in CURVES
 
 
 def read_curves(run: Path) -> Curves:
-    """From metrics.jsonl, averaged over at most `BINS` stretches of training, or from a published curves.csv.
+    """Read metrics.jsonl, averaged within at most `BINS` stretches of training, or a published curves.csv.
 
     Returns are averaged over the episodes that ended within a stretch.
 
@@ -64,12 +64,12 @@ def read_curves(run: Path) -> Curves:
 
 
 def learning_curves(runs: Sequence[Path], out: Path) -> None:
-    """One picture of runs of the same env: return, ESS and KL over env steps of a member.
+    """Draw one picture of runs of the same env: return, ESS and KL over env steps of a member.
 
-    A thin line is a member, a thick one the mean of those that differ in their seeds alone, in whatever runs.
+    A thin line is a member, a thick one the mean of members that differ only in their seeds, across all runs.
 
     Raises:
-        UsageError: the runs are of several envs, or one has nothing to draw, or `out` is no .png.
+        UsageError: the runs are of several envs, one has nothing to draw, or `out` is not a .png.
     """
     if out.suffix != ".png":
         raise UsageError(f"--out {out}: the name must end in .png")
@@ -92,7 +92,7 @@ def learning_curves(runs: Sequence[Path], out: Path) -> None:
     backends = sorted({one.config["backend"] for one in curves})
     found: dict[tuple[Series, tuple[int, ...]], list[tuple[Curves, list[int]]]] = {}
     for one in curves:
-        for series, group in collection.series(one.config).items():  # a run that goes on has not all its steps yet
+        for series, group in collection.series(one.config).items():  # an unfinished run lacks its last steps
             found.setdefault((series, tuple(one.env_steps)), []).append((one, group))
     labels, _ = collection.name_methods({series.method for series, _ in found})
     budgets = {series.task.steps for series, _ in found}
@@ -121,14 +121,14 @@ def learning_curves(runs: Sequence[Path], out: Path) -> None:
 
 
 def publish(run: Path, out: Path, *, overwrite: bool = False) -> list[str]:
-    """Copy what is small of a finished run into the folder `out`: config.json, result.json, curves.csv. -> their names
+    """Copy the small parts of a finished run into folder `out`: config.json, result.json, curves.csv. -> their names
 
     curves.csv has a row for each member and stretch of training: env_steps, member, and all `CURVES`. A peer's run has
     no curves.
 
     Raises:
-        UsageError: the run is not finished, or `out` holds something else than a published run, or that of other seeds
-            or settings, and `overwrite` is False.
+        UsageError: the run is not finished, `out` holds something other than a published run, or it holds a run with
+            other seeds or settings and `overwrite` is False.
     """
     config, result = check_publishable(run, out, overwrite=overwrite)
     curves = read_curves(run) if "iterations" in config else None

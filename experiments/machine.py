@@ -1,4 +1,4 @@
-"""What is asked of the machine that a run is on: its cores, its name, that nothing outlives its command. No torch."""
+"""The machine that a run is on: its cores, its name, and ending processes with their parents. No torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def available_cores() -> int:
 
 
 def describe() -> dict[str, str | int]:
-    """`system`, `cpu` and `cores`: what a speed must be quoted with."""
+    """`system`, `cpu` and `cores`, which must be quoted with any speed."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -28,7 +28,7 @@ def describe() -> dict[str, str | int]:
 
 
 def end_with_parent() -> None:
-    """Ask the kernel to end this process when its parent ends, however it does: else a run would go on unseen.
+    """Ask the kernel to end this process when its parent ends, for whatever reason: otherwise a run would go on unseen.
 
     On Linux; elsewhere it does nothing.
     """

@@ -1,4 +1,4 @@
-"""How much memory a run needs at the least, and how much there is: said before it starts, not when it dies."""
+"""Minimum memory that a run needs, checked against free memory before the run starts, not when it dies."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def of_one_step(obs_dim: int, act_dim: int) -> int:
 
 
 def _state(agent: Agent | OfflineAgent, config: Any) -> State:
-    """Of one member."""
+    """The state of one member."""
     numbers = {name: torch.tensor(values) for name, values in values_of(config, {}, 1).items()}
     return initial_state(agent, torch.zeros(1, dtype=torch.int64), numbers)
 
@@ -33,19 +33,19 @@ def _bytes(state: State) -> int:
 
 
 def needed(agent: Agent, config: Any, obs_dim: int, act_dim: int, members: int, kept: int = 0) -> int:
-    """Bytes that the tensors of a population hold at the same time, while it learns.
+    """Bytes that the tensors of a population hold at the same time while it learns.
 
     A lower bound: the replay and the rollout that is written into it, input and output of a hidden layer for all
-    their steps at once (`prepare` asks for their values), samples where they are whole segments, the state twice,
-    before and after an update, and the older policies of a lag. Libraries and simulators come on top. Measured: 1,000
+    their steps at once (`prepare` computes their values), samples if they are whole segments, the state twice (before
+    and after an update), and the older policies of a lag. Libraries and simulators come on top. Measured: 1,000
     members on Pendulum-v1 took 3.9 GiB, of which this counts 2.6.
-    `kept` is how many rollouts the replay holds, if more than are learned from.
+    `kept` is the number of rollouts that the replay holds, if more than are learned from.
     """
     of_step, state = of_one_step(obs_dim, act_dim), _state(agent, config)
     steps = config.rollout * config.num_envs
     of_layer = 4 * max(config.hidden)  # float32
     of_sample = min(getattr(config, "segment_length", 0), config.rollout)
-    # Samples that are segments: observation and action of each of their steps, for each step that one begins at.
+    # Samples that are segments: observation and action of each of their steps, for each step at which one begins.
     of_segment = 4 * (obs_dim + act_dim) * of_sample * (1 + config.replay)
     ring = max(1 + config.replay, kept)
     return members * (
@@ -56,16 +56,16 @@ def needed(agent: Agent, config: Any, obs_dim: int, act_dim: int, members: int, 
 
 
 def needed_offline(agent: OfflineAgent, config: Any, obs_dim: int, act_dim: int, members: int) -> int:
-    """Bytes that the tensors of an offline population hold at the same time, beside the data set, while it learns.
+    """Bytes that the tensors of an offline population hold at the same time while it learns, besides the data set.
 
-    A lower bound, as of `needed`: the state twice, and a minibatch with input and output of a hidden layer.
+    A lower bound, as in `needed`: the state twice, and a minibatch with input and output of a hidden layer.
     """
     of_sample = of_one_step(obs_dim, act_dim) + 2 * 4 * max(config.hidden)
     return members * (2 * _bytes(_state(agent, config)) + config.minibatch * of_sample)
 
 
 def free(device: str) -> int | None:
-    """Bytes of memory that are free on a device, or None where the system does not tell."""
+    """Bytes of memory that are free on a device, or None if the system does not tell."""
     if device == "cuda":
         return torch.cuda.mem_get_info()[0]
     try:
@@ -78,7 +78,7 @@ def free(device: str) -> int | None:
 def check(
     agent: Agent, config: Any, obs_dim: int, act_dim: int, members: int, device: str, kept: int = 0, file: int = 0
 ) -> None:
-    """Raises UsageError where a population, and those of the processes beside it, cannot fit into what is free.
+    """Raises UsageError if a population, and those of the other processes here, cannot fit into the free memory.
 
     kept: rollouts that its replay holds, if more than it learns from.
     file: bytes of older data that are read first, on the CPU.
@@ -86,7 +86,7 @@ def check(
     need, ring = needed(agent, config, obs_dim, act_dim, members, kept) + file, max(1 + config.replay, kept)
     replayed = f", the last {ring} rollouts of each kept," if ring > 1 else ""
     _refuse(
-        need * (processes.local_world_size() if device == "cpu" else 1),  # of CUDA devices each process has its own
+        need * (processes.local_world_size() if device == "cpu" else 1),  # each process has a CUDA device of its own
         device,
         f"{members:,} members of {config.num_envs} environments x {config.rollout} steps{replayed}",
         "a smaller --num-envs or --rollout" + " or --replay" * (ring > 1) + " or --lag" * (config.lag > 0),
@@ -94,7 +94,7 @@ def check(
 
 
 def check_offline(agent: OfflineAgent, config: Any, obs_dim: int, act_dim: int, members: int, device: str) -> None:
-    """Raises UsageError where an offline population cannot fit into what is free, the data set being there already."""
+    """Raises UsageError if an offline population cannot fit into the free memory, with the data set already loaded."""
     need = needed_offline(agent, config, obs_dim, act_dim, members)
     _refuse(need, device, f"{members:,} members with layers of {max(config.hidden)} units", "smaller --hidden layers")
 

@@ -1,6 +1,6 @@
 """One run on a data set: as `experiments.run`, with updates in place of env steps, into the same kind of folder.
 
-Scores are those of the last policy, in the data set's own task. Evaluations on the way make the curve, and choose
+Scores are those of the last policy, in the data set's task (or in that of `--eval-env`). Evaluations during training make the curve, and select
 nothing: the best of them is not a score.
 """
 
@@ -28,14 +28,14 @@ from experiments import memory, plan, records, run, training
 from experiments.records import Record
 
 BLOCKS = 100  # lines of metrics.jsonl, at most
-CURVE_EPISODES = 5  # of an evaluation on the way, at most
+CURVE_EPISODES = 5  # of an evaluation during training, at most
 
 
 def start(agent: str, dataset_id: str, *, out: Path, overwrite: bool = False, **arguments: Any) -> Path:
-    """Check a configuration (see `plan`), make its folder and write config.json. -> the folder
+    """Check a configuration (see `make`), make its folder and write config.json. -> the folder
 
     Raises:
-        UsageError: anything in it cannot work, or `out` holds something else. Nothing has been written then.
+        UsageError: something in it cannot work, or `out` holds something else. In that case nothing is written.
     """
     record = make(agent, dataset_id, **arguments)
     records.prepare_folder(out, overwrite=overwrite)
@@ -66,11 +66,11 @@ def make(
         settings, sweep, compiled, episodes: as in `plan.make`.
         steps: gradient updates of each member.
         eval_env: the task to evaluate in; None: that of the data set's env spec.
-        trust: whether code may be imported that the env spec names and nobody registered.
-        checkpoints: at most how many, evenly spread; the members are evaluated at each.
+        trust: whether code that the env spec names and nobody registered may be imported.
+        checkpoints: maximum number, evenly spread; the members are evaluated at each.
 
     Raises:
-        UsageError: anything in it cannot work.
+        UsageError: something in it cannot work.
     """
     config = OFFLINE_AGENTS[agent].config(**settings)
     records.check_positive({"steps": steps, "checkpoints": checkpoints, "episodes": episodes, "seeds": len(seeds)})
@@ -105,12 +105,12 @@ def make(
 def task_of(
     dataset_id: str, *, eval_env: str | None, trust: bool, download: bool, backend: str
 ) -> tuple[Record, tuple[int, int]]:
-    """What is learned from, and the task that the policies are evaluated in: their part of config.json; see `make`.
+    """The part of config.json on the data set and the task that policies are evaluated in; see `make`.
 
-    -> that part, and how many numbers observations and actions have
+    -> that part, and the sizes of observations and actions
 
     Raises:
-        UsageError: the set cannot be read, or its policies cannot be evaluated in that task.
+        UsageError: the data set cannot be read, or policies learned from it cannot be evaluated in that task.
     """
     if download:
         minari_data.download(dataset_id)
@@ -118,10 +118,10 @@ def task_of(
     task = minari_env.Task(eval_env, {}) if eval_env else minari_env.task_of(metadata, trust=trust)
     if task is None:
         raise UsageError(f"{dataset_id} does not say in which task it was recorded: name one with --eval-env")
-    if task.options.get("max_episode_steps") == -1:  # which the backends but Gymnasium take for a number of steps
+    if task.options.get("max_episode_steps") == -1:  # which all backends except Gymnasium take for a number of steps
         raise UsageError(f"{dataset_id} is of a {task.env_id} without a time limit: choose another --eval-env")
-    data = minari_data.load(dataset_id, trust=trust, say=_say)  # after what is quickly said: it may fit a model
-    backend = "gymnasium" if backend == "auto" and task.options else backend  # the others know other options
+    data = minari_data.load(dataset_id, trust=trust, say=_say)  # after the quick checks: it may fit a model
+    backend = "gymnasium" if backend == "auto" and task.options else backend  # the other backends have other options
     probe = envs.make(task.env_id, 1, backend=backend, **task.options)
     resolved, episode, dimensions = probe.backend, probe.max_episode_steps, (probe.obs_dim, probe.act_dim)
     here = probe.action_range
@@ -159,11 +159,11 @@ def _pairs(ranges: Sequence[tuple[float, float]]) -> str:
 
 
 def carry_on(folder: Path, *, trust: bool = False) -> Record:
-    """Train what is left of a run, evaluate it and write its result. -> the result
+    """Finish training a run, evaluate it and write its result. -> the result
 
     Raises:
         UsageError: the folder, its configuration, its newest checkpoint or its data set is not usable.
-        NonFiniteError: training diverged; checkpoints written before stay.
+        NonFiniteError: training diverged; earlier checkpoints are kept.
     """
     with records.alone(folder):
         config = records.read_config(folder)
@@ -178,7 +178,7 @@ def _say(text: str) -> None:
 
 
 def data_of(config: Record, *, trust: bool) -> DataSet:
-    """What a run learns from, as its config.json says. Raises UsageError if it is not what the run began with."""
+    """The data set named in a run's config.json. Raises UsageError if it is not what the run began with."""
     fit = None
     if config["behavior"] != "recorded":
         fit = behavior.Config(**(config["behavior"] | {"hidden": tuple(config["behavior"]["hidden"])}))
@@ -216,7 +216,7 @@ def _carry_on(folder: Path, config: Record, data: DataSet) -> Record:
     result = {
         **outcome,
         "normalized_score": normalized(config["references"], outcome["final_return"]),
-        "training_return": [None] * population.size,  # nothing was acted in training
+        "training_return": [None] * population.size,  # nothing acted in training
         **records.origin(),
     }
     records.write_json(folder / "result.json", result)
@@ -232,7 +232,7 @@ def normalized(references: Sequence[float] | None, returns: Sequence[float]) -> 
 
 
 def _on_the_way(population: OfflinePopulation, config: Record, done: OfflineProgress) -> Tensor:
-    """Returns [P, episodes], in other environments than those of the final evaluation."""
+    """Returns [P, episodes], in environments other than those of the final evaluation."""
     return run.evaluate(population, config, min(CURVE_EPISODES, config["episodes"]), seed=done.block)
 
 

@@ -1,9 +1,10 @@
-"""What a run leaves to others: its last rollouts as one file, and the replay of a later run filled from that file.
+"""Data passed from run to run: the last rollouts of one in a file, and the replay of a later run filled from it.
 
-replay.safetensors        in the run that collected them (--save-replay K): tensors in the order of time, and JSON
-replay-from.safetensors   a copy, in the run that learns from them (--replay-from RUN): it needs the other no more
+replay.safetensors        in the run that collected them (--save-replay K): tensors in time order, and JSON
+replay-from.safetensors   a copy, in the run that learns from them (--replay-from RUN): it no longer needs the other
 
-Or filled from a Minari data set (--replay-from ID, or --dataset ID): a part of it, cut to rollouts, lies in that file.
+A replay can also be filled from a Minari data set (--replay-from ID, or --dataset ID): the copy then holds a part of
+it, cut into rollouts.
 """
 
 from __future__ import annotations
@@ -28,19 +29,19 @@ from experiments import memory
 from experiments.records import Record
 
 SAVED, COPIED = "replay.safetensors", "replay-from.safetensors"
-# KL(pi || b) and its gradient grow as 1 / sigma_b^2. In units of [-1, 1]; a policy begins with 0.37.
+# KL(pi || b) and its gradient grow as 1 / sigma_b^2. In units of [-1, 1]; a policy begins at 0.37.
 SMALLEST_STD = 1e-3
 
 
 def last(replay: Replay, config: Record) -> Tree:
-    """The last rollouts that a run is to leave, or as many as it made: of the environments of all processes."""
+    """The last rollouts that a run is to leave, or as many as it made, from the environments of all processes."""
     steps = min(min(config["save_replay"], config["iterations"]) * config["config"]["rollout"], replay.size)
     kept = replay.latest(steps)
     return {f.name: processes.gathered(getattr(kept, f.name), 2) for f in fields(kept)}
 
 
 def save(run: Path, kept: Tree, env: VectorEnv, config: Record) -> None:
-    """Write what `last` gave."""
+    """Write what `last` returned."""
     info = {
         "env": config["env"],
         "observation size": env.obs_dim,
@@ -54,14 +55,14 @@ def save(run: Path, kept: Tree, env: VectorEnv, config: Record) -> None:
 
 
 def check(source: str, env: VectorEnv, config: Any) -> int:
-    """Whether the replay of a run can be filled from `source`, a run folder or a data set's name. -> bytes of its file
+    """Check that a run's replay can be filled from `source`, a run folder or a data set's name. -> bytes of its file
 
     Args:
-        env: one of the task to be trained on.
+        env: an instance of the task to be trained on.
         config: of the agent.
 
     Raises:
-        UsageError: it is neither, or its data are of another task, scale or shape; names both.
+        UsageError: it is neither, or its data have another task, scale or shape; the message names both.
     """
     if config.replay == 0:
         raise UsageError(f"{source} is to be replayed, but with --replay 0 nothing is replayed; give --replay 3, say")
@@ -88,7 +89,7 @@ def check(source: str, env: VectorEnv, config: Any) -> int:
 
 
 def contents(source: str) -> str:
-    """A hash of what a replay is filled from: of a data set, or of the rollouts that a run left."""
+    """A hash of what a replay is filled from: a data set, or the rollouts that a run left."""
     if is_data_set(source):
         return minari_data.source_of(source)
     with open(Path(source) / SAVED, "rb") as file:
@@ -96,15 +97,15 @@ def contents(source: str) -> str:
 
 
 def is_data_set(source: str) -> bool:
-    """Whether it names a Minari data set that is here, and no run folder."""
+    """Return whether `source` names a Minari data set that is here, and not a run folder."""
     return not (Path(source) / SAVED).exists() and source in minari_data.local()
 
 
 def check_task(where: str, data: minari_data.DataSet | minari_data.Demonstrations, env: VectorEnv) -> None:
-    """Raises UsageError, beginning with `where`, unless a data set is of this env's task, scale and shape."""
+    """Raises UsageError, its message beginning with `where`, unless a data set has this env's task, scale and shape."""
     spec = minari_env.spec_text(data.metadata)
     said = {
-        "env": minari_env.id_in(spec) or env.env_id.rpartition(":")[2],  # some sets do not say
+        "env": minari_env.id_in(spec) or env.env_id.rpartition(":")[2],  # some data sets do not say
         "choice of options": minari_env.options_in(spec),
         "observation size": len(data.obs_names),
         "action scale": [list(pair) for pair in data.action_range],
@@ -126,7 +127,7 @@ def _check_same(where: str, said: Record, here: Record) -> None:
 
 
 def _wanted(config: Any) -> int:
-    """Steps of a data set that fill a replay."""
+    """Number of data set steps that fill a replay."""
     return config.replay * config.rollout * config.num_envs
 
 
@@ -140,7 +141,7 @@ def _check_length(source: str, steps: int, config: Any) -> None:
 
 
 def copy(source: str, run: Path, config: Any) -> None:
-    """Into a new run folder, so that it can be resumed whatever becomes of the other. `config`: of the new run's agent.
+    """Copy into a new run folder, so that it can resume whatever happens to `source`. `config`: of the new run's agent.
 
     Raises:
         UsageError: `source` is no longer what `check` saw.
@@ -163,10 +164,10 @@ def copy(source: str, run: Path, config: Any) -> None:
 
 
 def as_rollouts(data: Transitions, count: int, steps: int, num_envs: int) -> Tree:
-    """Transitions [M, ...] cut to `count` rollouts of one member: columns [count * steps, 1, num_envs, ...].
+    """Cut transitions [M, ...] into `count` rollouts of one member: columns [count * steps, 1, num_envs, ...].
 
-    Its count * num_envs stretches of consecutive steps begin evenly spaced over all the data, in their order, so that
-    a set of several policies is there with all of them. A stretch that ends within an episode counts as truncated.
+    Its count * num_envs stretches of consecutive steps begin evenly spaced over all the data, in order, so that every
+    policy of a mixed data set is represented. A stretch that ends within an episode counts as truncated.
     """
     stretches = count * num_envs
     first = torch.linspace(0, len(data.reward) - steps, stretches, dtype=torch.float64).long()
@@ -180,10 +181,10 @@ def as_rollouts(data: Transitions, count: int, steps: int, num_envs: int) -> Tre
 def fill(run: Path, replay: Replay, config: Any) -> Tensor:
     """Put the newest rollouts of the copy in `run` into an empty replay. -> [P] behavior standard deviations raised
 
-    As many whole rollouts as it has and `config.replay` asks for. The last iteration of the older run gets the version
-    -1, the one before -2, and so on. Member p takes the data of the older run's member p, counted round where that has
-    fewer. A behavior standard deviation below SMALLEST_STD is raised to it: the density that is then recorded is not
-    quite that of the policy that acted, but no gradient is beyond bounds.
+    It puts in as many whole rollouts as the copy has, up to `config.replay`. The last iteration of the older run gets
+    version -1, the one before -2, and so on. Member p takes the data of the older run's member p, wrapping around if
+    that run has fewer members. A behavior standard deviation below SMALLEST_STD is raised to it: the recorded density
+    is then not quite that of the behavior policy, but gradients stay bounded.
     """
     path = run / COPIED
     said = checkpoint.info(path)
@@ -199,12 +200,12 @@ def fill(run: Path, replay: Replay, config: Any) -> Tensor:
     raised = (tree["behavior_log_std"] < smallest).sum((0, 2, 3))
     tree["behavior_log_std"] = tree["behavior_log_std"].clamp(min=smallest)
     mine = torch.arange(members) % said["members"]
-    for first in range(0, steps, config.rollout):  # one by one: all members' copies of them lie in the replay alone
+    for first in range(0, steps, config.rollout):  # one by one: only the replay holds all members' copies
         replay.add(Transitions(**{name: x[first : first + config.rollout, mine] for name, x in tree.items()}))
     return raised[mine]
 
 
 def describe(source: str, steps: int, raised: int) -> str:
-    """One line: what the replay was filled with."""
+    """One line on what the replay was filled with."""
     line = f"replay: {steps} steps of each environment from {source}"
     return line + f"; {raised:,} behavior standard deviations below {SMALLEST_STD:g} were raised to it" * (raised > 0)

@@ -2,8 +2,8 @@
 
 A job's folder travels: the task gets its files, trains in a process of its own on whichever node has room, and sends
 back what is new at each checkpoint and at the end. So no disk is shared, the folders are those that a local benchmark
-makes, and a job goes on from its newest checkpoint when its worker or node is lost, or when this command was killed.
-Every node needs this package, of the same version, with its dependencies.
+makes, and a job resumes from its newest checkpoint when its worker or node is lost, or after this command was killed.
+Every node needs the same version of this package, with its dependencies.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from experiments.suites import Job
 
 _LOSSES = 3  # workers that a job may lose without a new checkpoint in between, before it counts as failed
 
-Files = dict[str, bytes]  # of a run folder, by their names relative to it
+Files = dict[str, bytes]  # of a run folder, keyed by their paths relative to it
 
 
 @dataclass
 class News:
-    """What a task says from time to time, and at its end."""
+    """A report that a task sends from time to time, and at its end."""
 
     host: str
     pid: int  # of the worker
     steps: int  # env steps so far
-    log: bytes = b""  # what was printed since the last news
-    files: Files = field(default_factory=dict)  # that are new since, if there is a new checkpoint
+    log: bytes = b""  # printed since the last news
+    files: Files = field(default_factory=dict)  # those that are new since then, if there is a new checkpoint
     status: int | None = None  # exit status, at the end
 
 
@@ -55,17 +55,17 @@ class _Running:
 
 
 class Ray:
-    """Jobs on a cluster.
+    """Runs jobs on a cluster.
 
     Args:
         out: where their folders are, on this machine.
         address: HOST:PORT of the cluster's head; this machine must belong to the cluster (`ray start`). None: the
-            cluster that runs on this machine, else a new one of this machine alone.
-        cpus: of each job. A job whose device is cuda gets a GPU too.
+            cluster that runs on this machine, else a new one of this machine only.
+        cpus: per job. A job whose device is cuda gets a GPU too.
         every: seconds between two news of a job.
 
     Raises:
-        UsageError: Ray is not installed, the address cannot be reached, or no node has so many CPUs.
+        UsageError: Ray is not installed, the address cannot be reached, or no node has that many CPUs.
     """
 
     def __init__(self, out: Path, address: str | None = None, cpus: int = 1, every: float = 2.0):
@@ -83,7 +83,7 @@ class Ray:
             raise
 
     def room(self) -> bool:
-        # Nodes come and go. One job more than fits always waits: what is free is taken at once, and a cluster that
+        # Nodes come and go. One job more than fits is always waiting: free CPUs are taken at once, and a cluster that
         # grows on demand sees the demand.
         return len(self._running) <= sum(int(cpus // self._cpus) for cpus in self._nodes())
 
@@ -106,7 +106,7 @@ class Ray:
         return steps_done(job, self._out / job.name)
 
     def worker(self, job: Job) -> tuple[str, int] | None:
-        """Host and process that a job was last heard of from; None: of the one it was given to, nothing yet."""
+        """Host and process that a job was last heard from; None: its present worker has not reported yet."""
         last = self._running[job.name].last
         return (last.host, last.pid) if last.pid else None
 
@@ -114,20 +114,20 @@ class Ray:
         self._ray.shutdown()  # its tasks end with it
 
     def _nodes(self) -> list[float]:
-        """CPUs of each node that is there."""
+        """CPUs of each node that is alive."""
         return [node["Resources"].get("CPU", 0.0) for node in self._ray.nodes() if node["Alive"]]
 
     def _submit(self, job: Job) -> Any:
         folder = self._out / job.name
-        with records.alone(folder):  # nobody trains it on this machine
+        with records.alone(folder):  # nobody is training it on this machine
             gpus = int(records.read_config(folder)["device"] == "cuda")
             files = _to_go_on(folder)
-        # Ray would begin a lost task again with the files it had at first; `_lost` does with those that came since.
+        # Ray would restart a lost task with its original files; `_lost` restarts it with those that came since.
         options = {"num_cpus": self._cpus, "num_gpus": gpus, "max_retries": 0, "num_returns": "streaming"}
         return self._ray.remote(**options)(_train).remote(job, files, self._cpus, self._every, self._version)
 
     def _ready(self) -> list[_Running]:
-        """The jobs of which there is news."""
+        """The jobs that have news."""
         tasks = [one.task for one in self._running.values()]
         ready = self._ray.wait(tasks, num_returns=len(tasks), timeout=0, fetch_local=False)[0] if tasks else []
         have = {id(task) for task in ready}
@@ -137,7 +137,7 @@ class Ray:
         """Take the next news of a job. -> (whether it ended, why it failed if it did)"""
         try:
             self._take(one, self._ray.get(next(one.task)))
-        except self._ray.exceptions.RayTaskError as error:  # of our own code there
+        except self._ray.exceptions.RayTaskError as error:  # from our own code on the worker
             return True, f"{str(error.cause or error).splitlines()[-1]} (on {one.last.host or 'a node'})"
         except (self._ray.exceptions.RayError, StopIteration) as error:
             reason = self._lost(one, error)
@@ -152,7 +152,7 @@ class Ray:
         one.last, one.losses = news, 0 if news.files else one.losses
 
     def _lost(self, one: _Running, error: Exception) -> str | None:
-        """Begin a job again whose worker is gone. -> why not, where it has lost too many"""
+        """Restart a job whose worker is gone. -> why not, if it has lost too many"""
         one.losses += 1
         what = f"lost its worker on {one.last.host or 'a node'} ({type(error).__name__})"
         with open(log_of(self._out / one.job.name), "a") as log:
@@ -178,7 +178,7 @@ def _connected(address: str | None) -> Any:
     )
     if address not in (None, "auto", "local"):
         _reach(str(address))
-    # Of a cluster that begins here: by default its workers give way to whatever else the machine does.
+    # For a cluster that starts here: by default its workers yield to whatever else the machine does.
     os.environ.setdefault("RAY_worker_niceness", "0")
     try:
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
@@ -188,7 +188,7 @@ def _connected(address: str | None) -> Any:
 
 
 def _reach(address: str) -> None:
-    """Raises UsageError unless something listens there. Ray itself would try for minutes, and then end the process."""
+    """Raises UsageError unless `address` accepts a connection. Ray itself tries for minutes, then ends the process."""
     host, _, port = address.rpartition(":")
     if "/" in address or not host or not port.isdigit():
         raise UsageError(f"--address {address}: give HOST:PORT of the cluster's head, as 'ray start --head' names it")
@@ -201,7 +201,7 @@ def _reach(address: str) -> None:
 
 
 def _train(job: Job, files: Files, cpus: int, every: float, version: str) -> Iterator[News]:
-    """The task: a job's folder in a temporary place, trained there."""
+    """The task: put a job's folder in a temporary place and train it there."""
     host, pid = socket.gethostname(), os.getpid()
     if _version() != version:
         raise UsageError(f"the package on {host} is not that which asked: install the same version, and begin again")
@@ -230,13 +230,13 @@ def _train(job: Job, files: Files, cpus: int, every: float, version: str) -> Ite
 
 
 def _stamps(folder: Path, everything: bool = False) -> dict[str, tuple[int, int]]:
-    """Names of the files that a run goes on from, or of all, with what tells that one was changed."""
+    """Names of the files that a run resumes from, or of all its files, with stamps that show when one has changed."""
     stamps = {}
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
         if name == "lock" or path.suffix == ".part" or ("tensorboard" in name and not everything):
             continue
-        with suppress(FileNotFoundError):  # an old replay, removed meanwhile
+        with suppress(FileNotFoundError):  # an old replay, removed in the meantime
             status = path.stat()
             if stat.S_ISREG(status.st_mode):
                 stamps[name] = (status.st_mtime_ns, status.st_size)
@@ -244,23 +244,23 @@ def _stamps(folder: Path, everything: bool = False) -> dict[str, tuple[int, int]
 
 
 def _milestones(folder: Path) -> set[str]:
-    """Names of the files whose appearance means that less is lost from now on."""
+    """Names of the files that secure progress: once one has appeared, less can be lost."""
     return {path.relative_to(folder).as_posix() for path in [*records.checkpoints(folder), *folder.glob("seed-*.json")]}
 
 
 def _to_go_on(folder: Path) -> Files:
-    """What a run needs to go on. Of its checkpoints the newest two, should one be damaged."""
+    """The files that a run needs to resume. Of its checkpoints the newest two, in case one is damaged."""
     old = {f"checkpoints/{path.stem}" for path in records.checkpoints(folder)[:-2]}
     return _read(folder, {name for name in _stamps(folder) if name.rpartition(".")[0] not in old})
 
 
 def _place(name: str) -> int:
-    """Where a file stands in the order of writing: a checkpoint after all that goes with it, the result last."""
+    """Rank of a file in the order of writing: a checkpoint after all that goes with it, the result last."""
     return 2 if name == "result.json" else int(name.endswith(".safetensors"))
 
 
 def _read(folder: Path, names: set[str]) -> Files:
-    """Files of a run that goes on: against the order of writing, so that a checkpoint's metrics are there with it."""
+    """Read files of a run in progress, in reverse order of writing, so that a checkpoint comes with its metrics."""
     files: Files = {}
     for name in sorted(names, key=_place, reverse=True):
         with suppress(FileNotFoundError):  # an old replay was just removed
@@ -278,9 +278,9 @@ def _write(folder: Path, files: Files) -> None:
 
 
 def _own_cpus(count: int, held: ExitStack) -> list[int]:
-    """CPUs of this machine that no other job's task has, for as long as `held` is; none named where there are too few.
+    """CPUs of this machine that no other job's task has, reserved until `held` closes; empty if there are too few.
 
-    Ray counts CPUs, and does not say which ones a task may use.
+    Ray counts CPUs, but does not say which ones a task may use.
     """
     if not hasattr(os, "sched_getaffinity"):
         return []
@@ -296,7 +296,7 @@ def _own_cpus(count: int, held: ExitStack) -> list[int]:
 
 
 def _version() -> str:
-    """Of this package's sources: results of two versions would be mixed in silence."""
+    """Hash of this package's sources: otherwise results of two versions would be mixed silently."""
     root = Path(__file__).parents[1]
     paths = [path for name in ("agents", "envs", "ess_rl", "experiments") for path in (root / name).rglob("*.py")]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(paths))).hexdigest()

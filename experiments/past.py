@@ -1,7 +1,7 @@
-"""What a run goes on from beside its agents: rollouts to learn from again, and policies that are still to act.
+"""A run's past, which it resumes from alongside its agents: rollouts to learn from again, and policies yet to act.
 
-It is saved beside a checkpoint, and made at the beginning of a run that learns from an older one's data. Of several
-processes each holds its share of the environments; what is saved has all of them.
+It is saved next to a checkpoint, and made at the start of a run that learns from an older run's data. With several
+processes, each holds its share of the environments; what is saved has all of them.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from experiments.records import Record
 
 
 def rollouts_kept(config: Record) -> int:
-    """How many rollouts the replay of a run holds."""
+    """Number of rollouts that the replay of a run holds."""
     return max(1 + config["config"]["replay"], config.get("save_replay", 0))
 
 
 def tree(
     config: Record, replay: Replay, population: Population, whole: Callable[..., Tensor] = processes.gathered
 ) -> Tree:
-    """All of it, to be saved. Empty where a run needs none: a fresh rollout was learned from, and is not needed again.
+    """The whole past, to be saved. Empty if a run needs none: a fresh rollout is not needed again once learned from.
 
-    `whole` makes of a process's part, along the axis of environments, that of all processes.
+    `whole` turns a process's part, along the axis of environments, into that of all processes.
     """
     if config["config"]["replay"] == config["config"]["lag"] == config.get("save_replay", 0) == 0:
         return {}
@@ -42,12 +42,12 @@ def tree(
 
 
 def _behind(population: Population) -> Tree:
-    """The policies that are still to act, as a tree that a checkpoint can keep."""
+    """The policies that have yet to act, as a tree that a checkpoint can keep."""
     return {str(k): state for k, state in enumerate(population.behind)}
 
 
 def room(config: Record, replay: Replay, population: Population, iteration: int) -> Tree:
-    """A tree like it, to be filled. Empty where a run has nothing to take up before `iteration`."""
+    """A tree shaped like the past, to be filled. Empty if a run has nothing to restore at `iteration`."""
     if iteration == 0 and not config["config"].get("replay_from"):
         return {}
     empty = tree(config, replay, population, lambda part, dim: torch.cat([part] * processes.world_size(), dim))
@@ -57,10 +57,10 @@ def room(config: Record, replay: Replay, population: Population, iteration: int)
 def read(
     run: Path, config: Record, replay: Replay, population: Population, iteration: int
 ) -> tuple[Tree, list[int] | None]:
-    """What a run folder has of it. -> (the tree, standard deviations of older data raised: [P], or None without any)"""
+    """Read the past of a run. -> (the past, standard deviations of older data raised: [P], or None without any)"""
     if iteration == 0 and config["config"].get("replay_from"):
         older = replay
-        if processes.world_size() > 1:  # this one has room for its share alone
+        if processes.world_size() > 1:  # `replay` has room for this process's share only
             num_envs, act_dim = config["config"]["num_envs"], replay.store.action.shape[-1]
             sizes = (population.size, num_envs, replay.store.obs.shape[-1], act_dim)
             older = Replay(replay.capacity, *sizes, population.device)
@@ -83,7 +83,7 @@ def read(
 
 
 def take_up(past: Tree, replay: Replay, population: Population) -> None:
-    """What the first process read, this one's share of it."""
+    """Load this process's share of what the first process read."""
     past = processes.broadcast(past)
     if past:
         store = {name: processes.share(x, 2).contiguous() for name, x in past["replay"]["store"].items()}

@@ -1,4 +1,4 @@
-"""What a run is to be, checked before a folder is made: from the command line's numbers to what config.json holds."""
+"""The plan of a run, checked before a folder is made: from the command line's values to what config.json holds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ess_rl.population import members
 from experiments import demonstrations, memory, old_data, records
 from experiments.records import Record
 
-# Many more fill the memory before `memory.check` can say so.
+# Far more would fill the memory before `memory.check` can say so.
 MOST = 1_000_000  # members, or environments
 MOST_UNITS = 16_384  # of a layer
 _MOST_OF = {"num_envs": MOST, "lag": 10_000}  # each iteration of a lag is a copy of the policy
@@ -52,18 +52,18 @@ def make(
         sweep: float fields with several values; members are all their combinations times the seeds.
         steps: env steps of each member; rounded up to whole iterations.
         compiled: "on", "off", or "auto": on where a C++ compiler and Python's headers are found.
-        checkpoints: at most how many, evenly spread. Environments begin anew at each, so they lie at least four
+        checkpoints: maximum number, evenly spread. Environments start afresh at each, so they lie at least four
             episodes apart.
-        episodes: of the final evaluation, for each member.
+        episodes: per member, in the final evaluation.
         save_replay: how many of the last rollouts to keep in a file.
         asynchronous: collect in a process of its own while the agents learn.
-        split: over how many processes of this machine the members are spread.
+        split: number of processes on this machine that the members are spread over.
 
     Raises:
-        UsageError: anything in it cannot work.
+        UsageError: something in it cannot work.
     """
     config = AGENTS[agent].config(**settings)
-    if option(config, "replay_from"):  # one place has one name, and it is no folder of this machine
+    if option(config, "replay_from"):  # one place has one name, without this machine's folders
         config = dataclasses.replace(config, replay_from=records.from_here(config.replay_from))
     records.check_positive({"steps": steps, "checkpoints": checkpoints, "episodes": episodes, "seeds": len(seeds)})
     records.check_positive({name: getattr(config, name) for name in ("num_envs", "rollout", "epochs", "minibatch")})
@@ -82,7 +82,7 @@ def make(
     check_numbers(config, sweep)
     check_acting(config, sweep)
     staggered: Any = {"staggered": True} if option(config, "starts") == "staggered" else {}
-    probe = envs.make(env_id, 1, backend=backend, **staggered)  # refuses what cannot be had, before a folder is made
+    probe = envs.make(env_id, 1, backend=backend, **staggered)  # raises, before a folder is made, if unavailable
     if hints:
         check_hints(env_id, own, backend)
     if option(config, "group"):
@@ -113,7 +113,7 @@ def make(
     check_split(split, len(settings_of), where, asynchronous, sweep)
     own_agent = AGENTS[agent].agent(own, *dimensions)
     for name, value in ((name, value) for name, values in sweep.items() for value in values):
-        AGENTS[agent].agent(dataclasses.replace(own, **{name: value}), *dimensions)  # it may refuse what it cannot use
+        AGENTS[agent].agent(dataclasses.replace(own, **{name: value}), *dimensions)  # raises if it cannot use a value
     memory.check(own_agent, own, *dimensions, len(settings_of), where, save_replay, file)
     return {
         "format": records.FORMAT,
@@ -125,7 +125,7 @@ def make(
         "steps": steps,
         "iterations": iterations,
         "processes": processes.world_size(),
-        # Some episodes must have room between two fresh starts, else none would end.
+        # Some episodes must fit between two fresh starts, or none would end.
         "reset_every": max(math.ceil(iterations / checkpoints), math.ceil(4 * episode / config.rollout)),
         "checkpoints": checkpoints,
         "episodes": episodes,
@@ -155,7 +155,7 @@ def share(config: Any, count: int) -> Any:
 
 
 def check_asynchronous(config: Any, device: str, backend: str) -> None:
-    """Raises UsageError where nothing can be collected while the agents learn."""
+    """Raises UsageError if nothing can be collected while the agents learn."""
     if config.lag < 1:
         raise UsageError("--async: who collects while the policy learns acts with an older one; give --lag 1 or more")
     if option(config, "hints"):
@@ -169,7 +169,7 @@ def check_asynchronous(config: Any, device: str, backend: str) -> None:
 def check_split(
     split: int, members: int, device: str, asynchronous: bool, sweep: Mapping[str, Sequence[float]]
 ) -> None:
-    """Raises UsageError where members cannot be spread over so many processes."""
+    """Raises UsageError if members cannot be spread over that many processes."""
     records.check_positive({"split": split})
     if split == 1:
         return
@@ -200,7 +200,7 @@ def check_hints(env_id: str, config: Any, backend: str) -> None:
 
 
 def check_group(env_id: str, config: Any, backend: str) -> None:
-    """Raises UsageError unless one process's environments can begin episodes alike, each as long as a rollout."""
+    """Raises UsageError unless one process's environments can begin a group's episodes alike, each one rollout long."""
     env = envs.make_grouped(env_id, config.num_envs, config.group, backend=backend)
     if config.rollout != env.max_episode_steps:
         raise UsageError(
@@ -214,7 +214,7 @@ _POSITIVE: _Range = (lambda x: x > 0.0, "above 0")
 _NOT_NEGATIVE: _Range = (lambda x: x >= 0.0, "0 or more")
 _SHARE: _Range = (lambda x: 0.0 <= x <= 1.0, "from 0 to 1")
 _SHARE_BELOW_1: _Range = (lambda x: 0.0 <= x < 1.0, "from 0 to below 1")
-# What a number must be, where not every finite one will do.
+# Allowed ranges of numbers, where not every finite one will do.
 _RANGES: dict[str, _Range] = {
     **dict.fromkeys(
         ("behavior_temperature", "prior_std", "target_kl", "temperature", "inverse_temperature"), _POSITIVE
@@ -235,7 +235,7 @@ _RANGES: dict[str, _Range] = {
 
 
 def check_members(seeds: Sequence[int], sweep: Mapping[str, Sequence[float]], episodes: int) -> None:
-    """Raises UsageError for seeds that are none, more members than a run can have, or too many for its evaluation."""
+    """Raises UsageError for invalid seeds, more members than a run can have, or too many for its evaluation."""
     count = len(seeds) * math.prod(len(values) for values in sweep.values())
     if count > MOST:  # before a list of them is made
         raise UsageError(f"{count:,} members, of {len(seeds):,} seeds: at most {MOST:,} in one run")
@@ -244,7 +244,7 @@ def check_members(seeds: Sequence[int], sweep: Mapping[str, Sequence[float]], ep
 
 
 def check_episodes(members: int, episodes: int) -> None:
-    """Raises UsageError where an evaluation, an environment for each episode of each member, cannot be."""
+    """Raises UsageError if an evaluation, with an environment for each episode of each member, is impossible."""
     records.check_positive({"episodes": episodes})
     if members * episodes > MOST:
         raise UsageError(
@@ -254,7 +254,7 @@ def check_episodes(members: int, episodes: int) -> None:
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
-    """Raises UsageError for a seed that is none, or is there twice."""
+    """Raises UsageError for a seed that is invalid or given twice."""
     if any(not 0 <= seed < 2**63 for seed in seeds) or len(set(seeds)) < len(seeds):
         raise UsageError(f"seeds {list(seeds)[:3]} ...: give different numbers from 0 to 2^63 - 1")
 
@@ -272,7 +272,7 @@ def check_numbers(config: Any, sweep: Mapping[str, Sequence[float]]) -> None:
             most = _MOST_OF.get(field.name, 2_147_483_647)
             if isinstance(value, int) and value > most:
                 raise UsageError(f"{flag(field.name)} {value}: must be at most {most:,}")
-    hidden = getattr(config, "hidden", (1,))  # a peer's networks are its own
+    hidden = getattr(config, "hidden", (1,))  # a peer has networks of its own
     if not hidden or min(hidden) < 1 or max(hidden) > MOST_UNITS:
         given = " ".join(map(str, hidden))
         raise UsageError(f"--hidden {given}: name at least one layer, of 1 to {MOST_UNITS:,} units each")
@@ -282,7 +282,7 @@ def check_numbers(config: Any, sweep: Mapping[str, Sequence[float]]) -> None:
             raise UsageError(f"{flag(name)} {given}: equal values would train the same member twice")
 
 
-# Fields that do nothing unless others are so, and how these are asked for.
+# Fields that do nothing unless another is set: the condition, and the option that meets it.
 _ACTS_IF: dict[str, tuple[Callable[[Any], bool], str]] = {
     "target_kl": (lambda config: config.objective == "kl", "--objective kl"),
     "hint_lambda": (lambda config: config.hints > 0, "--hints G"),
@@ -295,7 +295,7 @@ _ACTS_IF: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def check_acting(config: Any, sweep: Mapping[str, Sequence[float]]) -> None:
-    """Refuse a value, or several, of what does nothing in this configuration: the run would not be what it says."""
+    """Refuse values of a field that does nothing in this configuration: the run would not be what it says."""
     for field in dataclasses.fields(config):
         if field.name in _ACTS_IF:
             (acts, remedy), value = _ACTS_IF[field.name], getattr(config, field.name)
@@ -305,12 +305,12 @@ def check_acting(config: Any, sweep: Mapping[str, Sequence[float]]) -> None:
 
 
 def flag(name: str) -> str:
-    """A field of a Config as the command line has it."""
+    """The command-line option of a Config's field."""
     return f"--{name.strip('_').replace('_', '-')}"
 
 
 def device_of(asked: str, backend: str) -> str:
-    """auto: cuda where there is one and the environments run on it too, else the CPU."""
+    """Resolve `asked`. auto: cuda if there is one and the environments run on it too, else the CPU."""
     if asked == "auto":
         asked = "cuda" if torch.cuda.is_available() and backend in ("torch", "warp") else "cpu"
     if asked == "cuda" and not torch.cuda.is_available():
@@ -326,7 +326,7 @@ def device_of(asked: str, backend: str) -> str:
 
 
 def compiled_of(asked: str) -> bool:
-    """auto: where PyTorch's compiler finds what it needs on the CPU, a C++ compiler and Python's headers."""
+    """Resolve `asked`. auto: on if PyTorch's compiler finds what the CPU needs, a C++ compiler and Python's headers."""
     compiler = any(shutil.which(name) for name in ("g++", "clang++", "cl"))
     headers = Path(sysconfig.get_path("include"), "Python.h").exists()
     found = compiler and headers

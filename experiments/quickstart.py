@@ -28,10 +28,10 @@ def main(
         env: the task.
         seeds: how many seeds of each agent, trained together.
         steps: env steps of each seed.
-        out: where the two runs go; what an earlier quickstart left at the default place is replaced.
+        out: where the two runs go; runs of an earlier quickstart at the default place are replaced.
         overwrite: replace runs at another place too.
-        device: as of `ess-rl train`.
-        compile: as of `ess-rl train`.
+        device: as for `ess-rl train`.
+        compile: as for `ess-rl train`.
     """
     began = time.perf_counter()
     probe = envs.make(env, 1)

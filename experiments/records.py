@@ -1,11 +1,11 @@
 """The files of a run folder, read and written here and nowhere else. No torch: reports read thousands of them.
 
 config.json       first: everything the run is a function of, and where and with what it ran
-metrics.jsonl     one line an iteration; every list has one entry a member
+metrics.jsonl     one line per iteration; every list has one entry per member
 tensorboard/      the same for TensorBoard
 checkpoints/      NNNNNNNNN.safetensors, named by env steps of a member, or its updates on a data set
 curve.png         learning curves
-replay.safetensors, replay-from.safetensors   where asked for: see experiments/old_data.py
+replay.safetensors, replay-from.safetensors   if requested: see experiments/old_data.py
 demonstrations.safetensors                    of an agent that imitates: see experiments/demonstrations.py
 result.json       last, by rename: a folder that has it is a finished run
 lock              held by the process that trains the run
@@ -38,7 +38,7 @@ FILES = (
     "tensorboard",
     "checkpoints",
     "curve.png",
-    "curves.csv",  # of a published run, which a run replaces
+    "curves.csv",  # of a published run that a new run replaces
     "result.json",
     "replay.safetensors",
     "replay-from.safetensors",
@@ -46,7 +46,7 @@ FILES = (
     "seed-*.json",
     "*.part",
 )
-COPIED = ("replay-from.safetensors", "demonstrations.safetensors")  # before config.json: what a run begins with
+COPIED = ("replay-from.safetensors", "demonstrations.safetensors")  # written before config.json: what a run begins with
 REQUIRED = ("agent", "env", "backend", "seeds", "sweep", "steps", "episodes", "device", "compiled", "config")
 PACKAGES = (
     "torch",
@@ -88,7 +88,7 @@ def read_json(path: Path) -> Record:
 
 
 def read_result(run: Path) -> Record:
-    """The result of a run folder. Raises UsageError where it is not finished."""
+    """The result of a run folder. Raises UsageError if the run is not finished."""
     if (run / "config.json").exists() and not (run / "result.json").exists():
         raise UsageError(f"{run} is not finished: it has no result.json yet; 'ess-rl resume {run}' goes on with it")
     return read_json(run / "result.json")
@@ -107,7 +107,7 @@ def read_config(run: Path) -> Record:
 
 
 def read_metrics(run: Path) -> list[Record]:
-    """All whole lines of metrics.jsonl; a last line cut short by a kill is left out. UsageError: another is damaged."""
+    """All whole lines of metrics.jsonl, without a last one cut short by a kill. UsageError if another is damaged."""
     path = run / "metrics.jsonl"
     if not path.exists():
         return []
@@ -115,7 +115,7 @@ def read_metrics(run: Path) -> list[Record]:
     for number, line in enumerate(lines := path.read_bytes().splitlines(), start=1):
         try:
             row = json.loads(line)
-        except ValueError:  # no JSON, or no UTF-8
+        except ValueError:  # not JSON, or not UTF-8
             if number == len(lines):
                 break
             row = None
@@ -132,7 +132,7 @@ def last_metrics(run: Path) -> Record | None:
             end = file.seek(0, os.SEEK_END)
             for size in (2**14, end):  # a line is a few KiB; a population may be large
                 file.seek(max(0, end - size))
-                lines = file.read().split(b"\n")[:-1]  # what follows the last end of a line is not whole
+                lines = file.read().split(b"\n")[:-1]  # what follows the last newline is not a whole line
                 if len(lines) > 1 or (lines and size >= end):
                     return json.loads(lines[-1])
     except (FileNotFoundError, json.JSONDecodeError):
@@ -141,31 +141,31 @@ def last_metrics(run: Path) -> Record | None:
 
 
 def unit(config: Record) -> str:
-    """What a run's budget counts: env steps, or where a data set replaces the environment, updates."""
+    """The unit of a run's budget: env steps, or updates if a data set replaces the environment."""
     return "updates" if config.get("dataset") else "env steps"
 
 
 def steps_name(config: Record) -> str:
-    """What that count is called in files."""
+    """The name of that unit in files."""
     return unit(config).replace(" ", "_")
 
 
 def steps_of(record: Record) -> Any:
-    """That count in a line of metrics.jsonl or in a result.json; None where there is none."""
+    """Env steps or updates in a line of metrics.jsonl or in a result.json; None if there are none."""
     return record.get("updates", record.get("env_steps"))
 
 
 def append_line(file: TextIO, row: Record) -> None:
-    """One line more, at once on its way to the disk."""
+    """Append a line and flush it."""
     file.write(json.dumps(row, allow_nan=False) + "\n")
     file.flush()
 
 
 def cut_metrics(run: Path, iteration: int) -> list[Record]:
-    """Keep the lines up to `iteration`, which is where the checkpoint stands. -> the lines kept
+    """Keep the lines up to `iteration`, that of the checkpoint. -> the lines kept
 
     Raises:
-        UsageError: they do not reach as far, as after a power cut that the checkpoint outlived.
+        UsageError: they do not reach that far, as after a power cut that the checkpoint survived.
     """
     rows = [row for row in read_metrics(run) if row["iteration"] <= iteration]
     if [row["iteration"] for row in rows] != list(range(1, iteration + 1)):
@@ -181,24 +181,24 @@ def cut_metrics(run: Path, iteration: int) -> list[Record]:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """Oldest first; files of other names than a number of steps are not ours."""
+    """Oldest first; files whose names are not a number of steps are not ours."""
     found = [path for path in (run / "checkpoints").glob("*.safetensors") if path.stem.isdigit()]
     return sorted(found, key=lambda path: int(path.stem))
 
 
 def replay_of(checkpoint: Path) -> Path:
-    """Where that lies which a run with older data goes on from beside its checkpoint."""
+    """The file next to a checkpoint that a run with older data also needs to resume."""
     return checkpoint.with_suffix(".replay")
 
 
 def drop_old_replays(run: Path) -> None:
-    """A replay is large: two remain, should the newest be damaged."""
+    """Remove old replays, which are large; two remain in case the newest is damaged."""
     for old in checkpoints(run)[:-2]:
         replay_of(old).unlink(missing_ok=True)
 
 
 def groups(record: Record) -> dict[str, list[int]]:
-    """Members of a config or a result by everything but the seed: label -> their indices."""
+    """Members of a config or a result, grouped by everything except the seed: label -> their indices."""
     found: dict[str, list[int]] = {}
     for member in range(len(record["seeds"])):
         settings = [f"{name} {values[member]!r}" for name, values in record["sweep"].items()]
@@ -207,19 +207,19 @@ def groups(record: Record) -> dict[str, list[int]]:
 
 
 def default_folder(agent: str, env: str) -> Path:
-    """Where a run goes that was given no place: runs/AGENT-ENV, the task's id made fit for a file name."""
+    """The folder of a run without --out: runs/AGENT-ENV, with the task's id made fit for a file name."""
     return Path("runs") / f"{agent}-{re.sub('[/:]', '-', env)}"
 
 
 def prepare_folder(out: Path, *, overwrite: bool) -> None:
-    """Make `out` a folder that holds no run, or refuse. Of a run that is replaced, only its own files are removed.
+    """Make `out` a folder that holds no run, or refuse. When a run is replaced, only its own files are removed.
 
     Raises:
         UsageError: it holds a run and `overwrite` is False, a run is being trained there, or it holds something else.
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file: choose another place")
-    # What a start that was cut short leaves is no run yet: these, their .part, and what safetensors names .tmp*.
+    # What an interrupted start leaves is not a run yet: these, their .part, and what safetensors names .tmp*.
     before_config = ("config.json.part", "lock", ".tmp", *COPIED)
     if out.exists() and any(not path.name.startswith(before_config) for path in out.iterdir()):
         try:
@@ -229,20 +229,20 @@ def prepare_folder(out: Path, *, overwrite: bool) -> None:
         if not overwrite:
             raise UsageError(f"--out {out} holds a run: 'ess-rl resume {out}' goes on with it, --overwrite replaces it")
         with alone(out):
-            for name in (*FILES[1:], FILES[0]):  # config.json last: a kill in between leaves a run, to be replaced
+            for name in (*FILES[1:], FILES[0]):  # config.json last: a kill in between leaves a run that can be replaced
                 for path in out.glob(name):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
     out.mkdir(parents=True, exist_ok=True)
 
 
 def check_file(out: Path | None) -> None:
-    """Raises UsageError where a file that is to be written is a folder: before hours of measuring, not after."""
+    """Raises UsageError if the file to be written is a folder: before hours of measuring, not after."""
     if out is not None and out.is_dir():
         raise UsageError(f"--out {out} is a folder: name a file")
 
 
 def prepare_published(out: Path, names: Collection[str]) -> None:
-    """Make `out` a folder in which nothing lies but what is to be published there, by `names`, or refuse.
+    """Make `out` a folder that holds nothing except what is to be published there (`names`), or refuse.
 
     Raises:
         UsageError: it is a file, or holds something else.
@@ -257,9 +257,9 @@ def prepare_published(out: Path, names: Collection[str]) -> None:
 
 @contextmanager
 def alone(run: Path, doing: str = "is training this run") -> Iterator[None]:
-    """Hold a folder against other processes; the system lets go of it however this one ends.
+    """Lock a folder against other processes; the system releases it however this process ends.
 
-    doing: what another one that holds it does.
+    doing: what another process that holds it is doing.
 
     Raises:
         UsageError: another process holds it.
@@ -278,7 +278,7 @@ def alone(run: Path, doing: str = "is training this run") -> Iterator[None]:
 
 
 def origin() -> Record:
-    """Versions, machine and git commit: what a figure must be quoted with."""
+    """Versions, machine and git commit, which must be quoted with any figure."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -294,19 +294,19 @@ def origin() -> Record:
 
 
 def from_here(word: str) -> str:
-    """A word of a command as it would be given in this folder: what is published names no folder of a machine."""
+    """A word of a command, as it would be given in this folder: published files must name no folder of a machine."""
     return word.replace(f"{Path.cwd()}{os.sep}", "")
 
 
 def _git_commit() -> str | None:
-    """Of the checkout this file stands in; "+changes" where it differs from that commit; None where there is none."""
+    """Commit of the checkout that holds this file; "+changes" if it differs from that commit; None if there is none."""
     where = Path(__file__).parent
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=where, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)  # else a repository that merely holds an installed copy
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # else the repository merely holds an installed copy
         changed = bool(git("status", "--porcelain", "--untracked-files=no"))
         return git("rev-parse", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
@@ -314,7 +314,7 @@ def _git_commit() -> str | None:
 
 
 def check_positive(numbers: Mapping[str, int]) -> None:
-    """Raises UsageError for a count below 1, or beyond what a float64 can count, by the name of its option."""
+    """Raises UsageError for a count below 1, or beyond what a float64 can count, naming its option."""
     for name, number in numbers.items():
         if not 1 <= number <= 2**53:
             rule = "must be at least 1" if number < 1 else f"must be at most 2^53, {2**53:,}"

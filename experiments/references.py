@@ -1,7 +1,7 @@
-"""Returns that scores are normalized with: score = (return - random) / (reference - random). One table for all reports.
+"""Returns used to normalize scores: score = (return - random) / (reference - random). One table for all reports.
 
-0 is the policy that acts uniformly at random, 1 our PPO's published result; neither is a bound. Numbers change only
-together with `VERSION`: normalized scores of different versions must not stand side by side.
+A score of 0 is the policy that acts uniformly at random, 1 our PPO's published result; neither is a bound. Numbers
+change only together with `VERSION`: normalized scores of different versions must not be shown side by side.
 
     python -m experiments.references                # measures the random returns and prints rows for the table
 
@@ -29,13 +29,13 @@ _PPO_300K = "IQM of ten seeds of PPO with clip 0.2, 300k env steps: ess-rl train
 class Reference:
     """Undiscounted returns of one task."""
 
-    random: float  # mean return of the uniformly random policy; how: RANDOM_SOURCE
+    random: float  # mean return of the uniformly random policy; see RANDOM_SOURCE
     random_error: float  # standard error of that mean
     reference: float | None = None  # None: nothing published yet, so the task has no normalized score
     source: str = ""  # how `reference` was measured; {} stands for the task
 
 
-# Behind each row: the backend that its random return was measured on.
+# The comment after each row: the backend that its random return was measured on.
 REFERENCES: dict[str, Reference] = {
     "Pendulum-v1": Reference(-1205, 31, -178.3, _PPO_300K),  # torch
     "MountainCarContinuous-v0": Reference(-32.19, 1),  # torch
@@ -61,7 +61,7 @@ REFERENCES: dict[str, Reference] = {
 
 
 def normalized(env_id: str, value: float) -> float | None:
-    """The return as a fraction of the way from random to the reference; None where the task has no reference."""
+    """The return as a fraction of the way from random to the reference; None if the task has no reference."""
     known = REFERENCES.get(env_id)
     if known is None or known.reference is None:
         return None
@@ -71,8 +71,8 @@ def normalized(env_id: str, value: float) -> float | None:
 def random_returns(env_id: str, episodes: int = 100, seed: int = 0, **task: Any) -> tuple[list[float], str]:
     """Returns of actions drawn uniformly from [-1, 1]: the first episode of each of `episodes` environments.
 
-    The first ones, because taking whichever episodes end first would prefer short ones. `task`: options of it, that
-    Gymnasium knows. -> (returns, backend)
+    The first of each, because taking whichever episodes end first would favor short ones. `task`: its options, as
+    Gymnasium knows them. -> (returns, backend)
     """
     import torch
 

@@ -1,12 +1,12 @@
-"""One run: from a configuration to a folder with everything in it, resumable at any moment.
+"""One run: from a configuration to a folder with everything in it, resumable at any time.
 
-`start` writes config.json; `carry_on` does the rest from that file alone. So a fresh run and a resumed one are the
-same code, and what a run is can be read in its config.json.
+`start` writes config.json; `carry_on` does the rest from that file only. So fresh and resumed runs share the same code,
+and config.json says what a run is.
 
-Over several processes (torchrun), the first does this and alone knows the folder; the others `follow` it. Everyone's
-Config then holds its share of environments and minibatch, config.json the whole. A checkpoint has the first process's
-agents, which are everyone's: what differs, the running returns of each one's environments, is zero where environments
-begin anew. Of the replay it has all parts.
+With several processes (torchrun), the first does this and is the only one to know the folder; the others `follow` it.
+Each process's Config then holds its share of environments and minibatch, config.json the whole. A checkpoint has the
+first process's agents, which are the same in all: what differs, the running returns of each process's environments, is
+zero when environments start afresh. It has all parts of the replay.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def start(agent: str, env_id: str, *, out: Path, overwrite: bool = False, **argu
     """Check a configuration (see `experiments.plan`), make its folder and write config.json. -> the folder
 
     Raises:
-        UsageError: anything in it cannot work, or `out` holds something else. Nothing has been written then.
+        UsageError: something in it cannot work, or `out` holds something else. In that case nothing is written.
     """
     record = plan.make(agent, env_id, **arguments)
     source = record["config"].get("replay_from")
@@ -57,12 +57,12 @@ def start(agent: str, env_id: str, *, out: Path, overwrite: bool = False, **argu
 
 
 def carry_on(run: Path) -> Record:
-    """Train what is left of a run, evaluate it and write its result. -> the result
+    """Finish training a run, evaluate it and write its result. -> the result
 
     Raises:
         UsageError: the folder, its configuration or its newest checkpoint is not usable, or there are more or fewer
             processes than the run began with.
-        NonFiniteError: training diverged; checkpoints written before stay.
+        NonFiniteError: training diverged; earlier checkpoints are kept.
     """
     with records.alone(run):
         config = records.read_config(run)
@@ -78,7 +78,7 @@ def carry_on(run: Path) -> Record:
 
 
 def check_fields(run: Path, config: Record, names: Iterable[str], what: str = "go on") -> None:
-    """Raises UsageError where a run lacks a field: its default may not be what the run began with."""
+    """Raises UsageError if a run lacks a field, whose default may not be what the run began with."""
     for name in names:
         if name not in config["config"]:
             raise UsageError(
@@ -129,9 +129,9 @@ def _carry_on(run: Path, config: Record) -> Record:
 
 @contextmanager
 def log(run: Path, config: Record, iteration: int, rows: list[Record]) -> Iterator[Callable[[Record], None]]:
-    """A function that takes a row into `rows`, metrics.jsonl, TensorBoard and the display.
+    """A function that adds a row to `rows`, metrics.jsonl, TensorBoard and the display.
 
-    `rows` are those up to `iteration`. TensorBoard gets them anew: its files may have later ones, which are gone.
+    `rows` are those up to `iteration`. TensorBoard's files are rewritten: they may have later rows, now discarded.
     """
     shutil.rmtree(run / "tensorboard", ignore_errors=True)
     with (
@@ -158,7 +158,7 @@ def outcome(
     rows: Sequence[Record],
     compile_seconds: float,
 ) -> Record:
-    """Draw the curves and evaluate the last policy. -> what result.json holds of a run, whatever it learned from"""
+    """Draw the curves and evaluate the last policy. -> what result.json holds for any run, whatever it learned from"""
     figures.learning_curves([run], run / "curve.png")
     names = ("agent", "dataset", "references", "env", "backend", "seeds", "sweep", "device", "compiled")
     steps, trained = records.steps_of(rows[-1]), rows[-1]["seconds"]
@@ -176,7 +176,7 @@ def outcome(
 
 
 def follow() -> None:
-    """What all processes but the first do: train in step with it, and write nothing. Returns if it trains nothing.
+    """Run a process other than the first: train in step with it, and write nothing. Returns if it trains nothing.
 
     Raises:
         UsageError, NonFiniteError: as `carry_on`.
@@ -215,16 +215,16 @@ def load_checkpoint(run: Path, steps: int | None = None, *, trust: bool = False)
         if (run / "result.json").exists():
             raise UsageError(f"{run} has no checkpoint: it is what was published of a run; its command makes it anew")
         raise UsageError(f"{run} has no checkpoint yet: 'ess-rl resume {run}' goes on with it")
-    check_fields(run, config, population.hyper, "evaluate it")  # a state has each of them
+    check_fields(run, config, population.hyper, "evaluate it")  # the state holds each of them
     path = found[-1] if steps is None else min(found, key=lambda path: abs(int(path.stem) - steps))
     return population, config, _load(path, config, population), path
 
 
 def trust_spec(config: Record, trust: bool) -> None:
-    """Make the task known that a data set's own env spec describes.
+    """Register the task that a data set's own env spec describes.
 
     Raises:
-        UsageError: there is such a spec, which names code of whoever wrote the set, and it is not trusted.
+        UsageError: there is such a spec, which names code of the data set's author, and it is not trusted.
     """
     if config.get("env_spec"):
         if not trust:
@@ -235,7 +235,7 @@ def trust_spec(config: Record, trust: bool) -> None:
 
 
 def evaluate(population: Actors, config: Record, episodes: int, seed: int = 0) -> Tensor:
-    """Returns [P, episodes] of the mean action, with frozen statistics, in environments of their own."""
+    """Returns [P, episodes] of the mean action, with frozen statistics, in separate environments."""
     env: VectorEnv = envs.make(
         config["env"],
         population.size * episodes,
@@ -250,9 +250,9 @@ def evaluate(population: Actors, config: Record, episodes: int, seed: int = 0) -
 
 
 def training_return(rows: Sequence[Record]) -> list[float | None]:
-    """Mean return of the episodes that ended in the last tenth of training, one number a member.
+    """Mean return of the episodes that ended in the last tenth of training, one number per member.
 
-    With exploration noise, and of all the policies of that stretch. None for a member in which none ended.
+    With exploration noise, and over all the policies of that stretch. None for a member in which no episode ended.
     """
     late = [row for row in rows if records.steps_of(row) > 0.9 * records.steps_of(rows[-1])]
     sums = [sum(row["return_sum"][m] for row in late) for m in range(len(late[0]["episodes"]))]
@@ -261,7 +261,7 @@ def training_return(rows: Sequence[Record]) -> list[float | None]:
 
 
 def describe(config: Record) -> str:
-    """One line: what runs, on what."""
+    """One line on what runs, and on what."""
     size = len(config["seeds"])
     how = "compiled" if config["compiled"] else "eager"
     several, split = config.get("processes", 1), config.get("split", 1)
@@ -277,7 +277,7 @@ def describe(config: Record) -> str:
 
 
 def fingerprint(config: Record) -> Record:
-    """What a checkpoint must share with the configuration to be taken for its own."""
+    """The fields that a checkpoint must share with the configuration to be accepted as its own."""
     names = ("agent", "env", "backend", "seeds", "sweep", "iterations", "reset_every", "processes", "config")
     return {name: config.get(name) for name in (*names, "dataset", "source")}
 
@@ -319,7 +319,7 @@ def _row(done: loop.Progress, trained: float) -> Record:
 
 
 def tensorboard(writer: SummaryWriter, row: Record) -> None:
-    """Each member's return, and the other metrics as means over the members."""
+    """Log each member's return, and the other metrics as means over the members."""
     for member, (total, count) in enumerate(zip(row["return_sum"], row["episodes"], strict=True)):
         if count:
             writer.add_scalar(f"return/member_{member}", total / count, records.steps_of(row))

@@ -1,7 +1,8 @@
 """Aggregates of scores over runs and tasks, with intervals. Definitions of Agarwal et al. 2021 (arXiv 2108.13264).
 
-An estimator is a function of scores [..., runs, tasks] that reduces the last two axes, so that the bootstrap hands it
-many resampled matrices at once. It is an argument of its interval: point and interval come from the same code.
+An estimator is a function of scores [..., runs, tasks] that reduces the last two axes, so that the bootstrap can
+pass it many resampled matrices at once. Interval functions take it as an argument: point and interval come from the
+same code.
 """
 
 from __future__ import annotations
@@ -16,21 +17,21 @@ from ess_rl.errors import UsageError
 
 Array = NDArray[np.float64]
 Scores = Array  # [runs, tasks]; a task is a column. Estimators take any leading axes before these two
-Estimator = Callable[[Scores], Array]  # [..., runs, tasks] -> [...], or [..., k] where it gives k numbers
-TwoSampleEstimator = Callable[[Scores, Scores], Array]  # the same of two agents; their numbers of runs may differ
+Estimator = Callable[[Scores], Array]  # [..., runs, tasks] -> [...], or [..., k] if it returns k numbers
+TwoSampleEstimator = Callable[[Scores, Scores], Array]  # the same for two agents; their numbers of runs may differ
 
 _BATCH = 100  # resampled matrices held at a time: enough to keep numpy busy, small enough for hundreds of runs
 
 
 class Interval(NamedTuple):
-    """Both ends, of the estimate's own shape."""
+    """Both ends, each in the shape of the estimate."""
 
     low: Array
     high: Array
 
 
 def score_matrix(columns: ArrayLike) -> Scores:
-    """Checked scores [runs, tasks] from a list of runs, each a list with one number a task.
+    """Checked scores [runs, tasks] from a list of runs, each a list with one number per task.
 
     Raises:
         UsageError: runs of different length, no run, no task, or a score that is not a finite number.
@@ -49,7 +50,7 @@ def score_matrix(columns: ArrayLike) -> Scores:
 def iqm(scores: Scores) -> Array:
     """Interquartile mean: the mean without the lowest and the highest quarter of all runs x tasks scores.
 
-    As in rliable, floor(n / 4) of the n scores go at either end.
+    As in rliable, floor(n / 4) of the n scores are dropped at either end.
     """
     ordered = np.sort(_pooled(scores), axis=-1)
     cut = ordered.shape[-1] // 4
@@ -57,7 +58,7 @@ def iqm(scores: Scores) -> Array:
 
 
 def iqm_over_runs(scores: Scores) -> Array:
-    """The interquartile mean of each column: [..., runs, tasks] -> [..., tasks]. A curve's tasks are its points."""
+    """The interquartile mean of each column: [..., runs, tasks] -> [..., tasks]. For a curve, tasks are its points."""
     runs = np.shape(scores)[-2]
     cut = runs // 4
     return np.sort(scores, axis=-2)[..., cut : runs - cut, :].mean(-2)
@@ -66,7 +67,7 @@ def iqm_over_runs(scores: Scores) -> Array:
 def rank_correlation(x: Array, y: Array) -> float:
     """Spearman's: the correlation of the ranks of x [n] and y [n], in [-1, 1]; equal values share their mean rank.
 
-    0 where all of one are equal, which says nothing about the other.
+    0 if all values of either are equal, which says nothing about the other.
     """
     ranks = []
     for values in (x, y):
@@ -78,7 +79,7 @@ def rank_correlation(x: Array, y: Array) -> float:
 
 
 def mean(scores: Scores) -> Array:
-    """The mean of all scores. One run far off moves it."""
+    """The mean of all scores. A single outlying run moves it."""
     return np.mean(scores, axis=(-2, -1))
 
 
@@ -102,7 +103,7 @@ def performance_profile(scores: Scores, thresholds: ArrayLike) -> Array:
 
 
 def probability_of_improvement(x: Scores, y: Scores) -> Array:
-    """P(X > Y): how probably a run of x beats a run of y on a task drawn at random. Ties count half.
+    """P(X > Y): the probability that a run of x beats a run of y on a task drawn at random. Ties count half.
 
     The mean over the tasks of Mann-Whitney's U divided by the number of pairs. Scores need not be normalized: only
     their order within a task counts. x [..., runs_x, tasks], y [..., runs_y, tasks] -> [...].
@@ -117,7 +118,7 @@ def probability_of_improvement(x: Scores, y: Scores) -> Array:
 
 
 def less(estimator: Estimator) -> TwoSampleEstimator:
-    """The estimate of x less that of y."""
+    """An estimator of the difference: the estimate of x minus that of y."""
     return lambda x, y: np.asarray(estimator(x) - estimator(y))
 
 
@@ -132,7 +133,7 @@ def bootstrap_interval(
     """Percentile interval of `estimator` from resampling runs within each task, independently (stratified bootstrap).
 
     Raises:
-        UsageError: fewer than two runs: they say nothing of how far the next one may fall.
+        UsageError: fewer than two runs: they say nothing about how far off the next one may fall.
     """
     parts = [estimator(x) for x in _resampled(scores, generator, resamples)]
     return _percentiles(np.concatenate(parts), confidence)
@@ -147,7 +148,7 @@ def bootstrap_interval_of_two(
     confidence: float = 0.95,
     resamples: int = 2000,
 ) -> Interval:
-    """`bootstrap_interval` of a statistic of two agents, whose runs are resampled independently of one another.
+    """`bootstrap_interval` for a statistic of two agents, whose runs are resampled independently of each other.
 
     Raises:
         UsageError: one of them has fewer than two runs.

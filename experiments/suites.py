@@ -1,4 +1,4 @@
-"""Suites of runs, as data. `ess-rl benchmark SUITE` trains what is missing of one; `experiments.benchmark` says how."""
+"""Suites of runs, as data. `ess-rl benchmark SUITE` trains a suite's missing runs; `experiments.benchmark` says how."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ class Job:
     env: str
     steps: int = 1_000_000  # env steps of each seed; updates on a data set
     seeds: Sequence[int] = range(10)
-    settings: Mapping[str, Any] = field(default_factory=dict)  # fields of the agent's Config that differ
+    settings: Mapping[str, Any] = field(default_factory=dict)  # fields of the agent's Config not at their defaults
     sweep: Mapping[str, Sequence[float]] = field(default_factory=dict)  # fields with several values
-    options: Mapping[str, Any] = field(default_factory=dict)  # of `plan.make`: episodes, compiled, backend ...
-    label: str = ""  # what tells it from another job of the same agent on the same task
-    dataset: str = ""  # what an offline agent learns from, a set of that env
+    options: Mapping[str, Any] = field(default_factory=dict)  # passed to `plan.make`: episodes, compiled, backend ...
+    label: str = ""  # tells it apart from other jobs of the same agent on the same task
+    dataset: str = ""  # the data set that an offline agent learns from, of that env
 
     @property
     def data_sets(self) -> list[str]:
-        """All that it learns from, or that old replay or demonstrations come of: they must be here."""
+        """All data sets that it learns from, or that old replay or demonstrations come from: they must be here."""
         others = [self.settings.get(name, "") for name in ("replay_from", "demonstrations")]
         return [name for name in (self.dataset, *others) if name]
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """The name of its folder."""
         folder = records.default_folder(self.agent, self.dataset or self.env).name
         return f"{folder}-{self.label.replace(' ', '-')}" if self.label else folder
 
     @property
     def members(self) -> int:
-        """Agents in it."""
+        """Number of members in it."""
         count = len(self.seeds)
         for values in self.sweep.values():
             count *= len(values)
         return count
 
 
-OTHER_CLIPS = (0.1, 0.3, 0.4)  # of PPO, beside its customary 0.2
+OTHER_CLIPS = (0.1, 0.3, 0.4)  # of PPO, in addition to its customary 0.2
 
-# In the order in which they are run: cheap and telling ones first.
+# In the order in which they are run: cheap and informative ones first.
 MUJOCO = (
     "HalfCheetah-v5",
     "Hopper-v5",
@@ -69,7 +69,7 @@ CLASSIC = (
     "ess/TwoLinkArm-v0",
     "ess/LQR-v0",
 )
-# Data sets of our own runs, of four seeds of P3O a task: their env, and how they are recorded.
+# Data sets from our own runs, of four seeds of P3O per task: their env, and how they are recorded.
 DATA_SETS = {
     f"ess/{name}/{level}-v0": (env, options)
     for name, env in {"halfcheetah": "HalfCheetah-v5", "hopper": "Hopper-v5", "walker2d": "Walker2d-v5"}.items()
@@ -79,12 +79,12 @@ DATA_SETS = {
         "medium-expert": "--member 1 --checkpoint 300000 1000000 --steps 400000",
     }.items()
 }
-# Of policies half way, half as large: for what is to take minutes.
+# From half-trained policies, half as large: for what should take minutes.
 SMALL_SETS = {
     "ess/hopper/small-v0": ("Hopper-v5", "--member 1 --checkpoint 300000 --steps 100000"),
     "ess/halfcheetah/small-v0": ("HalfCheetah-v5", "--member 2 --checkpoint 100000 --steps 100000"),
 }
-# Small sets that studies ask for: some demonstrations, and what a quick study takes in place of a true one.
+# Small data sets that studies ask for: some demonstrations, and what a quick study uses in place of a real one.
 DEMONSTRATIONS, RANDOM = "ess/pendulum/demonstrations-v0", "ess/pendulum/random-v0"
 OFFLINE_AGENTS = ("bc", "awac", "iql", "td3_bc", "p3o_offline")
 
@@ -101,7 +101,7 @@ def how_to_record(dataset: str) -> str:
     return f"{command} {options}, RUN a finished run on {env}"
 
 
-# DAPO's file with P3O's objective wants P3O's numbers. (Nothing holds its rate back.)
+# dapo.py with P3O's objective needs P3O's hyperparameters. (Nothing scales its learning rate down.)
 P3O_DA: dict[str, Any] = {
     "objective": "p3o",
     "learning_rate": 1.5e-4,
@@ -111,7 +111,7 @@ P3O_DA: dict[str, Any] = {
     "minibatch": 128,
 }
 SMALL = {"num_envs": 4, "rollout": 64, "epochs": 2, "minibatch": 64, "hidden": (8, 8)}
-SMOKE: Any = {  # of jobs that take seconds: they show that something works
+SMOKE: Any = {  # for jobs that take seconds: they show that something works
     "steps": 4_096,
     "seeds": range(3),
     "settings": SMALL,
@@ -121,10 +121,10 @@ SMOKE: Any = {  # of jobs that take seconds: they show that something works
 SUITES: dict[str, tuple[Job, ...]] = {
     # Half a minute: does the whole chain work?
     "smoke": tuple(Job(agent, env, **SMOKE) for env in ("Pendulum-v1", "ess/LQR-v0") for agent in ("p3o", "ppo")),
-    # Minutes a task.
+    # Minutes per task.
     "classic": tuple(Job(agent, env, steps=300_000) for env in CLASSIC for agent in ("p3o", "ppo")),
     # P3O with one configuration against PPO with four clip ranges: 500 M env steps, 7 to 8 hours on two cores; and
-    # Stable-Baselines3's PPO on the three tasks that everybody reports, an hour each. P3O's seeds are those that nobody
+    # Stable-Baselines3's PPO on the three tasks that everybody reports, an hour each. P3O's seeds are ones that nobody
     # had looked at when its configuration was fixed.
     "mujoco": tuple(
         job
@@ -136,9 +136,9 @@ SUITES: dict[str, tuple[Job, ...]] = {
             *([Job("sb3-ppo", env)] if env in MUJOCO[:3] else []),
         )
     ),
-    # Five agents on nine data sets, which must have been recorded. Tables of others are of a million updates of
-    # networks with 256 units twice: this is a hundredth, of a fourteenth, with a learning rate at which critics are
-    # learned all the same, and takes an hour on two cores.
+    # Five agents on nine data sets, which must have been recorded. Published tables use a million updates of networks
+    # with two layers of 256 units: this is a hundredth of the updates and a fourteenth of the network, with a learning
+    # rate at which critics are learned all the same, and takes an hour on two cores.
     "offline": tuple(
         Job(
             agent,

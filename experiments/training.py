@@ -1,11 +1,12 @@
-"""From a configuration to the iterations of a run, in however many processes they are computed.
+"""From a configuration to the iterations of a run, in any number of processes.
 
-Three ways to more than one process, all apart from each other: torchrun's share every member's environments and
-minibatches (`ess_rl.processes`); `--async` has one that collects (`ess_rl.asynchronous`); `--split K` gives each of K
-processes some of the members, which need nothing of each other. Each then has its share of the cores, and neither
-simulators nor updates wait for a core that the other has: the way to use all of a machine's for many seeds. A member
-draws and computes the same whatever its neighbors are, so it is that of a run in one process, bit for bit if torch has
-as many threads there (and each process two members or more: the sums of one alone are ordered otherwise).
+There are three mutually exclusive ways to use more than one process: torchrun's processes share each member's
+environments and minibatches (`ess_rl.processes`); `--async` has one that collects (`ess_rl.asynchronous`); `--split K`
+gives each of K processes some of the members, which need nothing from each other. Each then has its share of the cores,
+and neither simulators nor updates wait for a core that the other has: the way to use all cores of a machine for many
+seeds. A member draws and computes the same whatever its neighbors are, so it equals that of a run in one process, bit
+for bit if torch has as many threads there (and each process two members or more: sums over a single one are ordered
+differently).
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from experiments.records import Record
 
 @dataclass
 class Begun:
-    """What a run goes on from, beside its population. Its trees may be large, so they are empty once taken up."""
+    """Where a run starts or resumes, apart from its population. Its trees may be large, so `take` empties them."""
 
     iteration: int
     past: Tree  # see `experiments.past`
@@ -52,15 +53,15 @@ class Begun:
 
 @dataclass(frozen=True)
 class Training:
-    """The iterations that are left of a run."""
+    """The remaining iterations of a run."""
 
-    # At a checkpoint (`is_checkpoint`) population and replay are those of the run, whoever trained them.
+    # At a checkpoint (`is_checkpoint`) population and replay are those of the run, whichever process trained them.
     progress: Iterator[loop.Progress]
     compile_seconds: float
-    children: Sequence[Child] = ()  # processes that this one began
+    children: Sequence[Child] = ()  # processes that this one started
 
     def peak_memory_mib(self) -> float:
-        """The most memory that the children have held, all together."""
+        """The peak memory of the children, summed."""
         return sum(child.peak_memory_mib for child in self.children)
 
 
@@ -81,7 +82,7 @@ def is_checkpoint(config: Record, done: loop.Progress) -> bool:
 def training(
     config: Record, population: Population, env: VectorEnv, replay: Replay, begun: Begun
 ) -> Iterator[Training]:
-    """Compile, and train from where the run stands. What else it takes of processes ends with the context."""
+    """Compile, and train from where the run stands. Any other processes that this takes end with the context."""
     goes_on = begun.iteration < config["iterations"]
     if goes_on and config.get("split", 1) > 1:
         with _split(config, population, replay, begun) as found:
@@ -102,7 +103,7 @@ def _here(
     begun: Begun,
     collector: ProcessCollector | None = None,
 ) -> Training:
-    """Take up what the first process read, and compile."""
+    """Load what the first process read, and compile."""
     if begun.iteration > 0:
         population.state = processes.broadcast(population.state)
     older, shown = begun.take()
@@ -132,8 +133,8 @@ def _here(
 def _collector(config: Record, population: Population, env: VectorEnv) -> Iterator[ProcessCollector]:
     """The process that collects.
 
-    This one then takes half of torch's threads: those that wait for work spin, on CPUs that the other one needs. With
-    all of them, ten HalfCheetahs on two CPUs were slower than without the other process.
+    This one then uses half of torch's threads: those that wait for work spin, on CPUs that the other process needs.
+    With all of them, ten HalfCheetahs on two CPUs were slower than without the other process.
     """
     collector = ProcessCollector(partial(_acting_parts, config), population, env, config["config"]["rollout"])
     threads = torch.get_num_threads()
@@ -146,14 +147,14 @@ def _collector(config: Record, population: Population, env: VectorEnv) -> Iterat
 
 
 def _acting_parts(config: Record) -> tuple[Population, VectorEnv]:
-    """What that process needs of the run: a population that acts with the state it is given, and the environments."""
+    """What the collecting process needs: a population that acts with the state it is given, and the environments."""
     settings = {**config["config"], "lag": 0}
     return _population_and_env({**config, "device": "cpu", "config": settings})
 
 
 @contextmanager
 def _split(config: Record, population: Population, replay: Replay, begun: Begun) -> Iterator[Training]:
-    """One process for each part of the members, on cores of its own."""
+    """One process for each part of the members, each on its own cores."""
     count, cores = config["split"], machine.available_cores()
     threads = max(1, cores // count)
     shares = shares_of(population.size, count)
@@ -161,7 +162,7 @@ def _split(config: Record, population: Population, replay: Replay, begun: Begun)
     children = []
     try:
         for k, share in enumerate(shares):
-            own = cpus[k * cores // count : (k + 1) * cores // count] or cpus[k % cores :][:1]  # of few, one each
+            own = cpus[k * cores // count : (k + 1) * cores // count] or cpus[k % cores :][:1]  # if few, one each
             name = f"the process of members {share.start} to {share.stop - 1}"
             children.append(Child(name, _serve, _of_members(config, share), share.start, threads=threads, cpus=own))
         older, shown = begun.take()
@@ -181,14 +182,14 @@ def _split(config: Record, population: Population, replay: Replay, begun: Begun)
 
 
 def shares_of(members: int, count: int) -> list[range]:
-    """The members in each of `count` processes: as equal parts as there can be."""
+    """The members in each of `count` processes, in parts as equal as possible."""
     return [range(k * members // count, (k + 1) * members // count) for k in range(count)]
 
 
 def _in_step(
     config: Record, population: Population, replay: Replay, iteration: int, children: Sequence[Child]
 ) -> Iterator[loop.Progress]:
-    took = [0.0] * len(children)  # seconds of each, so far: none waits for the others
+    took = [0.0] * len(children)  # seconds of each process so far: none waits for the others
     for _ in range(iteration, config["iterations"]):
         parts = [child.answer() for child in children]
         before, progress = max(took), [loop.Progress(**_to_torch(part["progress"])) for part in parts]
@@ -205,13 +206,13 @@ def _in_step(
 
 
 def _waits(config: Record, done: loop.Progress) -> bool:
-    """Whether the processes stop until all have come so far and the run is saved: else one could be at its end by then,
-    and what it has told wait in the pipe."""
+    """Return whether the processes wait until all have come this far and the run is saved: otherwise one could have
+    finished by then, with its messages still waiting in the pipe."""
     return is_checkpoint(config, done) and done.iteration < config["iterations"]
 
 
 def _merged(parts: Sequence[loop.Progress], seconds: float) -> loop.Progress:
-    """The progress of all members in `seconds`, from that of each part of them."""
+    """The progress of all members in `seconds`, merged from that of each part of them."""
     phases = {name: sum(part.seconds[name] for part in parts) for name in parts[0].seconds}
     return replace(
         parts[0],
@@ -223,7 +224,7 @@ def _merged(parts: Sequence[loop.Progress], seconds: float) -> loop.Progress:
 
 
 def _along_members(function: Callable[..., Tensor], *pasts: Tree) -> Tree:
-    """function(tensor of each, the dimension that is its members') of what `experiments.past` holds."""
+    """Apply function(tensor of each, their dimension of members) to what `experiments.past` holds."""
     first = pasts[0]
     if not first:  # a run that needs none
         return {}
@@ -236,14 +237,14 @@ def _along_members(function: Callable[..., Tensor], *pasts: Tree) -> Tree:
 
 
 def _of_members(config: Record, share: range) -> Record:
-    """The configuration of some of a run's members alone."""
+    """The configuration of only some of a run's members."""
     of = slice(share.start, share.stop)
     sweep = {name: values[of] for name, values in config["sweep"].items()}
     return {**config, "seeds": config["seeds"][of], "sweep": sweep, "split": 1}
 
 
 def _serve(parent: Parent, config: Record, first_member: int) -> None:
-    """The other process: all iterations of its members, and at a checkpoint what it has of it."""
+    """The other process: all iterations of its members, and its part of each checkpoint."""
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for as long as there is something to print)
     population, env, replay = parts(config)
     population.first_member = first_member
@@ -261,7 +262,7 @@ def _serve(parent: Parent, config: Record, first_member: int) -> None:
 
 
 def _to_numpy(tree: Any) -> Any:
-    """Tensors as arrays, which a pipe copies; tensors would go on living in both processes' memory."""
+    """Convert tensors to arrays, which a pipe copies; tensors would stay alive in both processes' memory."""
     return tree_map(lambda x: x.numpy() if isinstance(x, Tensor) else x, tree)
 
 
@@ -271,7 +272,7 @@ def _to_torch(tree: Any) -> Any:
 
 def _population_and_env(config: Record) -> tuple[Population, VectorEnv]:
     population, agent_config = restore_population(config)
-    if config.get("split", 1) > 1:  # one that only says what there is: others act
+    if config.get("split", 1) > 1:  # one that only describes the task: other processes act
         return population, envs.make(config["env"], 1, backend=config["backend"], device=config["device"])
     staggered = option(agent_config, "starts") == "staggered"
     make: Callable[..., VectorEnv] = partial(envs.make, staggered=True) if staggered else envs.make
@@ -288,7 +289,7 @@ def _population_and_env(config: Record) -> tuple[Population, VectorEnv]:
 def restore_population(config: Record) -> tuple[Any, Any]:
     """The untrained population that a config.json describes (online or offline), and its agent's Config.
 
-    Of several processes: this one's share.
+    With several processes: this one's share.
     """
     name, known = config.get("agent"), AGENTS | OFFLINE_AGENTS
     if name not in known:

@@ -16,10 +16,11 @@ from experiments import run as runs
 
 
 def film(run: Path, member: int, out: Path, steps: int, seed: int, trust_env_spec: bool = False) -> None:
-    """One episode of a member's mean action, rendered by Gymnasium, as .mp4 or .gif; prints its return.
+    """Film one episode of a member's mean action, rendered by Gymnasium, as .mp4 or .gif; prints its return.
 
     Raises:
-        UsageError: no such member, no step, no such seed, a file type that cannot be written here, or no way to render.
+        UsageError: no such member, no steps, an invalid seed, a file type that cannot be written here, or no way to
+            render.
     """
     records.check_positive({"steps": steps})
     plan.check_seeds([seed])

@@ -1,4 +1,4 @@
 import torch
 
-# The tensors of the tests are small: a second thread only waits.
+# The tests use small tensors: a second thread would only wait.
 torch.set_num_threads(1)

@@ -1,1 +1,1 @@
-"""Data sets of Minari: the commands of `ess-rl dataset`, and what they do."""
+"""Minari data sets: the commands of `ess-rl dataset`, and what they do."""

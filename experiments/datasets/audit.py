@@ -1,4 +1,4 @@
-"""What is in a data set, what looks wrong with it, and how well a Gaussian describes who acted."""
+"""Audit of a data set: its contents, what looks wrong, and how well a Gaussian describes its behavior."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ess_rl.gaussian import Gaussian
 from experiments.report.text import table
 
 FLOORS = (-5.0, -4.0, -3.0, -2.0, -1.0)  # of log_std, in units of [-1, 1]
-_SAMPLES = 200_000  # at most, that models are fitted to and reports are of
+_SAMPLES = 200_000  # at most, for fitting models and for reports
 
 
 def audit(data: DataSet, model_updates: int) -> str:
-    """Sizes, returns, flags, actions, duplicates, the behavior, and two models of it. -> Markdown"""
+    """Report sizes, returns, flags, actions, duplicates, the behavior, and two models of it. -> Markdown"""
     return "\n".join([*_facts(data), "", *_behavior(data, model_updates)])
 
 
@@ -56,11 +56,11 @@ def _facts(data: DataSet) -> list[str]:
 
 
 def _some_episodes(starts: torch.Tensor, steps: int) -> torch.Tensor:
-    """Indices [n] of whole episodes spread evenly over a set, n about _SAMPLES at most: its policies lie in order."""
+    """Steps [n] of whole episodes spread evenly over a set (its policies lie in order), n about _SAMPLES at most."""
     chosen = torch.arange(steps)
     if steps <= _SAMPLES:
         return chosen
-    number = torch.bucketize(chosen, starts, right=True) - 1  # of the episode that a step is in
+    number = torch.bucketize(chosen, starts, right=True) - 1  # number of the episode that a step is in
     share = _SAMPLES / steps
     return chosen[torch.ceil((number + 1) * share) > torch.ceil(number * share)]  # the first episode is one of them
 

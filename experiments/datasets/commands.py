@@ -1,4 +1,4 @@
-"""The commands of `ess-rl dataset`: each returns what to print."""
+"""The commands of `ess-rl dataset`: each returns the text to print."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Positional = tyro.conf.Positional
 
 
 def list_sets() -> str:
-    """The data sets that are here: ess-rl dataset list"""
+    """List the local data sets: ess-rl dataset list"""
     rows = [["data set", "env", "steps", "episodes", "MB", "references"]]
     for name, metadata in minari_data.local().items():
         spec = minari_env.spec_text(metadata)
@@ -35,11 +35,11 @@ def list_sets() -> str:
 
 
 def show(dataset_id: Positional[str], trust_env_spec: bool = False) -> str:
-    """What a data set says of itself: ess-rl dataset show ID
+    """Show what a data set says about itself: ess-rl dataset show ID
 
     Args:
-        dataset_id: its name.
-        trust_env_spec: import the code that its env spec names, should it have recorded no spaces.
+        dataset_id: name of the data set.
+        trust_env_spec: import the code that the set's env spec names, if it recorded no spaces.
     """
     data = minari_data.load(dataset_id, trust=trust_env_spec, say=print)
     lines = [f"{dataset_id}: {len(data.transitions.reward):,} steps in {len(data.starts):,} episodes"]
@@ -54,12 +54,12 @@ def show(dataset_id: Positional[str], trust_env_spec: bool = False) -> str:
 
 
 def audit(dataset_id: Positional[str], model_updates: int = 3000, trust_env_spec: bool = False) -> str:
-    """Look for what is wrong with a data set, and fit a behavior model to it: ess-rl dataset audit ID
+    """Look for problems in a data set, and fit a behavior model to it: ess-rl dataset audit ID
 
     Args:
-        dataset_id: its name.
-        model_updates: of the behavior models, at most.
-        trust_env_spec: import the code that its env spec names, should it have recorded no spaces.
+        dataset_id: name of the data set.
+        model_updates: maximum number of updates of the behavior models.
+        trust_env_spec: import the code that the set's env spec names, if it recorded no spaces.
     """
     from experiments.datasets import audit
 
@@ -68,13 +68,13 @@ def audit(dataset_id: Positional[str], model_updates: int = 3000, trust_env_spec
 
 
 def score(dataset_id: Positional[str], runs: Positional[tuple[Path, ...]]) -> str:
-    """Normalized last scores of runs, between a set's reference returns: ess-rl dataset score ID RUN [RUN ...]
+    """Normalize final returns of runs by a set's reference returns: ess-rl dataset score ID RUN [RUN ...]
 
-    0 is the set's ref_min_score and 1 its ref_max_score, as Minari counts (tables of D4RL have it times 100).
+    0 is the set's ref_min_score and 1 its ref_max_score, as in Minari (D4RL's tables multiply by 100).
 
     Args:
-        dataset_id: whose references to take.
-        runs: finished run folders, of whatever was trained in this set's task.
+        dataset_id: the data set whose references to use.
+        runs: finished run folders, of anything trained in this set's task.
     """
     from experiments import offline_run, statistics
 
@@ -113,14 +113,14 @@ def import_d4rl(
     file: Positional[Path], *, id: str, env: str, ref_min: float | None = None, ref_max: float | None = None,
     overwrite: bool = False,
 ) -> str:  # fmt: skip
-    """Turn a D4RL HDF5 file that you have into a Minari data set: ess-rl dataset import-d4rl FILE --id ID --env ENV
+    """Convert a local D4RL HDF5 file to a Minari data set: ess-rl dataset import-d4rl FILE --id ID --env ENV
 
     Args:
-        file: with observations, actions, rewards, terminals and, where there are any, timeouts and next_observations.
-        id: the name of the new set.
-        env: the task that it is of, as it is called today.
-        ref_min: return of the normalized score 0.
-        ref_max: return of the normalized score 1.
+        file: with observations, actions, rewards, terminals and, if there are any, timeouts and next_observations.
+        id: name of the new set.
+        env: the task it was recorded in, under its current name.
+        ref_min: return whose normalized score is 0.
+        ref_max: return whose normalized score is 1.
         overwrite: replace the set of that name.
     """
     from envs import d4rl

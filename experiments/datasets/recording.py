@@ -1,6 +1,6 @@
-"""Data sets from policies: whole episodes of a run's checkpoint, or of a random policy, with what acted in them.
+"""Data sets from policies: whole episodes of a run's checkpoint, or of a random policy, with the behavior recorded.
 
-They act with their own noise: the mean 0 and the standard deviation of uniform actions where nothing was trained.
+Policies act with their own noise; the random one has mean 0 and the standard deviation of uniform actions.
 """
 
 from __future__ import annotations
@@ -50,23 +50,23 @@ def record(
     trust_env_spec: bool = False,
     overwrite: bool = False,
 ) -> str:
-    """Record a policy, with what it is, into a Minari data set: ess-rl dataset record RUN --id ID
+    """Record a policy's episodes, mean and log_std as a Minari data set: ess-rl dataset record RUN --id ID
 
     Args:
         source: the run folder whose policy acts.
-        dataset_id: the name of the new set, e.g. ess/hopper/medium-v0.
-        random_env: in place of a run: a task, in which a random Gaussian acts.
-        steps: at least so many; every environment ends the episode it is in.
-        member: of the run's population.
-        checkpoint: steps of training; the checkpoint nearest acts. Several share the steps, in their order, the k-th
+        dataset_id: name of the new set, e.g. ess/hopper/medium-v0.
+        random_env: instead of a run: a task, in which a random Gaussian policy acts.
+        steps: minimum number of steps; every environment finishes the episode it is in.
+        member: index in the run's population.
+        checkpoint: training steps; the nearest checkpoint acts. Several share the steps, in the given order, the k-th
             with seed + k. Default: the newest.
-        temperature: what the policy's standard deviation is multiplied with.
-        num_envs: environments side by side.
-        seed: of environments and actions.
-        ref_min: return of the normalized score 0. Default: that of the random policy.
-        ref_max: return of the normalized score 1. Default: that of the suite's table of references.
-        author: who answers for the set.
-        code_permalink: where the code is.
+        temperature: factor on the policy's standard deviation.
+        num_envs: number of environments that run side by side.
+        seed: seed of environments and actions.
+        ref_min: return whose normalized score is 0. Default: that of the random policy.
+        ref_max: return whose normalized score is 1. Default: that of the suite's table of references.
+        author: person responsible for the set.
+        code_permalink: link to the code.
         trust_env_spec: import the code that the env spec of the run's own data set names.
         overwrite: replace the set of that name.
     """
@@ -93,7 +93,7 @@ def record(
     env = envs.make(env_id, num_envs, backend=config["backend"], **options)
     if env.max_episode_steps is None:
         raise UsageError(f"{env_id} has no time limit, so an episode may never end")
-    minari_write.spec_of(env_id, **options)  # refuses now what could not be written at the end
+    minari_write.spec_of(env_id, **options)  # refuse now what could not be written at the end
     known = None if options else references.REFERENCES.get(env_id)  # with other options it is another task
     if ref_min is None:
         ref_min = known.random if known else float(np.mean(references.random_returns(env_id, **options)[0]))
@@ -136,7 +136,7 @@ def record(
 
 
 def check_references(low: float | None, high: float | None) -> None:
-    """Raises UsageError where returns cannot be normalized with these two."""
+    """Raise UsageError if returns cannot be normalized with these two."""
     if not all(math.isfinite(x) for x in (low, high) if x is not None):
         raise UsageError(f"--ref-min {low} --ref-max {high}: must be finite numbers")
     if low is not None and low == high:
@@ -151,10 +151,10 @@ def roll_out(
     temperature: float = 1.0,
     tell: Callable[[float], None] | None = None,
 ) -> Iterator[Episode]:
-    """Whole episodes, at least `steps` steps together, environment by environment; a function of the seed.
+    """Whole episodes, at least `steps` steps in total, environment by environment; a function of the seed.
 
-    Every environment takes an equal share of the steps and then ends the episode it is in. Taking whichever episodes
-    end first would prefer short ones.
+    Every environment takes an equal share of the steps and then finishes the episode it is in. Taking whichever
+    episodes end first would favor short ones.
     """
     seeds = random.fold_in(torch.tensor([seed]), _ENVS)
     obs = env.reset(random.fold_in(seeds, torch.arange(env.num_envs)).to(env.device))
@@ -205,7 +205,7 @@ def _random(env_id: str) -> Act:
 
 
 def _of_run(source: Path, member: int, checkpoint: int | None, trust: bool) -> tuple[Act, records.Record, str]:
-    """-> (its policy, its configuration, in words)"""
+    """Load a run's policy. -> (the policy, the run's configuration, a description)"""
     from experiments import run
 
     population, config, _, path = run.load_checkpoint(source, checkpoint, trust=trust)

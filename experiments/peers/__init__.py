@@ -1,1 +1,1 @@
-"""Agents of other libraries, under this suite's evaluation and records: references beside our own."""
+"""Agents of other libraries, under this suite's evaluation and records: references alongside our own."""

@@ -1,6 +1,6 @@
-"""A run of another library's agent: each seed a process of its own, with one thread and one file when it is done.
+"""A run of another library's agent: each seed in its own process, with one thread and one file when it is done.
 
-So a killed run goes on with the seeds that are missing, and a finished one takes more seeds.
+So a killed run resumes with the missing seeds, and a finished one can be extended with more seeds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from experiments.records import Record
 def begin(record: Record, out: Path, same: Sequence[str], *, overwrite: bool) -> Path:
     """Make a peer's folder and write `record` as its config.json. -> the folder
 
-    A folder whose config.json agrees in all of `same` is taken as it is, if its seeds are among those asked for.
+    A folder whose config.json agrees in all of `same` is reused if its seeds are among those requested.
     """
     if overwrite or not (out / "config.json").exists():
         records.prepare_folder(out, overwrite=overwrite)
@@ -35,16 +35,16 @@ def begin(record: Record, out: Path, same: Sequence[str], *, overwrite: bool) ->
             raise UsageError(
                 f"--out {out} holds seeds {before['seeds']}, which are not all asked for: ask for them too"
             )
-        if before["seeds"] != record["seeds"]:  # a result of fewer seeds is made anew from the seeds' own files
+        if before["seeds"] != record["seeds"]:  # a result of fewer seeds is rebuilt from the seeds' own files
             (out / "result.json").unlink(missing_ok=True)
             records.write_json(out / "config.json", {**before, "seeds": record["seeds"]})
     return out
 
 
 def train_missing(run: Path, jobs: int | None, train: Callable[[Record, int], Record], **more: Any) -> Record:
-    """The same with `train`, a function of (config, seed) that is called in other processes.
+    """Train the missing seeds with `train`, a function of (config, seed) called in other processes. -> the result
 
-    more: what else result.json will hold, each a function of the final returns of all seeds.
+    more: additional entries of result.json, each a function of the final returns of all seeds.
     """
     if jobs is not None:
         records.check_positive({"jobs": jobs})
@@ -63,7 +63,7 @@ def train_missing(run: Path, jobs: int | None, train: Callable[[Record, int], Re
             "final_return": finals,
             "training_return": [part["training_return"] for part in parts],
             "episodes": config["episodes"],
-            # Of one process on one thread, as a rule beside others: `ess-rl throughput` is the fair measure.
+            # Of one process on one thread, usually next to others: `ess-rl throughput` is the fair measure.
             "steps_per_second": sum(part[steps] / part["training_seconds"] for part in parts) / len(parts),
             "peak_memory_mib": max(part["peak_memory_mib"] for part in parts),
             **{name: function(finals) for name, function in more.items()},
@@ -89,12 +89,12 @@ def _train(run: Path, config: Record, seeds: Sequence[int], jobs: int, train: Ca
                 f"and 'ess-rl resume {run}' goes on"
             ) from None
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # the seeds that wait would only delay the news
+            pool.shutdown(wait=False, cancel_futures=True)  # waiting seeds would only delay the error
             raise
 
 
 def _end_with_command() -> None:
-    """In a process of the pool: a seed that outlived its command would train unseen, beside another of the same."""
+    """End with the command: a seed that outlived it would train unseen, next to another process for the same seed."""
     machine.end_with_parent()
     parent = multiprocessing.parent_process()
     if parent is not None and not parent.is_alive():

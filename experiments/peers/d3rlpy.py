@@ -1,29 +1,30 @@
-"""d3rlpy's BC, AWAC, IQL and TD3+BC on the data, numbers, evaluation and records of our offline agents.
+"""d3rlpy's BC, AWAC, IQL and TD3+BC with the data, hyperparameters, evaluation and records of our offline agents.
 
 They see the transitions that `ess_rl.offline` sees: observations normalized by the statistics of all the data (and
-clipped, as `normalizer.standardize` does), actions clipped to [-1, 1], rewards scaled where the agent scales them.
-d3rlpy knows episodes, and drops the last transition of one that its clock cut, because it has nowhere to keep what that
-led to: here such an episode has a last step more, which holds that observation and is never drawn. Their numbers are
-those of the agents in `agents`: networks, Adam (its epsilon of 1e-5 too), minibatches drawn with replacement, discount,
-tau. A policy is scored as ours are, by its mean action in episodes that begin as those of our run with that seed.
+clipped, as in `normalizer.standardize`), actions clipped to [-1, 1], rewards scaled if the agent scales them. d3rlpy
+stores episodes, and drops the last transition of a truncated one, because it has nowhere to keep the observation that
+this transition led to: here such an episode has one more step, which holds that observation and is never drawn. Their
+hyperparameters are those of the agents in `agents`: networks, Adam (including its epsilon of 1e-5), minibatches drawn
+with replacement, discount, tau. A policy is scored like ours, by its mean action in episodes that begin like those of
+our run with the same seed.
 
-What no option undoes, read in d3rlpy 2.8.1 (ours; theirs):
-    all      weights begin orthogonal, policies near 0; torch's uniform ones (`--first-weights ours`, not for `bc`:
-             those of our agent with that seed, and its log_std). All gradients of an update are taken at the same
-             parameters; the critics step first, and the policy sees what they are then. The likelihood is that of the
-             action as it was sampled (but `iql`'s); as it was clipped
-    bc       a Gaussian's likelihood, its width a function of the state; squared distance to a deterministic tanh policy
+Remaining differences, with the option that removes one if there is any, as read in d3rlpy 2.8.1 (ours; theirs):
+    all      initial weights are orthogonal, policies near 0; torch's uniform ones (`--first-weights ours`, not for
+             `bc`: those of our agent with that seed, and its log_std). All gradients of an update are taken at the same
+             parameters; the critics step first, and the policy sees the updated ones. The likelihood is that of the
+             action as sampled (except in `iql`); as clipped
+    bc       likelihood of a Gaussian with state-dependent width; squared distance to a deterministic tanh policy
     awac     weights exp(A / temperature) up to 100, or a softmax over the minibatch (`awac --weights softmax`); the
-             softmax. Q is the policy's value; its value with its entropy as a bonus, at the temperature of 1 that stays
-             in from their SAC (`--entropy-temperature 0` takes it out). A mean without tanh, for all; tanh of the mean
-             for likelihood and advantage, tanh of the sample for the critic's target. log_std begins at -1 and stays
-             above -4; at -3, within -6 and 0
-    iql      log_std begins at -1 and stays above -4; at -1.5, within -5 and 2
-    td3_bc   the policy moves at updates 2, 4, 6 ...; 1, 3, 5 ...
-With all that out of the way their gradients are ours: `tests/experiments/test_d3rlpy.py`.
+             softmax. Q is the policy's value; its value with its entropy as a bonus, at the temperature of 1 left over
+             from their SAC (`--entropy-temperature 0` removes it). A mean without tanh throughout; tanh of the mean for
+             likelihood and advantage, tanh of the sample for the critic's target. log_std starts at -1 and stays above
+             -4; at -3, between -6 and 0
+    iql      log_std starts at -1 and stays above -4; at -1.5, between -5 and 2
+    td3_bc   the policy is updated at updates 2, 4, 6 ...; 1, 3, 5 ...
+With all of these removed, their gradients are ours: `tests/experiments/test_d3rlpy.py`.
 
-Each seed is a process with one thread, as in `peers`. d3rlpy comes without its requirements, because it pins another
-gymnasium than our environments need: INSTALL says how.
+Each seed is a process with one thread, as in `peers`. d3rlpy is installed without its requirements, because it pins a
+gymnasium version other than the one our environments need: INSTALL says how.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class AWACConfig:
     return_range: float = 0.0  # rewards are scaled so that returns of the data span this; 0 leaves them as they are
     learning_rate: float = 3e-4  # of Adam, for the policy and the critics
     discount: float = 0.99  # per control step
-    tau: float = 0.005  # share of the critics that enters their targets at each update
+    tau: float = 0.005  # share of the critics mixed into their targets at each update
     first_weights: Literal["theirs", "ours"] = "theirs"  # theirs are torch's, ours those of our agent with that seed
     hidden: tuple[int, ...] = (256, 256)  # relu units of policy and critics
     minibatch: int = 256  # samples of one update
@@ -96,7 +97,7 @@ class IQLConfig:
     return_range: float = 1000.0  # rewards are scaled so that returns of the data span this; 0 leaves them as they are
     learning_rate: float = 3e-4  # of Adam; the policy's falls to 0 as a cosine
     discount: float = 0.99  # per control step
-    tau: float = 0.005  # share of the critics that enters their targets at each update
+    tau: float = 0.005  # share of the critics mixed into their targets at each update
     first_weights: Literal["theirs", "ours"] = "theirs"  # theirs are torch's, ours those of our agent with that seed
     hidden: tuple[int, ...] = (256, 256)  # relu units of policy, value and critics
     minibatch: int = 256  # samples of one update
@@ -106,20 +107,20 @@ class IQLConfig:
 class TD3BCConfig:
     """Defaults are those of `agents.td3_bc`."""
 
-    alpha: float = 2.5  # weight of Q beside the squared distance to the data; 0 is cloning
+    alpha: float = 2.5  # weight of Q against the squared distance to the data; 0 is behavior cloning
     policy_noise: float = 0.2  # standard deviation of the noise on the target's action, in units of [-1, 1]
     noise_clip: float = 0.5  # bound of that noise
-    policy_delay: int = 2  # updates of the critics for one of the policy and the targets
+    policy_delay: int = 2  # updates of the critics for each one of the policy and the targets
     learning_rate: float = 3e-4  # of Adam, for the policy and the critics
     discount: float = 0.99  # per control step
-    tau: float = 0.005  # share of policy and critics that enters their targets when these move
+    tau: float = 0.005  # share of policy and critics mixed into their targets when these move
     first_weights: Literal["theirs", "ours"] = "theirs"  # theirs are torch's, ours those of our agent with that seed
     hidden: tuple[int, ...] = (256, 256)  # relu units of policy and critics
     minibatch: int = 256  # samples of one update
 
 
 def bc(d3rlpy: Any, config: BCConfig, steps: int) -> Any:
-    """-> d3rlpy's config of the algorithm, for so many updates; as the others below"""
+    """-> d3rlpy's config of the algorithm for `steps` updates; likewise in the functions below"""
     return d3rlpy.algos.BCConfig(
         batch_size=config.minibatch,
         learning_rate=config.learning_rate,
@@ -178,7 +179,7 @@ class Peer(NamedTuple):
     """One algorithm of d3rlpy."""
 
     description: str
-    ours: str  # the agent beside it
+    ours: str  # our corresponding agent
     config: type
     build: Callable[[Any, Any, int], Any]  # d3rlpy, config, updates -> d3rlpy's config
 
@@ -192,11 +193,11 @@ PEERS: dict[str, Peer] = {
 
 
 def library() -> Any:
-    """d3rlpy, imported. Raises UsageError where it is not installed, or something that it needs."""
+    """Import d3rlpy. Raises UsageError if d3rlpy, or something that it needs, is not installed."""
     if importlib.util.find_spec("d3rlpy") is None:
         raise UsageError(f"d3rlpy is not installed: {INSTALL}")
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # gym, which it imports, says that gymnasium has replaced it
+        with contextlib.redirect_stderr(io.StringIO()):  # gym, which it imports, warns that gymnasium replaced it
             return importlib.import_module("d3rlpy")
     except ImportError as error:
         raise UsageError(f"d3rlpy cannot be imported ({error}): {INSTALL}") from None
@@ -219,7 +220,7 @@ def start(
 ) -> Path:
     """Check a configuration, make its folder and write config.json. -> the folder
 
-    A folder that holds the same run is taken as it is: with the same seeds or fewer, it goes on.
+    A folder that holds the same run, with the same seeds or fewer, is reused, and the run resumes.
 
     Args:
         settings: fields of the peer's config that are not at their defaults.
@@ -227,7 +228,7 @@ def start(
         episodes, eval_env, trust, download, backend: as in `offline_run.make`.
 
     Raises:
-        UsageError: anything in it cannot work, or `out` holds something else. Nothing has been written then.
+        UsageError: anything in it cannot work, or `out` holds something else. In either case nothing has been written.
     """
     config = PEERS[agent].config(**settings)
     counts = {name: value for name, value in dataclasses.asdict(config).items() if isinstance(value, int)}
@@ -248,7 +249,7 @@ def start(
 
 
 def carry_on(folder: Path, jobs: int | None = None, *, trust: bool = False) -> Record:
-    """Train the seeds that are missing, `jobs` at a time (default: one a core), and write the result. -> the result
+    """Train the missing seeds, `jobs` at a time (default: one per core), and write the result. -> the result
 
     Raises:
         UsageError: as `offline_run.carry_on`, or d3rlpy is missing.
@@ -279,14 +280,14 @@ def train_one(config: Record, seed: int, *, trust: bool = False) -> Record:
         "seed": seed,
         "updates": config["steps"],
         "final_return": run.evaluate(learner, config, config["episodes"]).mean().item(),
-        "training_return": None,  # nothing was acted in training
+        "training_return": None,  # no policy acted in training
         "training_seconds": seconds,
         "peak_memory_mib": peak_memory_mib(),
     }
 
 
 class Learner:
-    """One seed of one algorithm on a data set [N, ...]. An evaluation takes it for a population of one."""
+    """One seed of one algorithm on a data set [N, ...]. To an evaluation it is a population of one."""
 
     size, device = 1, torch.device("cpu")
 
@@ -297,7 +298,7 @@ class Learner:
         self.stats = offline.data_stats(data, self.device)
         self.minibatch = config.minibatch
         parts = episodes(data, self.stats, getattr(config, "return_range", 0.0))
-        with contextlib.redirect_stdout(io.StringIO()):  # it logs what it found
+        with contextlib.redirect_stdout(io.StringIO()):  # it logs what it finds
             self.buffer = d3rlpy.dataset.create_infinite_replay_buffer(
                 [d3rlpy.dataset.Episode(**part) for part in parts]
             )
@@ -306,23 +307,23 @@ class Learner:
         if isinstance(config, AWACConfig):
             factor = config.entropy_temperature
             log_factor = math.log(factor) if factor > 0.0 else -math.inf
-            self.algorithm.impl.modules.log_temp._parameter.data.fill_(log_factor)  # which none of its updates moves
+            self.algorithm.impl.modules.log_temp._parameter.data.fill_(log_factor)  # no update changes it
         if getattr(config, "first_weights", "theirs") == "ours":
             begin_as_ours(self.algorithm.impl.modules, peer, config, data, seed)
         assert self.buffer.transition_count == len(data.reward)
 
     def update(self) -> dict[str, float]:
-        """One update, on a minibatch drawn as d3rlpy draws them. -> its losses"""
+        """Run one update, on a minibatch drawn as d3rlpy draws them. -> its losses"""
         return self.algorithm.update(self.buffer.sample_transition_batch(self.minibatch))
 
     def policy(self, obs: Tensor) -> Gaussian:
-        """The mean action at raw observations [1, N, obs_dim]; its log_std is not asked for, and 0."""
+        """The mean action at raw observations [1, N, obs_dim]; its log_std is not used, and 0."""
         mean = torch.from_numpy(self.algorithm.predict(normalizer.standardize(self.stats["obs"], obs[0]).numpy()))
         return Gaussian(mean[None], torch.zeros_like(mean[None]))
 
 
 def begin_as_ours(modules: Any, peer: Peer, config: Any, data: Transitions, seed: int) -> None:
-    """Give d3rlpy's networks, and their targets, the first weights of our agent with that seed; log_std too."""
+    """Give d3rlpy's networks, and their targets, the initial weights and log_std of our agent with that seed."""
     ours = OFFLINE_AGENTS[peer.ours]
     known = {field.name for field in dataclasses.fields(ours.config)}
     numbers = {name: value for name, value in dataclasses.asdict(config).items() if name in known}
@@ -337,7 +338,7 @@ def begin_as_ours(modules: Any, peer: Peer, config: Any, data: Transitions, seed
     for module, layers in pairs:
         linears = [part for part in module.modules() if isinstance(part, torch.nn.Linear)]
         for linear, layer in zip(linears, layers.values(), strict=True):
-            linear.weight.data.copy_(layer["weight"].T)  # which is stored [out, in] there
+            linear.weight.data.copy_(layer["weight"].T)  # torch stores [out, in]
             linear.bias.data.copy_(layer["bias"])
     if "log_std" in params["policy"]:  # theirs is low + (high - low) sigmoid(parameter)
         low, high = modules.policy._min_logstd, modules.policy._max_logstd
@@ -346,9 +347,9 @@ def begin_as_ours(modules: Any, peer: Peer, config: Any, data: Transitions, seed
 
 
 def episodes(data: Transitions, stats: Tree, return_range: float = 0.0) -> Iterator[dict[str, Any]]:
-    """What `d3rlpy.dataset.Episode` takes, of each episode of a data set [N, ...] with these `offline.data_stats`.
+    """Arguments of `d3rlpy.dataset.Episode` for each episode of a data set [N, ...] with these `offline.data_stats`.
 
-    An episode of L steps that did not terminate has L + 1 here: d3rlpy makes L transitions of it.
+    An episode of L steps that did not terminate has L + 1 here: d3rlpy makes L transitions from it.
     """
     obs, next_obs = (normalizer.standardize(stats["obs"], x) for x in (data.obs, data.next_obs))
     scale = offline.reward_scale(stats, torch.tensor(return_range))

@@ -1,4 +1,4 @@
-"""Stable-Baselines3's PPO and SAC under this suite's evaluation and records, as references beside our own agents."""
+"""Stable-Baselines3's PPO and SAC under this suite's evaluation and records, as references next to our own agents."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class PPOConfig:
     learning_rate: float = 3e-4  # of Adam, at the start; falls linearly to 0
     discount: float = 0.99  # per control step
     lambda_: float = 0.95  # of GAE
-    clip: float = 0.2  # how far the ratio may leave 1 before its sample has no gradient
+    clip: float = 0.2  # how far the ratio may move from 1 before its sample has no gradient
     log_std: float = -1.0  # of the initial policy; SB3's own default is 0
     num_envs: int = 16  # environments of one seed
     rollout: int = 128  # steps of each environment between updates
@@ -38,20 +38,20 @@ class PPOConfig:
 class SACConfig:
     """Defaults are those of SB3 and of the paper (Haarnoja et al. 2018, arXiv 1812.05905).
 
-    But for `learning_starts`, which is 100 in SB3 and 10,000 for HalfCheetah in the paper.
+    The exception is `learning_starts`, which is 100 in SB3 and 10,000 for HalfCheetah in the paper.
     """
 
     learning_rate: float = 3e-4  # of Adam, for policy, critics and temperature
     discount: float = 0.99  # per control step
-    tau: float = 0.005  # share of the critics that enters their targets at each update
-    num_envs: int = 1  # environments of one seed; one update for each step of each
+    tau: float = 0.005  # share of the critics mixed into their targets at each update
+    num_envs: int = 1  # environments of one seed; one update per step of each
     minibatch: int = 256  # samples of one update
     buffer: int = 1_000_000  # transitions kept
     learning_starts: int = 10_000  # random steps before the first update
 
 
 def _as_ours(env: Any) -> Any:
-    """Observations as one vector, and actions in [-1, 1], where the task has others: PPO's numbers are of that unit."""
+    """Flatten observations and scale actions to [-1, 1], if needed: PPO's hyperparameters are in that unit."""
     from gymnasium.wrappers import FlattenObservation, RescaleAction
 
     space, low, high = env.action_space, np.float32(-1.0), np.float32(1.0)
@@ -102,7 +102,7 @@ def sac(env: str, seed: int, config: SACConfig) -> tuple[Any, Any]:
         batch_size=config.minibatch,
         buffer_size=config.buffer,
         learning_starts=config.learning_starts,
-        gradient_steps=-1,  # as many as steps were taken
+        gradient_steps=-1,  # as many as there were steps
         seed=seed,
         device="cpu",
     )
@@ -136,15 +136,15 @@ def start(
 ) -> Path:
     """Check a configuration, make its folder and write config.json. -> the folder
 
-    A folder that holds the same run is taken as it is: with the same seeds or fewer, it goes on.
+    A folder that holds the same run, with the same seeds or fewer, is reused, and the run resumes.
 
     Args:
         settings: fields of the peer's config that are not at their defaults.
         steps: env steps of each seed; rounded up to whole iterations by SB3.
-        episodes: of the final evaluation of each seed (mean action, statistics frozen), apart from training.
+        episodes: of the final evaluation of each seed (mean action, statistics frozen), separate from training.
 
     Raises:
-        UsageError: anything in it cannot work, or `out` holds something else. Nothing has been written then.
+        UsageError: anything in it cannot work, or `out` holds something else. In either case nothing has been written.
     """
     config = PEERS[agent].config(**settings)
     counts = {name: value for name, value in dataclasses.asdict(config).items() if isinstance(value, int)}
@@ -157,7 +157,7 @@ def start(
         raise UsageError(f"--minibatch {config.minibatch}: must be at least 2, for its advantages are standardized")
     if config.num_envs * getattr(config, "rollout", 2) < 2:
         raise UsageError("--num-envs 1 --rollout 1: one step has no spread to standardize; --rollout 2 or more")
-    envs.make(env_id, 1, backend="gymnasium").close()  # refuses what cannot be had, before a folder is made
+    envs.make(env_id, 1, backend="gymnasium").close()  # refuse an unavailable task before a folder is made
     record = {
         "format": records.FORMAT, "agent": agent, "env": env_id, "backend": "gymnasium",
         "seeds": list(seeds), "sweep": {}, "steps": steps, "episodes": episodes,
@@ -167,7 +167,7 @@ def start(
 
 
 def carry_on(run: Path, jobs: int | None = None) -> Record:
-    """Train the seeds that are missing, `jobs` at a time (default: one a core), and write the result. -> the result"""
+    """Train the missing seeds, `jobs` at a time (default: one per core), and write the result. -> the result"""
     return by_seed.train_missing(run, jobs, train_one)
 
 
@@ -184,7 +184,7 @@ def train_one(config: Record, seed: int) -> Record:
     began = time.perf_counter()
     try:
         model.learn(steps, callback=_collect_late(late, steps))
-    except ValueError as error:  # what torch's distributions say of a policy that is no number any more
+    except ValueError as error:  # raised by torch's distributions when the policy has become NaN
         raise _diverged(config, seed, str(error).split("\n")[0]) from None
     seconds = time.perf_counter() - began
     if isinstance(environments, VecNormalize):

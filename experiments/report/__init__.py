@@ -1,1 +1,1 @@
-"""What came out of many runs, from their files alone: tables for a terminal, and the report of a directory."""
+"""Results of many runs, from their files only: tables for a terminal, and the report of a directory."""

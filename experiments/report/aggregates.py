@@ -1,7 +1,7 @@
-"""Which rows may be put together over tasks, and what comes out: normalized aggregates, comparisons of agents.
+"""Groups of rows that may be aggregated over tasks, and their results: normalized aggregates, comparisons of agents.
 
 A group holds methods that ran the same tasks with the same seeds on every task, under one budget of env steps.
-Whatever stays out of a group is named, with the reason.
+Whatever is left out of a group is named, with the reason.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from experiments.collection import Collection, Method, Row, Task, span
 from experiments.statistics import Array, Interval, Scores
 
 STATISTICS = ("IQM", "median", "mean", "optimality gap")
-PAIRS_UP_TO = 8  # methods: more of them are compared with the best one alone, for a table one can read
+PAIRS_UP_TO = 8  # methods: if there are more, they are compared only with the best, for a readable table
 
 
 class Estimate(NamedTuple):
@@ -28,19 +28,19 @@ class Estimate(NamedTuple):
 
 @dataclass
 class Group:
-    """Methods on the tasks that all of them have."""
+    """Methods and the tasks that all of them ran."""
 
     steps: int
     unit: str  # of the steps
     tasks: tuple[Task, ...]  # sorted
-    scored: tuple[Task, ...]  # those of them that have a reference return
+    scored: tuple[Task, ...]  # those that have a reference return
     raw: dict[str, Scores]  # label -> final returns [seeds, tasks]
-    normalized: dict[str, Scores]  # label -> normalized scores [seeds, scored tasks]; empty where nothing is scored
+    normalized: dict[str, Scores]  # label -> normalized scores [seeds, scored tasks]; empty if nothing is scored
     left_out: list[str] = field(default_factory=list)
 
 
 def groups(found: Collection) -> list[Group]:
-    """All groups of a collection, largest first. What falls out of them is added to `found.problems`."""
+    """All groups of a collection, largest first. What is left out of them is added to `found.problems`."""
     _name_unreferenced(found)
     made = []
     for budget in sorted({(row.task.steps, row.task.unit) for row in found.rows}, reverse=True):
@@ -51,7 +51,7 @@ def groups(found: Collection) -> list[Group]:
 
 
 def aggregate(scores: Scores) -> dict[str, Estimate]:
-    """Each of `STATISTICS` of normalized scores [seeds, tasks], with its 95 % interval where there are two seeds."""
+    """Each of `STATISTICS` of normalized scores [seeds, tasks], with 95 % intervals if there are two seeds or more."""
 
     def all_of(x: Scores) -> Array:
         estimators = (statistics.iqm, statistics.median, statistics.mean, statistics.optimality_gap)
@@ -65,7 +65,7 @@ def aggregate(scores: Scores) -> dict[str, Estimate]:
 
 
 def improvement(x: Scores, y: Scores) -> Estimate:
-    """P(X > Y) of final returns [seeds, tasks], with its interval where both have two seeds."""
+    """P(X > Y) of final returns [seeds, tasks], with its interval if both have two seeds or more."""
     value = float(statistics.probability_of_improvement(x, y))
     if min(len(x), len(y)) < 2:
         return Estimate(value)
@@ -76,7 +76,7 @@ def improvement(x: Scores, y: Scores) -> Estimate:
 
 
 def improvements(group: Group) -> dict[tuple[str, str], Estimate]:
-    """(x, y) -> P(X > Y): every pair once, or where there are many methods, each against the best of them."""
+    """(x, y) -> P(X > Y): every pair once, or each against the best if there are many methods."""
     labels = list(group.raw)
     if len(labels) <= PAIRS_UP_TO:
         pairs = [(x, y) for i, x in enumerate(labels) for y in labels[i + 1 :]]
@@ -87,7 +87,7 @@ def improvements(group: Group) -> dict[tuple[str, str], Estimate]:
 
 
 def best_of(group: Group) -> str:
-    """The label with the highest IQM, of normalized scores where there are any."""
+    """The label with the highest IQM, of normalized scores if there are any."""
     scores = group.normalized or group.raw
     return max(scores, key=lambda label: float(statistics.iqm(scores[label])))
 
@@ -110,7 +110,7 @@ def profiles(group: Group, points: int = 61) -> tuple[Array, dict[str, tuple[Arr
 
 
 def missing(found: Collection) -> list[str]:
-    """What a method did not run, though others did under the same budget."""
+    """Tasks that a method did not run although others did under the same budget."""
     lines = []
     for steps, unit in sorted({(row.task.steps, row.task.unit) for row in found.rows}, reverse=True):
         envs: dict[str, set[str]] = defaultdict(set)
@@ -136,7 +136,7 @@ def _name_unreferenced(found: Collection) -> None:
 
 
 def _same_seeds(rows: Sequence[Row], found: Collection) -> dict[Method, dict[Task, Row]]:
-    """Of each method the tasks with the seed set that most of its tasks have (of equally many: the larger set)."""
+    """Each method's tasks with the seed set that most of its tasks have (the larger set if there is a tie)."""
     of_method: dict[Method, dict[Task, Row]] = defaultdict(dict)
     for row in rows:
         of_method[row.method][row.task] = row
@@ -154,7 +154,7 @@ def _same_seeds(rows: Sequence[Row], found: Collection) -> dict[Method, dict[Tas
 
 
 def _one_backend_each(usable: dict[Method, dict[Task, Row]]) -> list[dict[Method, dict[Task, Row]]]:
-    """Apart by backend where some method ran an env on two: an aggregate must not count the env twice."""
+    """Split by backend if some method ran an env on two: an aggregate must not count the env twice."""
     if all(len({task.name for task in tasks}) == len(tasks) for tasks in usable.values()):
         return [usable]
     backends = sorted({task.backend for tasks in usable.values() for task in tasks})
@@ -168,7 +168,7 @@ def _one_backend_each(usable: dict[Method, dict[Task, Row]]) -> list[dict[Method
 
 
 def _split(budget: tuple[int, str], usable: dict[Method, dict[Task, Row]], found: Collection) -> list[Group]:
-    """Groups of methods that share tasks; each method goes into one."""
+    """Groups of methods that share tasks; each method goes into one at most."""
     made = []
     left = {method: tasks for method, tasks in usable.items() if tasks}
     while left:
@@ -185,7 +185,7 @@ def _split(budget: tuple[int, str], usable: dict[Method, dict[Task, Row]], found
 
 
 def _choose(having: Mapping[Method, Mapping[Task, Row]]) -> frozenset[Task]:
-    """The set of tasks with the most methods x tasks, one that two methods share before one that stands alone."""
+    """The set of tasks with the most methods x tasks; one that two methods share comes before one that stands alone."""
     sets = {frozenset(tasks) for tasks in having.values()}
 
     def worth(tasks: frozenset[Task]) -> tuple[bool, int, int, list[Task]]:

@@ -1,4 +1,4 @@
-"""Every number of a report, computed once: the pages only write them down."""
+"""All numbers of a report, computed once: the pages only format them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from experiments.statistics import Array, Interval
 
 @dataclass(frozen=True)
 class Summary:
-    """What the final returns of a row say."""
+    """Summary of the final returns of a row."""
 
     iqm: Estimate
     mean: float
@@ -44,7 +44,7 @@ class GroupReport:
     """The numbers of one group; labels are those of the methods."""
 
     group: Group
-    aggregates: dict[str, dict[str, Estimate]]  # label -> statistic -> estimate; empty where nothing is scored
+    aggregates: dict[str, dict[str, Estimate]]  # label -> statistic -> estimate; empty if nothing is scored
     improvements: dict[tuple[str, str], Estimate]
 
 
@@ -55,8 +55,8 @@ class Report:
     title: str
     made: str
     found: Collection
-    summaries: list[Summary]  # one a row
-    curves: list[dict[str, Band]]  # one a row; by the names in CURVES, without what the runs did not log
+    summaries: list[Summary]  # one per row
+    curves: list[dict[str, Band]]  # one per row; keyed by the names in CURVES, except what the runs did not log
     groups: list[GroupReport]
     missing: list[str]
 
@@ -88,7 +88,7 @@ def build(root: Path) -> Report:
 
 
 def summarize(row: Row) -> Summary:
-    """The final returns of a row; without an interval where it has one seed."""
+    """Summarize the final returns of a row, without an interval if it has only one seed."""
     scores = statistics.score_matrix([[score] for score in row.finals])
     iqm, interval = float(statistics.iqm(scores)), None
     if len(scores) > 1:
@@ -104,7 +104,7 @@ def summarize(row: Row) -> Summary:
 
 
 def _all_curves(found: Collection) -> list[dict[str, Band]]:
-    """The curves of each row. What cannot be drawn is a problem; a run without any curves file is none."""
+    """The curves of each row. Curves that cannot be drawn are a problem; a run without any curves file is not."""
     read: dict[str, Curves | None] = {}
     for run in {run.name: run for row in found.rows for run in row.runs}.values():
         read[run.name] = None

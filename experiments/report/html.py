@@ -1,4 +1,4 @@
-"""The report as one HTML file: style, plots and text inside it, no script and nothing to load."""
+"""The report as one HTML file: style, plots and text inline, no script and nothing to load."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from experiments.report.aggregates import Estimate, Group
 from experiments.report.data import Band, GroupReport, Report, Summary
 from experiments.report.plots import Line
 
-LINES_UP_TO = 12  # methods in one plot; of more, those with the highest IQM, and the page says so
+LINES_UP_TO = 12  # methods in one plot; if there are more, those with the highest IQM, and the page says so
 Numbered = tuple[Row, Summary, dict[str, Band]]
 
 DEFINITIONS = {
@@ -86,7 +86,7 @@ def _scores(report: Report, series: dict[str, int]) -> str:
         "normalized",
         text.steps_title(report),
     ]
-    scales: dict[str, tuple[float, float]] = {}  # one an env: its backends and budgets can be compared by eye
+    scales: dict[str, tuple[float, float]] = {}  # one per env: its backends and budgets can be compared by eye
     for row, summary in zip(report.found.rows, report.summaries, strict=True):
         low, high = scales.get(row.task.env, (summary.low, summary.high))
         scales[row.task.env] = (min(low, summary.low), max(high, summary.high))
@@ -208,7 +208,7 @@ def _curves(report: Report, series: dict[str, int]) -> str:
 def _curve(task: Task, name: str, title: str, rows: Sequence[Numbered], series: dict[str, int]) -> str:
     lines = []
     if task.dataset and name == "return":
-        title = "return of evaluations"  # nothing is acted in training
+        title = "return of evaluations"  # no policy acts in training
     for row, _, bands in rows:
         if name in bands:
             band = bands[name]
@@ -266,7 +266,7 @@ def _by_task(report: Report) -> dict[Task, list[Numbered]]:
 
 
 def _shown(labels: Sequence[str], worth: dict[str, float]) -> list[str]:
-    """At most LINES_UP_TO of them, the worthiest, in their own order."""
+    """At most LINES_UP_TO of the labels, those worth most, in their original order."""
     best = sorted(labels, key=lambda label: -worth[label])[:LINES_UP_TO]
     return [label for label in labels if label in best]
 
@@ -315,7 +315,7 @@ def _head(names: Sequence[str], *, raw: bool = False) -> str:
 
 
 def _lines(rows: Sequence[Sequence[str]], series: dict[str, int] | None = None) -> str:
-    """Rows of plain cells; the first is the row's head, with its swatch where it is an agent."""
+    """Rows of plain cells; the first is the row's head, with its swatch if it is an agent."""
     made = []
     for first, *others in rows:
         head = _agent(first, series[first]) if series else f'<th scope="row">{escape(first)}</th>'
@@ -324,7 +324,7 @@ def _lines(rows: Sequence[Sequence[str]], series: dict[str, int] | None = None) 
 
 
 def _scroll(name: str, head: str, body: str, *, words: bool = False) -> str:
-    """A table that scrolls by itself where it is wider than the screen."""
+    """A table that scrolls by itself if it is wider than the screen."""
     kind = ' class="words"' if words else ""
     return (
         f'<div class="scroll" role="region" aria-label="{escape(name)}" tabindex="0">'

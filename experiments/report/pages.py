@@ -1,4 +1,4 @@
-"""The report of a directory, from the files of its runs alone: a page, its text, its numbers, a picture."""
+"""The report of a directory, from the files of its runs only: a page, its text, its numbers, a picture."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from experiments.report import data, html, picture, text
 
 
 def write(root: Path, out: Path | None = None) -> str:
-    """Write the report of all runs below `root`. -> what to print: counts and the files
+    """Write the report of all runs below `root`. -> text to print: counts and the files
 
     Args:
-        out: the page, default `root`/report.html; report.md and report.png are named after it, scores.csv lies beside
-            it. There is no picture where no two methods, or tasks, can be put together.
+        out: the page, default `root`/report.html; report.md and report.png are named after it, scores.csv lies next to
+            it. There is no picture if no two methods, or tasks, can be grouped.
 
     Raises:
-        UsageError: `root` holds no run, `out` is no .html file, or a file that no report wrote is in the way.
+        UsageError: `root` holds no run, `out` is no .html file, or a file not written by a report is in the way.
     """
     out = out or root / "report.html"
     if out.suffix != ".html":

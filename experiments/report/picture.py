@@ -1,4 +1,4 @@
-"""The report's main picture, for a README or a slide: what each method scores over all tasks, and on each of them."""
+"""The report's main picture, for a README or a slide: the score of each method over all tasks, and on each of them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from experiments.report import aggregates, text
 from experiments.report.aggregates import Estimate
 from experiments.report.data import GroupReport, Report
 
-METHODS_UP_TO = 12  # in one picture; of more, those with the highest IQM, and its title says so
+METHODS_UP_TO = 12  # in one picture; if there are more, those with the highest IQM, and its title says so
 COLUMNS = 4
-MARK = "ess-rl report"  # in picture and pages: by it a later report knows what it may replace
+MARK = "ess-rl report"  # in picture and pages: tells a later report what it may replace
 
 
 def write(report: Report, path: Path) -> bool:
-    """Draw the largest group of methods that share tasks. -> whether there is one; without, there is no file."""
+    """Draw the largest group of methods that share tasks. -> whether there is one; if not, there is no file."""
     if not report.groups:
         path.unlink(missing_ok=True)
         return False
@@ -58,7 +58,7 @@ def _panels(one: GroupReport) -> dict[str, Mapping[str, Estimate]]:
     if one.aggregates and len(one.group.scored) > 1:
         tasks = text.count(len(one.group.scored), "task")
         panels[f"{tasks}, normalized"] = {label: values["IQM"] for label, values in one.aggregates.items()}
-    titles = [task.dataset or task.name for task in one.group.tasks]  # longer ones would run into each other
+    titles = [task.dataset or task.name for task in one.group.tasks]  # longer titles would overlap
     if len(set(titles)) < len(titles):
         titles = [task.name for task in one.group.tasks]
     for column, title in enumerate(titles):
@@ -67,12 +67,12 @@ def _panels(one: GroupReport) -> dict[str, Mapping[str, Estimate]]:
 
 
 def _iqm(scores: statistics.Scores) -> Estimate:
-    """Of one task [seeds, 1]."""
+    """IQM of one task's scores [seeds, 1]."""
     return aggregates.aggregate(scores)["IQM"]
 
 
 def _dots(axis: Any, values: Mapping[str, Estimate]) -> None:
-    """One method a line, the first on top."""
+    """One method per line, the first on top."""
     for place, value in enumerate(values.values()):
         low, high = value.interval or (value.value, value.value)
         style: Any = {"color": f"C{place % 10}", "markersize": 4.5, "capsize": 2.5}

@@ -1,7 +1,7 @@
-"""Plots of the report as inline SVG: no script, no outside file, and colors that the page's style sheet decides.
+"""Plots of the report as inline SVG: no script, no external file, and colors set by the page's style sheet.
 
-matplotlib draws with placeholder colors; they become CSS variables, so that one drawing serves a light and a dark
-screen and paper.
+matplotlib draws with placeholder colors; they become CSS variables, so that one drawing works on a light or dark
+screen and on paper.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-SERIES = 7  # colors of the style sheet; after them the line style changes
+SERIES = 7  # colors of the style sheet; beyond them the line style changes
 _DASHES: tuple[str | tuple[int, tuple[float, ...]], ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 _INK, _FAINT = "#0a0001", "#0a0002"  # text and axes; grid
 _RC: dict[Any, Any] = {
@@ -54,7 +54,7 @@ class Line:
 
 
 def panel(name: str, lines: Sequence[Line], *, x_label: str, unit: bool = False, description: str) -> str:
-    """A small plot as an <svg> element. `name` is unique in the page, `unit` lets y go from 0 to 1."""
+    """A small plot as an <svg> element. `name` is unique in the page, `unit` makes y range from 0 to 1."""
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -95,7 +95,7 @@ def strip(
 ) -> str:
     """Every score as a tick, the interval as a bar and its center as a dot, from `low` to `high`.
 
-    `mark` is a value to compare with by eye. No text alternative: the numbers stand beside it.
+    `mark` is a value to compare with by eye. No text alternative: the numbers are next to it.
     """
     width, span = 132.0, (high - low) or 1.0
 
@@ -129,14 +129,14 @@ def _placeholder(series: int) -> str:
 
 
 def _inline(svg: str, name: str, description: str) -> str:
-    """What matplotlib wrote, fit for a page: no prolog, no needless ids, the page's colors, a text alternative."""
+    """Make matplotlib's SVG fit for a page: no prolog, no needless ids, the page's colors, a text alternative."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
     used = set(re.findall(r"(?:url\(#|href=\"#)([^)\"]+)", svg))
     svg = re.sub(r' id="([^"]+)"', lambda found: found.group(0) if found.group(1) in used else "", svg)
     svg = svg.replace(_INK, "var(--plot-ink)").replace(_FAINT, "var(--plot-grid)")
     svg = re.sub(r"#0b00(0[0-9a-f])", lambda found: f"var(--series-{int(found.group(1), 16)})", svg)
-    svg = re.sub(r" font-family: [^;\"]*;", "", svg)  # the page's own
+    svg = re.sub(r" font-family: [^;\"]*;", "", svg)  # use the page's own
     svg = re.sub(r' (?:d|x|y)="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found.group()), svg)  # points
     box = re.search(r'viewBox="[^"]+"', svg)
     assert box is not None

@@ -1,4 +1,4 @@
-"""Tables of results for a terminal, from files alone."""
+"""Tables of results for a terminal, from files only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from experiments.statistics import Scores
 
 
 def member_table(config: Record, columns: Mapping[str, Sequence[float | None]]) -> str:
-    """A row a member: its seed, what it was swept over, and the given columns."""
+    """One row per member: its seed, its swept settings, and the given columns."""
     rows = [["member", "seed", *config["sweep"], *columns]]
     for member, seed in enumerate(config["seeds"]):
         swept = [f"{values[member]:g}" for values in config["sweep"].values()]
@@ -27,9 +27,9 @@ def member_table(config: Record, columns: Mapping[str, Sequence[float | None]]) 
 
 
 def summary(folder: Path, result: Record) -> str:
-    """What to show when a run is done: its scores, its speed, and where everything is."""
+    """Text to show when a run is done: its scores, its speed, and where everything is."""
     scores = {"final return": result["final_return"], "training return": result["training_return"]}
-    if result.get("dataset"):  # nothing was acted in training
+    if result.get("dataset"):  # no policy acted in training
         del scores["training return"]
     lines = [
         member_table(result, scores),
@@ -52,15 +52,15 @@ def summary(folder: Path, result: Record) -> str:
 def comparison(runs: Sequence[Path], against: str | None = None) -> str:
     """A row for each method on a task: IQM of the final return with a bootstrap 95 % interval, mean, extremes, speed.
 
-    Runs that differ in their seeds alone are one row over all seeds. Methods named by letters are explained below it.
+    Runs that differ only in their seeds are one row over all seeds. Methods named by letters are explained below it.
 
     Args:
-        against: a method, as the table names it; a second table has the differences of all others to it.
+        against: a method, as the table names it; a second table compares all others with it.
 
     Raises:
-        UsageError: no run, two of them with a seed in common, or nothing to be compared with `against`.
+        UsageError: no run, two runs with a seed in common, or nothing to compare with `against`.
     """
-    runs = [run for run in runs if not run.is_file()] or list(runs)  # DIR/* may name a report beside the runs
+    runs = [run for run in runs if not run.is_file()] or list(runs)  # DIR/* may include a report next to the runs
     if not runs:
         raise UsageError("name at least one run folder")
     head = [
@@ -106,7 +106,7 @@ def comparison(runs: Sequence[Path], against: str | None = None) -> str:
             )
         scores, digits = np.array(finals)[:, None], text.decimals(min(finals), max(finals))
         scores_of[Series(task, method)] = scores
-        interval = "-"  # one seed says nothing of how far the next may fall
+        interval = "-"  # one seed says nothing about how far off the next may be
         if len(finals) > 1:
             low, high = statistics.bootstrap_interval(scores, statistics.iqm, np.random.default_rng(0))
             interval = f"{low:.{digits}f} to {high:.{digits}f}"
@@ -126,10 +126,10 @@ def comparison(runs: Sequence[Path], against: str | None = None) -> str:
 
 
 def _differences(scores_of: Mapping[Series, Scores], labels: Mapping[Method, str], against: str) -> str:
-    """A row for each method but `against`, on each task that both have, whatever simulates it.
+    """One row for each method except `against`, on each task that both have, whichever backend simulates it.
 
-    And one over all of those that have a reference return, of normalized scores: where there are several, none of them
-    twice, under one budget and with equally many seeds on each.
+    Also one row of normalized scores over all of these tasks that have a reference return: if there are several, none
+    of them twice, under one budget and with equally many seeds on each.
     """
     if against not in labels.values():
         raise UsageError(f"--against {against!r}: choose one of {'; '.join(sorted(labels.values()))}")
@@ -139,7 +139,7 @@ def _differences(scores_of: Mapping[Series, Scores], labels: Mapping[Method, str
         others = [of for known, of in references.items() if (known.name, known.steps) == (task.name, task.steps)]
         if labels[method] == against or not others:
             continue
-        other = references.get(task, others[0])  # the same simulator's, if there is one
+        other = references.get(task, others[0])  # from the same simulator, if there is one
         if min(len(scores), len(other)) < 2:
             raise UsageError(
                 f"--against {against!r}: an interval needs at least two seeds of each method on {task.name}"
@@ -164,7 +164,7 @@ def _differences(scores_of: Mapping[Series, Scores], labels: Mapping[Method, str
 
 
 def _difference(scores: Scores, other: Scores, digits: int) -> list[str]:
-    """How far one lies above another and how probably, each with its interval, as cells."""
+    """Difference of the IQMs and P(above), each with its interval, as cells."""
     cells = []
     for estimator, form in (
         (statistics.less(statistics.iqm), f"+.{digits}f"),

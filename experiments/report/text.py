@@ -1,4 +1,4 @@
-"""The report in words: Markdown, CSV, and the cells that the HTML page shares with them."""
+"""The report as text: Markdown, CSV, and the cells that the HTML page shares with them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from experiments.report.data import GroupReport, Report, Summary
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, aligned; the first row is the head."""
+    """A Markdown table, aligned; the first row is the header."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
 
     def line(row: Sequence[str]) -> str:
@@ -25,7 +25,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def overview(report: Report) -> str:
-    """One line: how much is in it."""
+    """One line that counts what the report contains."""
     states = [run.state for run in report.found.runs]
     rows = report.found.rows
     parts = [
@@ -91,7 +91,7 @@ def runs_table(report: Report) -> list[list[str]]:
 
 
 def references_table(found: Collection) -> list[list[str]]:
-    """Rows of a table: what the scores of its tasks are normalized with."""
+    """Rows of a table: the returns that each task's scores are normalized with."""
     body = []
     for name, own in sorted({(row.task.name, row.task.references) for row in found.rows if row.task.dataset}):
         ends = [f"{x:g}" for x in own] or ["-", "-"]
@@ -107,7 +107,7 @@ def references_table(found: Collection) -> list[list[str]]:
 
 
 def scores_csv(report: Report) -> str:
-    """A line for each seed of each row, for programs of others."""
+    """One line for each seed of each row, for other programs."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     head = ["env", "backend", "steps", "env_steps", "agent", "label", "seed", "final_return", "training_return"]
@@ -127,14 +127,14 @@ def scores_csv(report: Report) -> str:
 
 
 def settings_table(labels: Mapping[Method, str], agent: str, names: Sequence[str]) -> list[list[str]]:
-    """Rows of a table: what tells the methods of one agent apart."""
+    """Rows of a table: the settings that distinguish the methods of one agent."""
     methods = [method for method in labels if method.agent == agent]
     body = [[labels[method], *(collection.show(method, name) for name in names)] for method in methods]
     return [["agent", *(name.rstrip("_") for name in names)], *body]
 
 
 def decimals(low: float, high: float) -> int:
-    """How many to write of returns between these two."""
+    """Number of decimals to write for returns between these two."""
     return 0 if max(abs(low), abs(high)) >= 100 else 2
 
 
@@ -157,23 +157,23 @@ def estimate(value: Estimate, digits: int = 2) -> str:
 
 
 def steps_title(report: Report) -> str:
-    """What the steps of its rows are: env steps, updates, or both."""
+    """Unit of the steps of the report's rows: env steps, updates, or both."""
     return " or ".join(sorted({row.task.unit for row in report.found.rows})) or "env steps"
 
 
 def env_steps(row: Row) -> str:
-    """Of a seed, as it was trained: whole iterations, so a little more than asked for; on a data set updates."""
+    """Env steps of a seed as trained: whole iterations, so slightly more than requested; on a data set, updates."""
     return " / ".join(f"{steps:,}" for steps in sorted({records.steps_of(run.result) for run in row.runs}))
 
 
 def wall_time(row: Row) -> str:
-    """Of the runs that the row is from, with all their members."""
+    """Wall time of the runs that the row is from, with all their members."""
     known = [run.wall_seconds for run in row.runs]
     return duration(None if None in known else sum(seconds for seconds in known if seconds is not None))
 
 
 def duration(seconds: float | None) -> str:
-    """1 h 02 min, 14 min 41 s, or a dash where nothing was recorded."""
+    """1 h 02 min, 14 min 41 s, or a dash if nothing was recorded."""
     if seconds is None:
         return "-"
     minutes, rest = divmod(round(seconds), 60)
@@ -200,7 +200,7 @@ def _some(names: Sequence[str], most: int = 8) -> str:
 
 
 def commands(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """(folder, the line that makes this run again) of each finished run."""
+    """(folder, the command that repeats the run) of each finished run."""
     cannot = "# {}: its seeds or its sweep were chosen from Python, no command says them"
     return [
         (run.name, collection.command(run.config) or cannot.format(run.name)) for run in runs if run.state == "finished"
@@ -225,14 +225,14 @@ def group_title(one: GroupReport) -> str:
 
 
 def scores_title(one: GroupReport) -> str:
-    """Normalized scores, and over which of the tasks where not all of them have a reference"""
+    """Normalized scores, and over which of the tasks if not all of them have a reference"""
     if one.group.scored == one.group.tasks:
         return "Normalized scores"
     return f"Normalized scores over {', '.join(task.name for task in one.group.scored)}"
 
 
 def seeds_of(one: GroupReport) -> str:
-    """How many each method has on every task."""
+    """Number of seeds that each method has on every task."""
     counts = {len(scores) for scores in one.group.raw.values()}
     return f"{' or '.join(map(str, sorted(counts)))} seed{'s' * (counts != {1})} each"
 

@@ -1,1 +1,1 @@
-"""How fast it is, beside other libraries in the same run, and whether a GPU computes what the CPU does."""
+"""Speed, measured alongside other libraries in the same run, and checks that a GPU computes what the CPU does."""

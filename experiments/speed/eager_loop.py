@@ -1,7 +1,7 @@
 """PPO as single-file implementations write it: modules, torch.optim.Adam and a Python loop, one seed, nothing compiled.
 
 It exists to be measured (`ess-rl throughput`) and to check our own: from equal parameters and data both make the same
-update. The environments and the details are those of `agents.ppo`, so what is left between them is `vmap`,
+update. The environments and the details are those of `agents.ppo`, so the remaining differences are `vmap`,
 `torch.compile` and targets without a loop over time.
 """
 
@@ -19,7 +19,7 @@ from ess_rl.contract import Tree, VectorEnv
 
 
 class ActorCritic(nn.Module):
-    """Two tanh networks and a free log_std."""
+    """Two tanh networks and a log_std parameter."""
 
     def __init__(self, config: Config, obs_dim: int, act_dim: int):
         super().__init__()
@@ -43,7 +43,7 @@ def _mlp(obs_dim: int, hidden: tuple[int, ...], out: int, last_gain: float) -> n
 
 
 def train(env: VectorEnv, config: Config, seed: int = 0) -> Iterator[int]:
-    """Iterations of PPO without end; each gives the env steps it took."""
+    """Run PPO iterations endlessly; each yields the env steps it took."""
     torch.manual_seed(seed)
     device, (steps, num_envs) = env.device, (config.rollout, env.num_envs)
     net = ActorCritic(config, env.obs_dim, env.act_dim).to(device)

@@ -1,8 +1,8 @@
-"""What only a GPU can show, in one call: that it computes what the CPU computes, that nothing waits for it, how fast.
+"""What only a GPU can show, in one call: that it computes what the CPU does, that nothing waits for it, and its speed.
 
-Each part runs in a process of its own and is written as soon as it is known, so a part that fails or a machine that
-goes away loses nothing else. `--device cpu` runs the same parts in small where there is no GPU; its figures mean
-nothing, but all of the script has then been run.
+Each part runs in its own process and its result is written as soon as it is known, so a part that fails or a machine
+that goes away loses nothing else. `--device cpu` runs the parts that a CPU can, at a small scale; its figures mean
+nothing, but the whole script has then been run.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from experiments import records
 from experiments.records import Record
 from experiments.speed import gpu_checks, throughput
 
-# FP32 operations and bytes a second of the cards we know, without tensor cores (NVIDIA's data sheets).
+# FP32 operations and bytes per second of known cards, without tensor cores (NVIDIA's data sheets).
 CARDS = {"H200": (67e12, 4.8e12), "H100": (67e12, 3.35e12), "A100": (19.5e12, 2.0e12)}
-# P, and environments of each: the same 65,536 of Pendulum-v1 in all.
+# P, and environments of each member: always 65,536 of Pendulum-v1 in total.
 PENDULUM = {1: 65_536, 8: 8_192, 64: 1_024, 512: 128}
 
 
@@ -35,11 +35,11 @@ def measure(
     """Check and time everything on a GPU, and write one JSON file.
 
     Args:
-        out: that file; parts that it holds and that passed are not repeated. It must be of this commit and device, and
-            of these libraries; where the commit is not known, or files differ from it, all parts are repeated.
-        device: cpu runs all parts in small, to test them.
+        out: the JSON file; parts in it that passed are not repeated. It must be from this commit, device and library
+            versions; if the commit is unknown, or files differ from it, all parts are repeated.
+        device: cpu runs the parts that a CPU can, at a small scale, to test them.
         seconds: how long each rate is measured.
-        only: names of parts; default: all.
+        only: names of the parts to run; default: all.
     """
     from experiments import plan
 
@@ -79,7 +79,7 @@ def measure(
 
 
 def _parts(device: str, seconds: float) -> dict[str, tuple[Any, ...]]:
-    """name -> (function, *arguments), in the order of how much we want to know them."""
+    """name -> (function, *arguments), in order of importance."""
     small = device == "cpu"
     parts: dict[str, tuple[Any, ...]] = {
         "environments": (gpu_checks.environments, device),
@@ -112,17 +112,17 @@ def _parts(device: str, seconds: float) -> dict[str, tuple[Any, ...]]:
 
 
 def training(env_id: str, members: int, shape: Record, seconds: float, device: str, backend: str) -> Record:
-    """The whole of P3O's training, with the floor that the card's arithmetic and memory set."""
+    """Measure P3O's whole training, with the floor set by the card's arithmetic and memory."""
     found = throughput.ours(env_id, "p3o", members, shape, seconds, device, True, backend)
     probe = envs.make(env_id, 1, backend=backend)
     found |= floor(probe.obs_dim, probe.act_dim, shape["epochs"], _card(device))
     probe.close()
-    stages = sum(found["profile"].values())  # of the wall clock, from a recording's first kernel to the last one's end
+    stages = sum(found["profile"].values())  # of wall time, from a recording's first kernel to the end of its last
     return {"members": members, **shape, **found, "share_of_the_stages": stages, "passed": True}
 
 
 def learner(members: int, seconds: float, device: str) -> Record:
-    """Updates alone, of HalfCheetah's sizes on data of noise: all members there, on the CPU as many as pay."""
+    """Measure updates only, of HalfCheetah's sizes on noise: all members on `device`, on the CPU as many as pay off."""
     import torch
 
     from agents import AGENTS
@@ -145,7 +145,7 @@ def learner(members: int, seconds: float, device: str) -> Record:
 
 
 def offline_learner(members: int, seconds: float, device: str) -> Record:
-    """AWAC's updates, of HalfCheetah's sizes on a million transitions of noise, of all members together."""
+    """Measure AWAC's updates, of HalfCheetah's sizes on a million transitions of noise, all members together."""
     from agents import OFFLINE_AGENTS
     from ess_rl import offline
     from ess_rl.offline import OfflinePopulation
@@ -168,13 +168,13 @@ def offline_learner(members: int, seconds: float, device: str) -> Record:
 
 
 def floor(obs_dim: int, act_dim: int, epochs: int, card: tuple[float, float] | None) -> Record:
-    """Operations and bytes of one env step of training, and the env steps a second that the card could do at most.
+    """Operations and bytes of one env step of training, and the most env steps per second that the card could do.
 
     Two networks of 64 and 64 units, a multiply and an add for each weight. Forward: once to act (the policy), three
     times for the targets (the policy, the value here and next), twice to see how far the policy moved; forward and
-    backward, three times forward's work, in every epoch. Bytes: activations of both networks, written forward and
-    read backward, and the record of a step, written once and read once an epoch; parameters, caches and what compilers
-    fuse are left out.
+    backward, three times the work of forward, in every epoch. Bytes: activations of both networks, written in forward
+    and read in backward, and the record of a step, written once and read once per epoch; parameters, caches and fusion
+    by compilers are left out.
     """
     policy = 2 * (obs_dim * 64 + 64 * 64 + 64 * act_dim)
     value = 2 * (obs_dim * 64 + 64 * 64 + 64)
@@ -199,7 +199,7 @@ def _device(device: str) -> str:
 
 
 def _line(found: Record) -> str:
-    """The gist of a part, for the terminal."""
+    """One-line summary of a part, for the terminal."""
     if "error" in found:
         return f"FAILED  {found['error'].splitlines()[0][:120]}"
     if "steps_per_second" in found:

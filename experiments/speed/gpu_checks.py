@@ -1,6 +1,6 @@
-"""Whether a GPU computes what the CPU computes, and nothing waits for it: the checks of `gpu`.
+"""The checks of `gpu`: that a GPU computes what the CPU computes, and that nothing waits for it.
 
-Each returns what it found, with `passed`. On the CPU they hold that device against itself.
+Each returns what it found, with `passed`. On the CPU they compare that device with itself.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from experiments.records import Record
 
 
 def environments(device: str) -> Record:
-    """Each torch environment on both devices, from equal seeds under equal actions, in float64."""
+    """Compare each torch environment on both devices, with equal seeds and equal actions, in float64."""
     import torch
 
     worst = {}
@@ -76,14 +76,15 @@ def _largest(one: list[Any], other: list[Any]) -> float:
 
 
 def _number(x: Any) -> float:
-    """As a float; what is no number counts as the largest there is, which no check passes."""
+    """As a float; a non-finite number counts as a huge one, which no check passes."""
     return float(x.double().nan_to_num(nan=1e308, posinf=1e308))
 
 
 def recorded_is_eager(device: str) -> Record:
-    """Sixteen iterations recorded and without recording, compiled and not, with fresh data and with two older rollouts.
+    """Compare sixteen iterations with and without recording, compiled and not, on fresh data and with older rollouts.
 
-    These lie in three places in turn, each with recordings of its own: made by the eighth iteration, replayed then.
+    With two older ones, rollouts lie in three places in turn, each with its own recordings: made by the eighth
+    iteration, replayed from then on.
     """
     from ess_rl.graphs import Graphs
 
@@ -103,7 +104,7 @@ def recorded_is_eager(device: str) -> Record:
 
 
 def as_on_the_cpu(device: str) -> Record:
-    """Four iterations of every agent on Pendulum-v1, the last one replayed there, and as many on the CPU.
+    """Compare four iterations of every agent on Pendulum-v1, the last one replayed on the device, with four on the CPU.
 
     Equal seeds give equal noise on both, so only rounding differs.
     """
@@ -111,7 +112,7 @@ def as_on_the_cpu(device: str) -> Record:
 
     from agents import AGENTS
 
-    torch.set_num_threads(1)  # small tensors: others would only wait
+    torch.set_num_threads(1)  # small tensors: more threads would only wait
     found = {}
     for name in AGENTS:
         one, other = (_trained(_population(where, False, name=name), 4) for where in (device, "cpu"))
@@ -120,7 +121,7 @@ def as_on_the_cpu(device: str) -> Record:
 
 
 def as_on_the_cpu_offline(device: str) -> Record:
-    """The same of every offline agent: 160 updates, three fifths of them replayed there."""
+    """Do the same for every offline agent: 160 updates, three fifths of them replayed on the device."""
     import torch
     from torch.utils._pytree import tree_leaves
 
@@ -143,7 +144,7 @@ def as_on_the_cpu_offline(device: str) -> Record:
 
 
 def noise(count: int, obs_dim: int, act_dim: int) -> Any:
-    """Transitions [count] without meaning, in episodes of 1000 steps, on the CPU."""
+    """Meaningless random transitions [count], in episodes of 1000 steps, on the CPU."""
     import torch
 
     from ess_rl.transitions import Transitions
@@ -157,7 +158,7 @@ def noise(count: int, obs_dim: int, act_dim: int) -> Any:
 
 
 def nothing_waits(device: str) -> Record:
-    """Iterations under torch's own alarm for operations that wait for the GPU; the one transfer at their end may."""
+    """Run iterations under torch's alarm for operations that wait for the GPU; the transfer at the end of each may."""
     from ess_rl import loop
 
     transfer, allowed = loop._to_host, []
@@ -170,7 +171,7 @@ def nothing_waits(device: str) -> Record:
     population, env, replay = _population(device, compiled=False)
     loop._to_host = to_host
     progress = loop.train(population, env, replay, iterations=6, reset_every=6)
-    next(progress)  # with the fresh start of the environments
+    next(progress)  # includes the reset of the environments
     with _alarm("error", device):
         for _ in progress:
             pass
@@ -193,7 +194,7 @@ def _alarm(mode: str, device: str) -> Iterator[None]:
 
 
 def memory(device: str, iterations: int) -> Record:
-    """What is allocated after 20 iterations and after many."""
+    """Compare the memory allocated after 20 iterations and after many."""
     import torch
 
     from ess_rl import loop
@@ -206,10 +207,10 @@ def memory(device: str, iterations: int) -> Record:
 
 
 def warp_is_mujoco(device: str) -> Record:
-    """One control step of 64 worlds there and in Gymnasium, from each of 40 states on the way of random actions.
+    """Compare one control step of 64 worlds with Gymnasium's, from each of 40 states on the path of random actions.
 
-    Differences are relative for numbers above 1. The largest are where a foot meets the floor, and depend on the state;
-    Ant's are of friction that points in other directions (`envs.mujoco_warp_vector`).
+    Differences are relative for numbers above 1. The largest occur where a foot meets the floor, and depend on the
+    state; Ant's come from friction that points in other directions (`envs.mujoco_warp_vector`).
     """
     import gymnasium
     import numpy as np
@@ -225,7 +226,7 @@ def warp_is_mujoco(device: str) -> Record:
         for _ in range(40):
             action = 2.0 * torch.rand(64, env.act_dim, generator=generator) - 1.0
             qpos, qvel = (x.double().cpu().numpy().copy() for x in (env._now.qpos, env._now.qvel))
-            env._warm_start.zero_()  # as Gymnasium's after `set_state` of a fresh simulator
+            env._warm_start.zero_()  # as Gymnasium's is after `set_state` of a fresh simulator
             reached = env.step(action.to(device)).next_obs.cpu().numpy()
             for i, position in enumerate(qpos):
                 theirs.data.qacc_warmstart[:] = 0.0

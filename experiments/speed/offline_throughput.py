@@ -1,9 +1,9 @@
-"""How fast agents learn from a data set, as a ratio against d3rlpy's same algorithm in the same run.
+"""Speed of learning from a data set, as a ratio to the same algorithm of d3rlpy in the same run.
 
-Every subject is measured in a process of its own, one after the other, with the same data, network and minibatch;
-compilation and construction are apart. An update of d3rlpy includes drawing its minibatch, as one of ours does; its
-update alone, always of the same minibatch, stands beside it. A population of K seeds is one process; d3rlpy trains
-seeds as `ess-rl train` does, one a core at a time on one thread each, and that is measured too.
+Every subject is measured in its own process, one after another, with the same data, network and minibatch; compilation
+and construction are excluded. An update of d3rlpy includes drawing its minibatch, as one of ours does; its update
+alone, always on the same minibatch, is given next to it. A population of K seeds is one process; d3rlpy trains seeds as
+`ess-rl train` does, one per core at a time with one thread each, and that is measured too.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ def measure(
     """Measure and print updates per second, all seeds together.
 
     Args:
-        dataset: a Minari data set that is here.
-        agent: bc, awac, iql or td3_bc; with --no-peers any that learns from data.
+        dataset: a local Minari data set.
+        agent: bc, awac, iql or td3_bc; with --no-peers any agent that learns from data.
         seeds: sizes of the populations to measure.
-        hidden: relu units of every network, for all.
-        minibatch: samples of one update, for all.
+        hidden: relu units of every network, for all subjects.
+        minibatch: samples of one update, for all subjects.
         seconds: how long each subject is measured.
-        device: where our agents live; auto: cuda if there is one. d3rlpy: the CPU.
-        compile: make compiled programs of our agents; auto: on where a C++ compiler is found.
-        peers: measure d3rlpy beside our agent.
+        device: where our agents run; auto: cuda if there is one. d3rlpy: the CPU.
+        compile: compile our agents; auto: on if a C++ compiler is found.
+        peers: also measure d3rlpy.
         trust_env_spec: import the code that the data set's env spec names.
         out: a JSON file to write.
     """
@@ -71,11 +71,11 @@ def measure(
         raise UsageError(f"d3rlpy is not measured beside {agent}: give --no-peers")
     if peers:
         d3rlpy.library()
-    data = minari_data.load(dataset, trust=trust_env_spec)  # refuses what cannot be had, and flattens what was not
+    data = minari_data.load(dataset, trust=trust_env_spec)  # refuses an unavailable set, and flattens a new one
     found: dict[str, Record] = {}
     if peers and beside is not None:
         cores = machine.available_cores()
-        # One process with one thread of torch and with all, the better of the two; and a process a core.
+        # One process with one torch thread and with all, the better of the two; and one process per core.
         tried = [apart(_theirs, beside, dataset, shape, seconds / 2, n, trust_env_spec) for n in sorted({1, cores})]
         found[f"{beside}, 1 seed"] = max(tried, key=lambda one: one["updates_per_second"])
         if cores > 1:
@@ -114,7 +114,7 @@ def _rows(found: Record) -> list[list[str]]:
 def _ours(
     agent: str, dataset: str, count: int, shape: Record, seconds: float, device: str, compiled: bool, trust: bool
 ) -> Record:
-    """Updates a second of one population, those of all its members together."""
+    """Updates per second of one population, all members together."""
     from agents import OFFLINE_AGENTS
     from envs import minari_data
     from ess_rl import offline
@@ -145,7 +145,7 @@ def _ours(
 
 
 def _theirs(peer: str, dataset: str, shape: Record, seconds: float, threads: int, trust: bool) -> Record:
-    """Updates a second of one seed of d3rlpy, with its minibatches drawn and without."""
+    """Updates per second of one seed of d3rlpy, with and without drawing its minibatches."""
     import torch
 
     from envs import minari_data
@@ -178,7 +178,7 @@ def _theirs(peer: str, dataset: str, shape: Record, seconds: float, threads: int
 
 
 def _several(count: int, *arguments: Any) -> Record:
-    """The same in so many processes at once: their sums."""
+    """Sums of the same in `count` processes at once."""
     with ProcessPoolExecutor(max_workers=count, mp_context=multiprocessing.get_context("spawn")) as pool:
         parts = [one.result() for one in [pool.submit(_theirs, *arguments) for _ in range(count)]]
     total = {name: sum(part[name] for part in parts) for name in ("updates_per_second", "update_alone")}

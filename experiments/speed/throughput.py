@@ -1,11 +1,11 @@
-"""How fast training is, as a ratio against Stable-Baselines3 PPO in the same run.
+"""Speed of training, as a ratio to Stable-Baselines3 PPO in the same run.
 
-Every subject is measured in a process of its own, one after the other, with the same env, epochs and minibatch.
-Compilation and construction are apart. Three parts are measured alone as well: the environments under random actions
-(EnvPool's in one pool, all at once), collection (they, the policy, and storing), and the learner on data that lie
-ready. 1 / (1 / envs + 1 / learner) is what a loop without overlap could reach at most; collecting in another process
-(`--async`) overlaps, and so do members in processes of their own (`--split`). On CUDA training and learner replay
-recordings, while environments and collection alone are launched step by step; there that is no bound, and a recorded
+Every subject is measured in its own process, one after another, with the same env, epochs and minibatch. Compilation
+and construction are excluded. Three parts are also measured alone: the environments under random actions (EnvPool's in
+one pool, all at once), collection (environments, policy and storing), and the learner on data that are ready.
+1 / (1 / envs + 1 / learner) is the most that a loop without overlap could reach; collecting in another process
+(`--async`) overlaps, and so do members in their own processes (`--split`). On CUDA, training and learner replay
+recordings, while environments and collection alone are launched step by step; there it is not a bound, and a recorded
 collection counts as policy.
 """
 
@@ -56,20 +56,20 @@ def measure(
     """Measure and print env steps per second, all seeds together.
 
     Args:
-        env: a task; SB3 is left out where Gymnasium does not have it.
+        env: a task; SB3 is left out if Gymnasium does not have it.
         agent: one that acts, needs neither demonstrations nor groups, and has no replayed updates.
         seeds: sizes of the populations to measure.
-        num_envs: environments of one seed, for all.
-        rollout: steps of each environment between updates, for all.
-        epochs: passes over the data, for all.
-        minibatch: samples of one update, for all.
+        num_envs: environments of one seed, for all subjects.
+        rollout: steps of each environment between updates, for all subjects.
+        epochs: passes over the data, for all subjects.
+        minibatch: samples of one update, for all subjects.
         seconds: how long each subject is measured.
         backend: of the environments of our agents and of the eager loop.
-        device: where our agents live; auto: cuda if there is one and the environments run on it too. Peers: the CPU.
-        compile: make compiled programs of our agents; auto: on where a C++ compiler is found.
-        peers: measure SB3 PPO and an eager loop beside our agents.
-        asynchronous: measure our agents once more, with another process that collects for them; at a lag of 1.
-        split: above 1: measure once more those of our populations that can be spread over so many processes.
+        device: where our agents run; auto: cuda if there is one and the environments run on it too. Peers: the CPU.
+        compile: compile our agents; auto: on if a C++ compiler is found.
+        peers: also measure SB3 PPO and an eager loop.
+        asynchronous: measure our agents a second time, with another process that collects for them, at a lag of 1.
+        split: above 1: measure a second time those of our populations that can be split over this many processes.
         out: a JSON file to write.
     """
     shape = {"num_envs": num_envs, "rollout": rollout, "epochs": epochs, "minibatch": minibatch}
@@ -97,7 +97,7 @@ def measure(
     probe.close()
     found: dict[str, Record] = {}
     if peers:
-        # With one thread of torch and with all: a peer gets the better of the two.
+        # With one torch thread and with all: a peer gets the better of the two.
         threads = sorted({1, machine.available_cores()})
         rivals = {"eager loop, 1 seed": _eager}
         if "gymnasium" in envs.backends_of(env):
@@ -149,13 +149,13 @@ def _profiles(found: Record) -> list[list[str]]:
 
 
 def apart(function: Any, *arguments: Any) -> Record:
-    """Call in a fresh process: neither memory nor thread pools of one subject reach the next."""
+    """Call a function in a fresh process: neither memory nor thread pools of one subject affect the next."""
     with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
 
 def per_second(piece: Callable[[], int], seconds: float, device: str = "cpu") -> float:
-    """Units of work a second: `piece` does some and says how many."""
+    """Units of work per second: `piece` does some and returns how many."""
     import torch
 
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
@@ -177,7 +177,7 @@ def ours(
     compiled: bool = True,
     backend: str = "auto",
 ) -> Record:
-    """Rates of one population of `count` members, in env steps a second of all together; see the module's head."""
+    """Rates of one population of `count` members, in env steps per second of all together; see the module docstring."""
     import torch
 
     from agents import AGENTS
@@ -264,7 +264,7 @@ def ours_in_several(
     backend: str = "auto",
     **how: Any,
 ) -> Record:
-    """The rate of training alone, in several processes: `how` is what `experiments.plan` is told of that."""
+    """The rate of training only, in several processes: `how` has the arguments of `experiments.plan` for that."""
     from experiments import plan
     from experiments.training import Begun, parts, training
 
@@ -285,7 +285,7 @@ def ours_in_several(
 
 
 def learner_alone(population: Population, rollout: Transitions, seconds: float) -> float:
-    """Env steps a second, all members together, that the updates could learn from if data came for nothing."""
+    """Env steps per second, all members together, that the updates could learn from if data cost nothing."""
     import torch
 
     from ess_rl.graphs import Graphs
@@ -309,8 +309,8 @@ def learner_alone(population: Population, rollout: Transitions, seconds: float) 
 
 
 class _Seconds:
-    """Counts the seconds for which the loop is with an environment: in its steps, or for parts that take turns in
-    handing over actions and waiting for the outcome."""
+    """Counts the seconds that the loop spends in an environment: in its steps or, for parts that alternate, in
+    sending actions and waiting for the outcome."""
 
     def __init__(self, env: VectorEnv):
         self.total = 0.0

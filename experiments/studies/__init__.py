@@ -1,4 +1,4 @@
-"""Questions with a prediction that was written before the runs. One file each: prediction, runs, judgment, figure."""
+"""Questions with a prediction written before the runs. One file per study: prediction, runs, judgment, figure."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Which part of P3O does the work, on data of a policy four iterations old?
 
-The cap alone, the KL alone, other caps, other KLs, and e of the whole batch in place of the minibatch's.
+Variants: only the cap, only the KL, other caps, other KLs, and e of the whole batch instead of the minibatch.
 """
 
 from __future__ import annotations

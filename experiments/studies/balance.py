@@ -1,10 +1,10 @@
-"""Does a loss without a ratio bear old data better (trajectory balance, TBA)?
+"""Does a loss without a ratio cope better with old data (trajectory balance, TBA)?
 
-TBA's residual is 0 for the right policy whoever acted, so staleness should cost it nothing; a policy gradient that
-takes old data for fresh (weight 1 for every sample: a fixed band of no width to speak of) should pay for it. Scores are
-normalized: 0 a random policy, 1 PPO's published return. A lag is in iterations, of 2,048 env steps for TBA and PPO,
-4,096 for P3O, 3,200 for TBA of groups; that one learns more slowly and keeps its share of less: it is reported, not
-judged.
+TBA's residual is 0 for the right policy whatever the behavior, so staleness should cost it nothing; a policy gradient
+that treats old data as fresh (weight 1 for every sample: a fixed band of negligible width) should pay for it. Scores
+are normalized: 0 is a random policy, 1 PPO's published return. Lags are in iterations, of 2,048 env steps for TBA and
+PPO, 4,096 for P3O, and 3,200 for TBA of groups. The last learns more slowly, so what it keeps is a share of less: it is
+reported, not judged.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "P3O": ("p3o", {}),
     "uncorrected": ("ppo", {"objective": "band", "clip": 1e-6}),
 }
-GROUPS = {"rollout": 200, "group": 2, "minibatch": 80}  # of a quick study: whole episodes
-BEARS, PAYS = 95.0, 80.0  # % of the score at the shortest lag that is left at the longest
+GROUPS = {"rollout": 200, "group": 2, "minibatch": 80}  # for a quick study: whole episodes
+BEARS, PAYS = 95.0, 80.0  # % of the score at the shortest lag that is kept at the longest
 
 
 def jobs(quick: bool) -> tuple[Job, ...]:

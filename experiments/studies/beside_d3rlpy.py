@@ -1,8 +1,8 @@
-"""Do four offline agents end where d3rlpy's end, with equal data and equal numbers?
+"""Do four offline agents end where d3rlpy's end, with equal data and hyperparameters?
 
-From equal parameters and data an update is d3rlpy's but for what `experiments.peers.d3rlpy` lists, which
-tests/experiments/test_d3rlpy.py holds. Here parameters begin as either library has them, and minibatches are
-drawn as either draws.
+From equal parameters and data, an update equals d3rlpy's except for what `experiments.peers.d3rlpy` lists; this is
+tested by tests/experiments/test_d3rlpy.py. Here each library initializes its own parameters and draws its own
+minibatches.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from experiments.studies.few_updates import by_task
 from experiments.studies.study import Outcome, Study, Verdict, difference, draw_levels, interval
 from experiments.suites import RANDOM, SMALL_SETS, Job
 
-# What of an agent's numbers is not its default: d3rlpy's AWAC knows softmax weights alone, and our IQL imitated actions
+# Hyperparameters that are not an agent's defaults: d3rlpy's AWAC has only softmax weights, and our IQL imitated actions
 # as they were sampled when the study was carried out.
 AGENTS: dict[str, dict[str, Any]] = {
     "bc": {},

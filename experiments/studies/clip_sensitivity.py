@@ -1,6 +1,6 @@
-"""How much hangs on PPO's clip range, and does P3O do without one?
+"""How much depends on PPO's clip range, and can P3O do without one?
 
-PPO with six clip ranges and ten seeds is one population of sixty; P3O, with the numbers it always has, is one of ten.
+PPO with six clip ranges and ten seeds is one population of sixty; P3O, with its default hyperparameters, one of ten.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
-"""What does a prior do whose standard deviation collapses?
+"""What happens when a prior's standard deviation collapses?
 
 The gradient of KL(pi || b) grows as the inverse square of b's standard deviation sigma_0 (Rudner et al. 2021, arXiv
-2212.13936), and P3O's pull is such a KL, of a weight 1 - e that is at most 1. Two parts:
+2212.13936), and P3O's pull is such a KL, with a weight 1 - e of at most 1. Two parts:
 
-    computed    the norm of the policy's gradient over sigma_0, for a policy as it begins and a b whose mean is another
-                network's: of the KL alone, of the whole loss of P3O with actions drawn from b, and of both remedies,
-                the reverse KL and a floor under sigma_0
-    trained     p3o_prior on Pendulum, whose prior knows two episodes: the mean of one network, as sure everywhere; of
-                an ensemble and a Gaussian process, whose variance grows away from those episodes; the reverse KL to
-                the first. sigma_0 is every prior's standard deviation on its demonstrations
+    computed    the norm of the policy's gradient as a function of sigma_0, for a policy at initialization and a b whose
+                mean is another network's: for the KL only, for P3O's whole loss with actions drawn from b, and for both
+                remedies, the reverse KL and a floor under sigma_0
+    trained     p3o_prior on Pendulum, with a prior fitted to two episodes: the mean of one network, equally sure
+                everywhere; an ensemble and a Gaussian process, whose variance grows away from those episodes; the
+                reverse KL to the first. sigma_0 is every prior's standard deviation on its demonstrations
 
-What a floor would do to the trained ones can be read off: one network with a floor is the same network at the sigma_0
-where the floor is. Learning fails where the return at the smallest sigma_0 is clearly below that at the largest.
+The effect of a floor on the trained ones can be read off: one network with a floor is the same network with sigma_0 at
+the floor. Learning fails if the return at the smallest sigma_0 is clearly below that at the largest.
 """
 
 from __future__ import annotations
@@ -90,12 +90,12 @@ def gradients(quick: bool = False) -> Outcome:
 
 
 def slopes(norms: Finals) -> Finals:
-    """[seeds] of a straight line through log norm over log sigma_0, [seeds, sigma_0], by least squares."""
+    """Slopes [seeds] of the least-squares line through log norm [seeds, sigma_0] over log sigma_0."""
     return np.polyfit(np.log10(SIGMAS), np.log10(norms).T, 1)[0]
 
 
 def _split(outcome: Outcome) -> tuple[dict[str, Finals], dict[str, dict[float, Finals]], Finals]:
-    """-> (norms by loss, final returns by arm and sigma_0 from the largest down, those without a prior)"""
+    """-> (norms by loss, final returns by arm and sigma_0 from the largest down, final returns without a prior)"""
     norms = {label: x for (kind, label), x in outcome.items() if kind == GRADIENT}
     arms: dict[str, dict[float, Finals]] = {}
     for (job, members), finals in outcome.items():
@@ -107,7 +107,7 @@ def _split(outcome: Outcome) -> tuple[dict[str, Finals], dict[str, dict[float, F
 
 
 def _signed(x: float) -> str:
-    """Two digits with a sign; a zero has a plus, from whichever side it was rounded."""
+    """Format with two decimals and a sign; a zero gets a plus, whichever side it was rounded from."""
     return f"{round(x, 2) + 0.0:+.2f}"
 
 

@@ -1,7 +1,7 @@
 """How should the returns of replayed data be corrected?
 
-A quarter of what P3O learns from is fresh, the rest from the three rollouts before. Targets are made anew under the
-present policy and value, in one of four ways (`ess_rl.returns.corrected`); fresh data alone stands beside them.
+A quarter of what P3O learns from is fresh, the rest is from the three rollouts before. Targets are recomputed under the
+current policy and value, in one of four ways (`ess_rl.returns.corrected`), and compared with using only fresh data.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Does charging the advantage with the divergence pay on reused data, and does looking ahead pay more (DAPO 2019)?
+"""Does charging the advantage with the divergence help on reused data, and does looking ahead help more (DAPO 2019)?
 
-PPO with the clip alone, with the divergence of the step at hand (`c_bar` 0), with that of the steps that follow as well
+PPO with only the clip, with the divergence of this step and the next (`c_bar` 0), with that of all following steps
 (`c_bar` 0.9), and P3O-DA, whose coefficient is 1 - ESS; all with V-trace for the returns of older data.
 """
 
@@ -37,7 +37,7 @@ def jobs(quick: bool) -> tuple[Job, ...]:
 
 
 def _scores(outcome: Outcome) -> dict[int, dict[str, Finals]]:
-    """replay -> method -> normalized final returns [seeds, tasks]; as they are, where a task has no reference"""
+    """replay -> method -> normalized final returns [seeds, tasks]; unscaled if a task has no reference"""
     columns: dict[int, dict[str, list[Finals]]] = {}
     for (job, _), finals in outcome.items():
         env, name = job.split(" ", 1)
@@ -54,7 +54,7 @@ def judge(outcome: Outcome) -> Verdict:
             sentences.append(f"replay {replay}: {one} less {other}, in hundredths: {d}")
     fresh, reused = REPLAYS
     ahead, charged = found[reused, "multi-step", "one step"], found[reused, "one step", "PPO"]
-    alike = [found[fresh, *pair] for pair in PAIRS[:3]]  # by the prediction
+    alike = [found[fresh, *pair] for pair in PAIRS[:3]]  # according to the prediction
     if ahead.low <= 0.0:  # by the letter of the prediction: the interval includes 0, or lies below it
         return Verdict("refuted", tuple(sentences))
     sure = charged.low > 0.0 and all(d.low <= 0.0 <= d.high for d in alike)

@@ -1,9 +1,9 @@
 """What is left of a return under a lag, where P3O's iterations are as long as PPO's?
 
-The study of staleness refuted its prediction with P3O's own iterations, twice as long as PPO's; the study of
-iteration-length then found that half as long ones keep far more, and seen afterwards, those runs were nowhere clearly
-below the best clip range. So the first study's prediction once more, with PPO's rollout and minibatch for all, on seeds
-of which nobody has looked at any run under a lag.
+The study staleness refuted its prediction with P3O's own iterations, twice as long as PPO's; the study
+iteration-length then found that iterations half as long keep far more of the return, and in hindsight those runs were
+nowhere clearly below the best clip range. So this tests the first study's prediction once more, with PPO's rollout and
+minibatch for all, on seeds for which nobody has looked at any run under a lag.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ METHODS: dict[str, dict[str, Any]] = {
 def jobs(quick: bool) -> tuple[Job, ...]:
     whole: Any = {"env": "HalfCheetah-v5", "steps": 300_000, "seeds": range(10, 20)}
     how = {**SMOKE, "env": "Pendulum-v1", "seeds": range(2)} if quick else whole
-    alike = {**SMALL, **QUICK_SHORT} if quick else SHORT  # of PPO the defaults are these
+    alike = {**SMALL, **QUICK_SHORT} if quick else SHORT  # these are PPO's defaults
     return staleness.under_lags(METHODS, (0, 2) if quick else staleness.LAGS, how, alike)
 
 

@@ -1,7 +1,7 @@
 """Does the ESS of replayed data fall with their age?
 
-Without that the ESS would not be a measure of staleness, and P3O's mechanism not credible. Measured for each seed: the
-ESS of the fresh rollout and of the twelve before it under the present policy, before an iteration's updates, mean over
+Otherwise the ESS would not be a measure of staleness, and P3O's mechanism not credible. Measured for each seed: the ESS
+of the fresh rollout and of the twelve before it under the current policy, before an iteration's updates, averaged over
 the second half of training.
 """
 

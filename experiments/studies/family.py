@@ -1,10 +1,10 @@
 """The whole family, on fresh data and on data of a policy four and sixteen iterations old.
 
-Every method has the numbers it has everywhere; none was tuned for a lag. A lag counts iterations, and these are not
-equally long: of P3O, P4O, P3O-DA and V-trace 4096 env steps, twice as many as of PPO, its other objectives, DAPO, BPO
-and TBA, and of P3O 2019 256. So P3O's data are as many policies old as PPO's and twice as many env steps; the study
-`equal-iterations` has them equal. P3O stands here twice: as it is by default, and with all the updates of an iteration
-(keep_ess 0), as in its paper.
+Every method has its usual hyperparameters; none was tuned for a lag. Lags are in iterations, which are not equally
+long: 4096 env steps for P3O, P4O, P3O-DA and V-trace, twice as many as for PPO, its other objectives, DAPO, BPO and
+TBA, and 256 for P3O 2019. So P3O's data are as many policies old as PPO's but twice as many env steps; the study
+`equal-iterations` makes them equal. P3O appears twice: with its defaults, and with nothing limiting an iteration's
+updates (keep_ess 0), as in its paper.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from experiments.suites import P3O_DA, SMALL, SMOKE, Job
 
 TASKS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5")
 LAGS = (0, 4, 16)
-PAPER = "P3O-paper"  # the same method, so it is compared and not counted
+PAPER = "P3O-paper"  # the same method, so it is compared but not counted
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "P3O": ("p3o", {}),
     PAPER: ("p3o", {"keep_ess": 0.0}),
@@ -36,7 +36,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "variance": ("ppo", {"objective": "variance"}),
     "BPO": ("bpo", {}),
     "TBA": ("tba", {}),
-    "V-trace": ("p3o", {"cap": 1.0, "pull": 0.0, "keep_ess": 0.0, "correction": "vtrace"}),  # nothing holds it back
+    "V-trace": ("p3o", {"cap": 1.0, "pull": 0.0, "keep_ess": 0.0, "correction": "vtrace"}),  # nothing limits it
 }
 
 
@@ -54,7 +54,7 @@ def jobs(quick: bool) -> tuple[Job, ...]:
 
 
 def _table(outcome: Outcome) -> dict[int, dict[str, Finals]]:
-    """lag -> method -> normalized final returns [seeds, tasks]; returns as they are, where a task has no reference."""
+    """lag -> method -> normalized final returns [seeds, tasks]; raw returns if a task has no reference."""
     columns: dict[int, dict[str, list[Finals]]] = {}
     for (job, _), finals in outcome.items():
         name, lag = job.rsplit(" lag ", 1)

@@ -1,8 +1,8 @@
 """What do offline agents make of a small data set, in few updates of small networks?
 
-Tables of offline agents are of a million updates, of networks with 256 units twice. This is a hundredth of the
-updates and a twelfth of the network, on 100,000 steps of a half-trained policy: what one has in minutes. Agents that
-learn a critic by bootstrapping are young then, and nothing here says how they end.
+Tables of offline agents report a million updates of networks with two layers of 256 units. This is a hundredth of the
+updates and a thirteenth of the network, on 100,000 steps of a half-trained policy: what can be run in minutes. Agents
+that bootstrap a critic are still early in training then, and nothing here says how they end.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def jobs(quick: bool) -> tuple[Job, ...]:
     if quick:
         numbers = {"hidden": (8, 8), "minibatch": 32}
         how = {**SMOKE, "seeds": range(2), "steps": 40}
-    of: dict[str, dict[str, Any]] = {"iql": {"imitates": "sampled"}}  # as it did when the study was carried out
+    of: dict[str, dict[str, Any]] = {"iql": {"imitates": "sampled"}}  # as when the study was carried out
     return tuple(
         Job(agent, env, dataset=dataset, label=agent, **{**how, "settings": {**numbers, **of.get(agent, {})}})
         for dataset, (env, _) in sets.items()

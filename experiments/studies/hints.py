@@ -1,7 +1,7 @@
-"""Do hints find a reward that is paid at the goal alone, and does Affinity guard what was learned from them (HINT)?
+"""Do hints find a reward that is paid only at the goal, and does Affinity protect what was learned from them (HINT)?
 
 A sparse task's final return is the share of its evaluation episodes that reach the goal, from the task's own starts. An
-agent has learned it where that share is above 80 %. Affinity^lambda weighs the samples of hinted episodes; lambda 0
+agent has learned the task if that share is above 80 %. Affinity^lambda weights the samples of hinted episodes; lambda 0
 counts them like all others.
 """
 

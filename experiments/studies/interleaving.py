@@ -1,7 +1,7 @@
-"""Do replayed updates between on-policy ones pay, and is it the ESS that makes them pay (P3O of 2019)?
+"""Do replayed updates between on-policy ones help, and is it the ESS that makes them help (P3O of 2019)?
 
-A2C alone; with two replayed updates to each of its own, as published; and with their cap and their KL fixed instead of
-led by the ESS. Read from the training curves, averaged over the last tenth of the budget at every point.
+Plain A2C; A2C with two replayed updates for each of its own, as published; and with their cap and KL weight fixed
+instead of set by the ESS. Read from the training curves, averaged over the last tenth of the budget at every point.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def judge(outcome: Outcome) -> Verdict:
                 beaten += [env] if d.high < 0.0 else []
     late = [env for env, d in _when(outcome).items() if d.low > SHARE]
     tasks = len(by_task(outcome))
-    if len(late) > tasks - 2 or len(beaten) > tasks - 2:  # fewer than two are left on which it could hold
+    if len(late) > tasks - 2 or len(beaten) > tasks - 2:  # it could hold on fewer than two
         return Verdict("refuted", tuple(sentences))
     sure = len(early) >= 2 and len(ahead) >= 2
     return Verdict("supported" if sure else "undecided", tuple(sentences))

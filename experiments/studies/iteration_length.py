@@ -1,10 +1,10 @@
-"""How much of what P3O loses to a lag is the length of its iterations?
+"""How much of what P3O loses to a lag is due to the length of its iterations?
 
-P3O learns from 4096 samples an iteration where PPO learns from 2048, so a policy K iterations old is twice as many env
-steps old, and in a budget of env steps half as many policies act at all. Here P3O has PPO's rollout and minibatch (128
-and 64, in place of 256 and 128) beside its own, and nothing else is changed.
+P3O learns from 4096 samples per iteration, PPO from 2048, so a policy K iterations old is twice as many env steps old,
+and within a budget of env steps only half as many policies act. Here P3O is run with PPO's rollout and minibatch (128
+and 64, instead of 256 and 128) in addition to its own, and nothing else is changed.
 
-The question came up while the study of staleness ran, whose first lags showed P3O behind; the prediction was written
+The question arose while the study staleness was running, whose first lags showed P3O behind; the prediction was written
 before any run of the shorter iterations.
 """
 

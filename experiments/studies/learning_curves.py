@@ -1,4 +1,4 @@
-"""When does one learning curve reach where another ends?"""
+"""When does one learning curve reach the level at which another ends?"""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from experiments.studies.study import Difference, Finals, dots, picture
 
 
 def curves(run: Path, members: Sequence[int]) -> Finals:
-    """[members, K] return of the training episodes in the tenth of the budget before each K-th of it."""
+    """[members, K] return of training episodes, averaged over the tenth of the budget before each of K points."""
     of_bins = figures.read_curves(run).values["return"][:, list(members)].T
     window = max(1, of_bins.shape[1] // 10)
     smooth = np.full(of_bins.shape, np.nan)
@@ -26,7 +26,7 @@ def curves(run: Path, members: Sequence[int]) -> Finals:
 
 
 def reached(one: Finals, other: Finals) -> Difference:
-    """When the IQM of curves [seeds, K] first reaches the last one of `other`, in % of the budget; inf: never."""
+    """When the IQM of curves [seeds, K] first reaches that of `other` at its end, in % of the budget; inf: never."""
     generator = np.random.default_rng(0)
 
     def share(x: Finals, y: Finals) -> NDArray[np.float64]:
@@ -34,12 +34,12 @@ def reached(one: Finals, other: Finals) -> Difference:
         return np.where(there.any(-1), 100.0 * (there.argmax(-1) + 1) / x.shape[-1], np.inf)
 
     x, y = (c[generator.integers(len(c), size=(2000, len(c)))] for c in (one, other))
-    low, high = np.quantile(share(x, y), [0.025, 0.975], method="inverted_cdf")  # takes no mean: inf stays inf
+    low, high = np.quantile(share(x, y), [0.025, 0.975], method="inverted_cdf")  # no averaging: inf stays inf
     return Difference(float(share(one, other)), float(low), float(high))
 
 
 def draw_when(found: Mapping[str, Difference], share: float, whose: str, path: Path) -> None:
-    """`reached`, a row each, with a line at the share that was predicted; never: right of the end."""
+    """Plot `reached`, one row each, with a line at the predicted share; never: right of the end."""
     within = {env: Difference(*(min(x, 110.0) for x in (d.value, d.low, d.high))) for env, d in found.items()}
     with picture(path) as axis:
         dots(axis, within)

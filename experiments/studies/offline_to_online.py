@@ -1,15 +1,15 @@
 """Does a data set as old replay halve the env steps that P3O needs?
 
-The set is one of a policy half way (`medium`, a policy after 300k steps). Its rollouts lie in P3O's replay when
-training begins, and fresh ones take their place one by one. Six rollouts: of the run's own data, the ESS of those five
-iterations old is still above 0.9, while twelve, uncorrected, cost a third of the final return (ess-against-age).
+The set is from a partially trained policy (`medium`, a policy after 300k steps). Its rollouts fill P3O's replay when
+training begins, and fresh ones replace them one by one. Six rollouts: for a run's own data, the ESS at an age of five
+iterations is still above 0.9, while twelve rollouts, uncorrected, cost a third of the final return (ess-against-age).
 
-Read from training curves, averaged over the last tenth of the budget at every point. When the run with data reaches the
-end of the run from scratch is one question; the other, how far a seed falls after it has first reached the mean return
+Read from training curves, averaged over the last tenth of the budget at every point. One question is when the run with
+data reaches the end of the run from scratch; the other, how far a seed falls after it has first reached the mean return
 of the data set itself: a policy that begins at random cannot fall before that.
 
-Beside them, and outside the prediction, chord imitates the same set while it acts, with P3O's objective: the way there
-is to begin near the policy that collected the data.
+In addition, and outside the prediction, chord imitates the same set while it acts, with P3O's objective: the available
+way to begin near the policy that collected the data.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ SETS = tuple(name for name in DATA_SETS if name.endswith("/medium-v0"))
 SCRATCH, REPLAYED, IMITATED = "scratch", "old replay", "imitation"
 REPLAY = 6
 SHARE = 50.0  # % of the steps
-FALL = 0.1  # of the data's own return, by which nothing may fall below it
+FALL = 0.1  # largest fall below the data's own return, as a share of it
 DATA = "data set"
-_P3O: Any = {  # of chord, to have P3O's numbers
+_P3O: Any = {  # for chord, to match P3O's hyperparameters
     "objective": "p3o", "learning_rate": 1.5e-4, "final_learning_rate": 0.3, "value_learning_rate": 4e-4,
     "rollout": 256, "minibatch": 128,
 }  # fmt: skip
@@ -56,7 +56,7 @@ def _tasks(quick: bool) -> dict[str, str]:
 
 
 def returns_of_sets(quick: bool) -> Outcome:
-    """(env, "data set") -> [1, 1], the mean return of the set's episodes."""
+    """(env, "data set") -> [1, 1], the mean return of the data set's episodes."""
     from envs import minari_data
 
     found = {}
@@ -68,22 +68,22 @@ def returns_of_sets(quick: bool) -> Outcome:
 
 
 def lowest(curve: Finals, of_data: float) -> Finals:
-    """[seeds] of curves [seeds, K]: the lowest return after a seed's first that is not below `of_data`, less `of_data`.
+    """Lowest return [seeds] of curves [seeds, K] once they have reached `of_data`, minus `of_data`.
 
-    In % of its magnitude. Not a number for a seed that never gets there.
+    In % of the magnitude of `of_data`. NaN for a seed that never gets there.
     """
-    after = np.logical_or.accumulate(curve >= of_data, axis=1)  # nothing is below what is not a number
+    after = np.logical_or.accumulate(curve >= of_data, axis=1)  # comparisons with NaN are False
     least = np.where(after & ~np.isnan(curve), curve, np.inf).min(1)
     return np.where(np.isinf(least), np.nan, 100.0 * (least - of_data) / abs(of_data))
 
 
 def _arms(outcome: Outcome) -> tuple[dict[str, float], dict[str, dict[str, Finals]]]:
-    """-> (mean return of the set by env, curves by env and arm)"""
+    """-> (mean return of the data set by env, curves by env and arm)"""
     of_data = {env: float(x[0, 0]) for (env, kind), x in outcome.items() if kind == DATA}
     arms: dict[str, dict[str, Finals]] = {env: {} for env in of_data}
     for (job, kind), x in outcome.items():
         if kind != DATA:
-            (env,) = [env for env in of_data if job.startswith(f"{env} ")] or of_data  # one task alone is not named
+            (env,) = [env for env in of_data if job.startswith(f"{env} ")] or of_data  # a single task is not named
             arms[env][job.removeprefix(f"{env} ")] = x
     return of_data, arms
 

@@ -1,8 +1,8 @@
 """What is left of a method's return when the network that acts computes in low precision?
 
-The mismatch between trainer and rollout engine: the behavior is recorded as the low-precision network gave it, so the
-ESS is below 1 before the first update. P3O has its usual numbers, PPO its customary clip range and the best of six at
-this budget (clip-sensitivity). fp16, with three more bits than bf16, lies between that and fp32.
+The mismatch between trainer and rollout engine: the behavior is recorded as the low-precision network computed it, so
+the ESS is below 1 before the first update. P3O has its usual hyperparameters, PPO its customary clip range and the best
+of six at this budget (clip-sensitivity). fp16, with three more bits than bf16, lies between bf16 and fp32.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Does the ESS, or HINT's Affinity, foretell better than the KL what an update gains?
+"""Does the ESS, or HINT's Affinity, predict better than the KL what an update gains?
 
-After an iteration's updates its data say how far the policy has gone from the one that acted, which is the lag and one
-iteration older: the ESS, Affinity, the KL to the behavior. Here each is held against what these updates gained: the
-mean return of the first rollout that the new policy acts in, less that of the rollout before. Rollouts hold whole
-episodes, so returns are of one policy each; lags begin at 1, for without one the return before is that of the very data
-that the others are measured on, and would share their noise.
+After an iteration's updates, its data tell how far the policy has moved from the behavior policy, which is older by the
+lag and one iteration: the ESS, Affinity, the KL to the behavior. Here each is compared with what these updates gained:
+the mean return of the first rollout in which the new policy acts, minus that of the rollout before. Rollouts hold whole
+episodes, so each return is of one policy; lags begin at 1, because without a lag the return before is that of the very
+data that the predictors are measured on, and would share their noise.
 
-Measured for each seed: Spearman's rank correlation over all updates of its run, of what is left when the number of the
-iteration is taken out of both (gains shrink and policies slow down as training goes on, which foretells nothing).
+Measured for each seed: Spearman's partial rank correlation over all updates of its run, given the number of the
+iteration (gains shrink and policies slow down during training, which predicts nothing).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from experiments.suites import SMALL, SMOKE, Job
 TASKS = ("Pendulum-v1", "Reacher-v5")
 LAGS = (1, 4, 16)
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {"P3O": ("p3o", {}), "PPO": ("ppo", {"minibatch": 128})}
-WHOLE_EPISODES = {"rollout": 200}  # one of Pendulum, four of Reacher, in each environment
+WHOLE_EPISODES = {"rollout": 200}  # one of Pendulum or four of Reacher in each environment
 PREDICTORS = ("ess_end", "ess_end_advantage", "affinity_end", "behavior_kl_end")
 NAMES = ("ESS", "ESS of rho |A|", "Affinity", "KL")
 MARGIN = 0.05  # of rank correlations, below which a difference counts as none
@@ -45,11 +45,11 @@ def jobs(quick: bool) -> tuple[Job, ...]:
 
 
 def correlations(run: Path, members: Sequence[int]) -> Finals:
-    """[members, predictors]: rank correlation of each with the gain of the updates that it was measured after, given
-    the number of the iteration."""
+    """[members, predictors]: rank correlation of each predictor with the gain of the updates before its measurement,
+    given the number of the iteration."""
     rows, lag = records.read_metrics(run), records.read_config(run)["config"]["lag"]
     returns = np.array([np.divide(row["return_sum"], row["episodes"]) for row in rows])  # [iterations, P]
-    gain = np.diff(returns, axis=0)[lag:]  # of the updates of iteration i: the return of i + 1 + lag less that before
+    gain = np.diff(returns, axis=0)[lag:]  # of iteration i's updates: the return of i + 1 + lag minus the one before
     after = np.array([[row[name] for name in PREDICTORS] for row in rows[1:]])  # [updates, predictors, P]
     gain, after = gain[1:], after[: len(gain) - 1]  # the first iteration has no updates
     number = np.arange(len(gain), dtype=np.float64)
@@ -64,18 +64,18 @@ def _given(x: NDArray[np.float64], y: NDArray[np.float64], z: NDArray[np.float64
 
 
 def strengths(rho: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How well each foretells, of either sign: [..., seeds, jobs, predictors] -> [..., predictors]."""
+    """How well each predicts, with either sign: [..., seeds, jobs, predictors] -> [..., predictors]."""
     return np.abs(rho.mean(-3)).mean(-2)
 
 
 def by_chance(rho: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The strength [predictors] that 95 % of correlations without a sign stay below: each seed's are flipped or not."""
+    """The strength [predictors] that 95 % of correlations with random signs, one per seed, stay below."""
     signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(2_000, *rho.shape[:2], 1))
     return np.quantile(strengths(signs * rho), 0.95, axis=0)
 
 
 def more_than_kl(outcome: Outcome) -> dict[str, Difference]:
-    """Strength of each predictor less that of the KL; for the interval seeds are drawn, each with all its jobs."""
+    """Strength of each predictor minus that of the KL; the interval resamples seeds, each with all its jobs."""
     rho = np.stack(list(outcome.values()), axis=1)  # [seeds, jobs, predictors]
     again = np.random.default_rng(0).integers(len(rho), size=(2_000, len(rho)))
 

@@ -1,8 +1,8 @@
 """What is left of a return when twelve thirteenths of what an iteration learns from are old?
 
-P3O and PPO with three clip ranges, with fresh data alone and with the last twelve rollouts beside them, at equally many
+P3O and PPO with three clip ranges, with only fresh data and with the last twelve rollouts added, at equal numbers of
 updates and env steps. All correct replayed returns with Retrace, which the study `correction` found to cost nothing on
-this task with three rollouts, and P3O has PPO's iterations (`iteration-length`).
+this task with three rollouts, and P3O has iterations as long as PPO's (`iteration-length`).
 """
 
 from __future__ import annotations

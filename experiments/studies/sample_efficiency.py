@@ -1,9 +1,9 @@
 """Does P3O get by with 400,000 env steps where PPO takes a million?
 
-P3O makes four times as many updates an env step here as it does otherwise: iterations of 64 steps in place of 256, and
-20 epochs in place of 10. One arm learns from the fresh rollout and the seven before it, with Retrace for their returns;
-the other from the fresh one alone, in as many updates. All that was chosen on HalfCheetah-v5, tuning seeds 100 to 104;
-mean final return after 400k steps, minibatch 64:
+P3O makes four times as many updates per env step here as usual: iterations of 64 steps instead of 256, and 20 epochs
+instead of 10. One arm learns from the fresh rollout and the seven before it, with Retrace for their returns; the other
+only from the fresh one, in as many updates. All this was chosen on HalfCheetah-v5, with tuning seeds 100 to 104; mean
+final return after 400k steps, minibatch 64:
 
     rollout 128, 10 epochs, replay 3, no correction       5493
     rollout 64, 10 epochs, replay 3, no correction        5500
@@ -12,8 +12,8 @@ mean final return after 400k steps, minibatch 64:
     rollout 64, 20 epochs, replay 7, Retrace              6373
     rollout 64, 20 epochs, replay 15, Retrace             6103
 
-The fifth of them ended at 2421 on Walker2d-v5, far from what PPO has there after a million, and at 45 on Swimmer-v5.
-PPO's runs are those of the suite `mujoco`: whoever has them, or takes the published ones, need not train them again
+The fifth ended at 2421 on Walker2d-v5, far from PPO's return there after a million steps, and at 45 on Swimmer-v5.
+PPO's runs are those of the suite `mujoco`: if you have them, or copy the published ones, they are not trained again
 (`cp -r experiments/results/mujoco/ppo-{HalfCheetah,Walker2d,Hopper,Swimmer}-v5 runs/sample-efficiency/`).
 """
 

@@ -1,8 +1,8 @@
 """What is left of a method's return when the policy that acts is K iterations old?
 
 The same lag for all: the acting parameters and statistics are those of K iterations before, recorded with every sample.
-P3O has its usual numbers, PPO four clip ranges, and the two of its family that were made for old data (decoupled PPO,
-the fixed band) their usual clip of 0.2.
+P3O has its usual hyperparameters, PPO four clip ranges, and the two variants of PPO designed for old data (decoupled
+PPO, the fixed band) their usual clip of 0.2.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def jobs(quick: bool) -> tuple[Job, ...]:
 def under_lags(
     methods: Mapping[str, Any], lags: Sequence[int], how: Mapping[str, Any], common: Mapping[str, Any]
 ) -> tuple[Job, ...]:
-    """Each method at each lag: `how` is of every job, `common` of the settings of every one."""
+    """Jobs for each method at each lag: `how` applies to every job, `common` to the settings of every job."""
     made = []
     for lag in lags:
         for name, method in methods.items():

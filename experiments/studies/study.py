@@ -1,4 +1,4 @@
-"""What a study is, and how `ess-rl study` carries it out: as a benchmark that ends in a verdict."""
+"""Definition of a study, and how `ess-rl study` runs it: as a benchmark that ends in a verdict."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from experiments import benchmark, figures, records, references, statistics
 from experiments.statistics import Estimator
 from experiments.suites import Job
 
-Finals = NDArray[np.float64]  # [seeds] final returns, or [seeds, ...] of what else a study measures
-Outcome = Mapping[tuple[str, str], Finals]  # (label of the job, label of the members) -> theirs
+Finals = NDArray[np.float64]  # [seeds] final returns, or [seeds, ...] of whatever else a study measures
+Outcome = Mapping[tuple[str, str], Finals]  # (label of the job, label of the members) -> their finals
 
 
 def final_returns(run: Path, members: Sequence[int]) -> Finals:
@@ -30,7 +30,7 @@ def final_returns(run: Path, members: Sequence[int]) -> Finals:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of the prediction, and the numbers that say so."""
+    """Outcome of the prediction, and the numbers that support it."""
 
     word: Literal["supported", "refuted", "undecided"]
     sentences: tuple[str, ...]
@@ -38,22 +38,22 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Study:
-    """A question to experiments."""
+    """A question put to experiments."""
 
     name: str
     question: str
     prediction: str  # written before the runs
-    jobs: Callable[[bool], Sequence[Job]]  # of the whole study, or (True) of a quick one that only shows that it works
+    jobs: Callable[[bool], Sequence[Job]]  # of the full study, or (True) of a quick one that only shows that it works
     judge: Callable[[Outcome], Verdict]
     draw: Callable[[Outcome, Path], None]
-    quantity: str = "final_return"  # what the outcome holds
+    quantity: str = "final_return"  # name of what the outcome holds
     measure: Callable[[Path, Sequence[int]], Finals] = final_returns  # how it is read from a run folder
-    compute: Callable[[bool], Outcome] | None = None  # (quick) -> what else is judged and drawn, and is of no run
+    compute: Callable[[bool], Outcome] | None = None  # (quick) -> what else is judged and drawn, but comes from no run
 
 
 @dataclass(frozen=True)
 class Difference:
-    """IQM of one set of seeds less that of another, with its bootstrap interval, of 95 % if nothing else is said."""
+    """IQM of one set of seeds minus that of another, with its bootstrap interval, 95 % unless stated otherwise."""
 
     value: float
     low: float
@@ -70,17 +70,17 @@ def difference(
     estimator: Estimator = statistics.iqm,
     comparisons: int = 1,
 ) -> Difference:
-    """Estimate of `one` less that of `other`, [seeds] or [seeds, tasks]. UsageError for fewer than two seeds.
+    """Estimate for `one` minus that for `other`, [seeds] or [seeds, tasks]. UsageError for fewer than two seeds.
 
     Args:
-        comparisons: how many differences a verdict rests on. The more there are, the more often one of them seems clear
-            by chance; all of their intervals hold together with at least 95 % (Bonferroni).
+        comparisons: number of differences that a verdict rests on. The more there are, the more often one of them seems
+            clear by chance; all of their intervals hold jointly with at least 95 % (Bonferroni).
     """
     return _of_two(statistics.less(estimator), one, other, comparisons)
 
 
 def kept(one: Finals, other: Finals) -> Difference:
-    """The quotient of two IQMs, in percent: what is left of `other`. For returns above 0; as `difference` otherwise."""
+    """Quotient of two IQMs, in percent: the share of `other` kept. For returns above 0; otherwise as `difference`."""
 
     def quotient(x: Finals, y: Finals) -> Finals:
         return np.asarray(100.0 * statistics.iqm(x) / statistics.iqm(y))
@@ -90,18 +90,18 @@ def kept(one: Finals, other: Finals) -> Difference:
 
 def _of_two(estimator: statistics.TwoSampleEstimator, one: Finals, other: Finals, comparisons: int = 1) -> Difference:
     x, y = _as_columns(one), _as_columns(other)
-    how = {"confidence": 1.0 - 0.05 / comparisons, "resamples": 1000 * (comparisons + 1)}  # some in the tail, too
+    how = {"confidence": 1.0 - 0.05 / comparisons, "resamples": 1000 * (comparisons + 1)}  # enough for the tail, too
     low, high = statistics.bootstrap_interval_of_two(x, y, estimator, np.random.default_rng(0), **how)
     return Difference(float(estimator(x, y)), float(low), float(high))
 
 
 def carry_out(study: Study, out: Path | None = None, jobs: int = 1, quick: bool = False) -> list[str]:
-    """Run what is missing of a study, judge it, and write study.json and study.png. -> a line for each failed job
+    """Run the missing jobs of a study, judge it, and write study.json and study.png. -> a line for each failed job
 
     Args:
-        out: where its run folders are; default: runs/NAME, or runs/NAME-quick.
+        out: folder of its run folders; default: runs/NAME, or runs/NAME-quick.
         jobs: run sets at a time.
-        quick: minutes instead of hours, on a small task: it shows that the study works, and says nothing.
+        quick: minutes instead of hours, on a small task: shows that the study works, but its verdict says nothing.
     """
     records.check_positive({"jobs": jobs})
     out = out or Path("runs") / (study.name + "-quick" * quick)
@@ -127,14 +127,14 @@ def carry_out(study: Study, out: Path | None = None, jobs: int = 1, quick: bool 
 
 
 def publish(folder: Path, out: Path, *, overwrite: bool = False) -> list[str]:
-    """Copy a study that is done: study.json, study.png, and what is small of its runs. -> the names
+    """Copy a finished study: study.json, study.png, and the small files of its runs. -> the names
 
     Raises:
         UsageError: `out` holds something else, or other runs of these names and `overwrite` is False.
     """
     runs = sorted(path.parent for path in folder.glob("*/result.json"))
     names = ["study.json", "study.png", *(run.name for run in runs)]
-    for run in runs:  # all of them, before anything is replaced
+    for run in runs:  # check all of them before anything is replaced
         figures.check_publishable(run, out / run.name, overwrite=overwrite)
     records.prepare_published(out, names)
     for run in runs:
@@ -145,7 +145,7 @@ def publish(folder: Path, out: Path, *, overwrite: bool = False) -> list[str]:
 
 
 def read(jobs: Sequence[Job], out: Path, measure: Callable[[Path, Sequence[int]], Finals] = final_returns) -> Outcome:
-    """What `measure` says of all members, by job (with its task, if there are several) and by what was swept."""
+    """Result of `measure` for all members, by job (with its task, if there are several) and by swept values."""
     outcome: dict[tuple[str, str], Finals] = {}
     several = len({job.env for job in jobs}) > 1
     for job in jobs:
@@ -156,7 +156,7 @@ def read(jobs: Sequence[Job], out: Path, measure: Callable[[Path, Sequence[int]]
 
 
 def by_task(outcome: Outcome) -> dict[str, dict[str, Finals]]:
-    """task -> label of the job -> what is measured; of a study of several tasks that sweeps nothing."""
+    """task -> label of the job -> what is measured; for a study of several tasks without a sweep."""
     tasks: dict[str, dict[str, Finals]] = {}
     for (job, _), finals in outcome.items():
         env, label = job.split(" ", 1)
@@ -166,7 +166,7 @@ def by_task(outcome: Outcome) -> dict[str, dict[str, Finals]]:
 
 @contextmanager
 def picture(path: Path, panels: int = 1) -> Iterator[Any]:
-    """Axes to draw on, several of them as an array; afterwards they get a grid and a legend, and lie at `path`."""
+    """Axes to draw on, as an array if several; afterwards they get a grid and a legend and are saved at `path`."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -185,7 +185,7 @@ def picture(path: Path, panels: int = 1) -> Iterator[Any]:
 
 
 def curve(axis: Any, xs: Sequence[str], ys: Sequence[Difference], **style: Any) -> None:
-    """Values over named places, with their intervals as a band."""
+    """Plot values over named positions, with their intervals as a band."""
     places = range(len(xs))
     axis.plot(places, [y.value for y in ys], "o-", **style)
     axis.fill_between(places, [y.low for y in ys], [y.high for y in ys], alpha=0.15)
@@ -193,7 +193,7 @@ def curve(axis: Any, xs: Sequence[str], ys: Sequence[Difference], **style: Any) 
 
 
 def dots(axis: Any, rows: Mapping[str, Difference]) -> None:
-    """A value with its interval for each row, the first on top."""
+    """Plot a value with its interval for each row, the first on top."""
     places = range(len(rows))
     values = np.array([[d.value, d.value - d.low, d.high - d.value] for d in rows.values()])
     axis.errorbar(values[:, 0], places, xerr=values[:, 1:].T, fmt="o", capsize=3)
@@ -202,7 +202,7 @@ def dots(axis: Any, rows: Mapping[str, Difference]) -> None:
 
 
 def draw_kept(rows: Mapping[str, Difference], whole: str, path: Path) -> None:
-    """`kept`, a row each, with a line at 100 %, which is `whole`."""
+    """Plot `kept`, one row each, with a line at 100 %, which is `whole`."""
     with picture(path) as axis:
         dots(axis, rows)
         axis.axvline(100.0, color="gray", linewidth=0.8)
@@ -210,7 +210,7 @@ def draw_kept(rows: Mapping[str, Difference], whole: str, path: Path) -> None:
 
 
 def draw_levels(tasks: Mapping[str, Mapping[str, Finals]], rows: Sequence[str], path: Path) -> None:
-    """Final returns, a panel for each task and in it a row for each of `rows`."""
+    """Plot final returns: a panel for each task, with a row for each of `rows`."""
     with picture(path, panels=len(tasks)) as axes:
         for axis, (task, of) in zip(np.atleast_1d(axes), tasks.items(), strict=True):
             dots(axis, {name: level(of[name]) for name in rows})
@@ -218,18 +218,18 @@ def draw_levels(tasks: Mapping[str, Mapping[str, Finals]], rows: Sequence[str], 
 
 
 def normalized(env: str, finals: Finals) -> Finals:
-    """Final returns between the env's random policy (0) and its reference (1); as they are, where it has none."""
+    """Final returns scaled so that the env's random policy is 0 and its reference 1; unscaled without a reference."""
     scores = [references.normalized(env, x) for x in finals]
     return finals if None in scores else np.array(scores, dtype=np.float64)
 
 
 def level(finals: Finals, estimator: Estimator = statistics.iqm) -> Difference:
-    """`interval` as a Difference from 0, to draw."""
+    """`interval` as a Difference from 0, for plotting."""
     return Difference(*interval(finals, estimator))
 
 
 def _scores(outcome: Outcome, quantity: str) -> dict[str, Any]:
-    """As study.json has them."""
+    """The scores as stored in study.json."""
     return {
         " | ".join(filter(None, key)): {
             quantity: _as_json(x),
@@ -240,12 +240,12 @@ def _scores(outcome: Outcome, quantity: str) -> dict[str, Any]:
 
 
 def _as_json(x: Any) -> Any:
-    """Nested lists; None where nothing was measured."""
+    """Convert to nested lists; None where nothing was measured."""
     return [_as_json(y) for y in x] if np.ndim(x) else float(x) if np.isfinite(x) else None
 
 
 def interval(finals: Finals, estimator: Estimator = statistics.iqm) -> tuple[float, float, float]:
-    """Estimate of [seeds] or [seeds, tasks], and the ends of its 95 % interval."""
+    """Estimate from [seeds] or [seeds, tasks], and the ends of its 95 % interval."""
     scores = _as_columns(finals)
     low, high = statistics.bootstrap_interval(scores, estimator, np.random.default_rng(0))
     return float(estimator(scores)), float(low), float(high)

@@ -1,6 +1,6 @@
-"""What is left of a method's return when the policy that acts is hotter or colder than the one that learns?
+"""What is left of a method's return when the acting policy is hotter or colder than the learning one?
 
-A behavior whose standard deviation is T times the policy's has, in each action dimension and for n to infinity, the ESS
+With a behavior standard deviation T times the policy's, the ESS in each action dimension is, as n goes to infinity,
 sqrt(2 T^2 - 1) / T^2: 0.95 at T = 1.2, 0.83 at 0.8, and 0 at and below 1 / sqrt(2) = 0.71, where E[rho^2] is infinite.
 """
 
@@ -13,7 +13,7 @@ from experiments.studies.study import Outcome, Study, Verdict, curve, difference
 from experiments.suites import SMOKE, Job
 
 TEMPERATURES = (0.6, 0.8, 1.0, 1.2, 1.5)
-CLIPS = (0.2, 0.6)  # the customary one, and what was best of six at this budget (clip-sensitivity)
+CLIPS = (0.2, 0.6)  # the customary one, and the best of six at this budget (clip-sensitivity)
 _QUICK: Any = {**SMOKE, "env": "Pendulum-v1", "seeds": range(2)}
 _WHOLE: Any = {"env": "HalfCheetah-v5", "steps": 300_000}
 
@@ -29,7 +29,7 @@ def _curves(outcome: Outcome) -> dict[str, dict[float, Any]]:
     """method, with its clip -> temperature -> final returns"""
     curves: dict[str, dict[float, Any]] = {}
     for job, label in outcome:
-        words = label.split(" ")  # agent, behavior_temperature, its value, and clip with its value where there is one
+        words = label.split(" ")  # agent, behavior_temperature, its value, and clip with its value if there is one
         curves.setdefault(" ".join([words[0], *words[3:]]), {})[float(words[2])] = outcome[job, label]
     return curves
 

@@ -1,4 +1,4 @@
-"""Replayed updates that take turns with on-policy ones: how many, on what, and that they are a member's own."""
+"""Replayed updates that alternate with on-policy ones: how many, on what data, and each member on its own."""
 
 import math
 from dataclasses import replace
@@ -37,7 +37,7 @@ def trained(seeds: list[int], iterations: int, hyper: Any = None, **settings: An
 def test_segments_of_the_replay_are_what_went_in():
     replay = Replay(KEPT * T, 2, N, 3, 1, "cpu")
     rollouts = []
-    for k in range(5):  # the ring of three is written over
+    for k in range(5):  # overwrites the ring of three
         empty = Transitions.empty((T, 2, N), 3, 1, torch.device("cpu"))
         generator = torch.Generator().manual_seed(k)
         rollouts.append(
@@ -47,7 +47,7 @@ def test_segments_of_the_replay_are_what_went_in():
     age, env = torch.tensor([[0, 2, 1, 1], [2, 0, 0, 1]]), torch.tensor([[3, 0, 1, 1], [2, 2, 0, 3]])
     found = replay.segments(age, torch.arange(2), env, T, torch.tensor(replay.head))
     other = replay.segments(age[:1], torch.tensor([1]), env[:1], T, torch.tensor(replay.head))
-    assert torch.equal(other.obs[:, 0, 0], rollouts[4].obs[:, 1, 3])  # of the second member alone
+    assert torch.equal(other.obs[:, 0, 0], rollouts[4].obs[:, 1, 3])  # of the second member only
     assert found.obs.shape == (T, 2, 4, 3)
     for p in range(2):
         for s in range(4):
@@ -57,7 +57,7 @@ def test_segments_of_the_replay_are_what_went_in():
 
 
 def test_there_are_as_many_as_poisson_draws_and_none_before_the_replay_is_warm():
-    """Adam counts the steps: one on-policy update in each iteration but the first, and the replayed ones."""
+    """Adam counts the steps: one on-policy update in each iteration except the first, plus the replayed ones."""
     seeds, iterations, warm_up = [3, 8, 5], 12, 4
     mean = [2.0, 0.0, 5.0]
     population, _, rows = trained(seeds, iterations, {"replayed_updates": mean}, warm_up=warm_up)
@@ -118,7 +118,7 @@ def test_all_updates_that_were_drawn_are_made_in_as_few_turns_as_half_of_the_mem
             said = turns.update()
         count = random.poisson(random.fold_in(purpose, iteration), torch.tensor(mean))
         assert (population.state["optimizer"]["step"] - before).tolist() == count.tolist()
-        shares = count.clamp(min=1)  # who draws none says what a batch is like
+        shares = count.clamp(min=1)  # a member that draws none still reports on a batch
         assert calls == max(int(shares.max()), math.ceil(int(shares.sum()) / taking(len(mean))))
         assert (said["replayed_ess"] > 0.0).all()
 
@@ -150,7 +150,7 @@ def test_older_segments_have_an_ess_below_one_and_the_entropy_bonus_is_that_of_f
 
 
 def test_recent_rollouts_are_drawn_more_often(monkeypatch: pytest.MonkeyPatch):
-    """Weights 1, 1/2, 1/3 of three rollouts: a share of 6/11, 3/11, 2/11."""
+    """Weights 1, 1/2, 1/3 of three rollouts: shares of 6/11, 3/11, 2/11."""
     ages = []
     segments = Replay.segments
 

@@ -1,4 +1,4 @@
-"""Mistakes of a caller that torch would answer with numbers."""
+"""Mistakes of a caller that torch would accept silently."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,7 +23,7 @@ STEP = torch.zeros(3, N)
 DISCOUNTS: Any = {"discount": 0.9, "lambda_": 0.9}
 BALANCE: Any = {"beta": 1.0, "discount": 0.9}
 
-# Each with every argument right but one, whose shape broadcasts.
+# In each call all arguments are right except one, whose shape broadcasts.
 BROADCASTS: dict[str, Callable[[], Any]] = {
     "p3o": lambda: objectives.p3o(ROW, COLUMN, ROW, ROW),
     "p3o, kl": lambda: objectives.p3o(ROW, ROW, ROW, COLUMN),
@@ -59,7 +59,7 @@ def test_an_action_has_the_dimensions_of_the_mean():
 
 @pytest.mark.parametrize("kind", [torch.uint8, torch.int64, torch.float32])
 def test_an_end_is_no_number(kind: torch.dtype):
-    """~1 is -2: an int that says that an episode ended would carry the sum on, doubled."""
+    """~1 is -2: an int flag for the end of an episode would carry the sum on, doubled."""
     for ends in ((FLAG.to(kind), FLAG), (FLAG, FLAG.to(kind))):
         with pytest.raises(ValueError, match=rf"{kind}, not bool: give (terminated|last)\.bool\(\)"):
             returns.gae(STEP, STEP, STEP, *ends, **DISCOUNTS)

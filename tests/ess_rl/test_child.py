@@ -1,4 +1,4 @@
-"""A process that works for this one, and what is said when it cannot."""
+"""A worker process, and the errors raised when it fails."""
 
 import multiprocessing
 import os
@@ -16,12 +16,12 @@ from ess_rl.errors import LostProcessError, UsageError
 
 @pytest.fixture(autouse=True)
 def found_by_children(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What this file defines, by the name that it has here."""
+    """Let child processes import this module by the name that it has here."""
     monkeypatch.syspath_prepend(Path(__file__).parents[len(__name__.split(".")) - 1])
 
 
 class Unsendable(Exception):
-    """Made of two words, and pickled as if of one."""
+    """Takes two arguments, but is pickled as if it took one."""
 
     def __init__(self, what: str, why: str):
         super().__init__(f"{what}: {why}")
@@ -80,7 +80,7 @@ def test_what_goes_wrong_there_is_raised_here_with_its_place() -> None:
 
 
 def test_its_last_word_is_heard_by_who_was_about_to_speak() -> None:
-    """More than a pipe holds: who sends it finds nobody reading."""
+    """The task is more than a pipe holds, and nobody reads it at the other end."""
     child = begun(fail, UsageError("no such thing"))
     with pytest.raises(UsageError, match="no such thing"):
         child.ask(np.zeros(10**6))
@@ -115,7 +115,7 @@ def test_many_end_at_the_same_time() -> None:
 
 
 def test_its_memory_is_its_own() -> None:
-    """However much this process once held."""
+    """A child's peak memory does not depend on how much this process once held."""
     np.ones(600 * 2**17).sum()
     assert peak_memory_mib() > 600.0
     children = [begun(hold, mib) for mib in (1, 300)]

@@ -23,7 +23,7 @@ def test_by_hand():
     # Two of the 200 are 1 %, 100 are 50 %, 198 are 99 %.
     for name, k in (("log_ratio_q01", 2), ("log_ratio_q50", 100), ("log_ratio_q99", 198)):
         assert float(found[name]) == pytest.approx(k * math.log(2.0) / 100.0, abs=1e-5)
-    # Equal advantages are 0 when they are centered: then all count alike.
+    # Equal advantages are 0 once centered: then all samples count equally.
     assert float(found["ess_end_advantage"]) == pytest.approx(float(found["ess_end"]), rel=1e-5)
     assert all(x.shape == () for x in found.values())
 
@@ -40,12 +40,12 @@ def test_dimensions_and_advantages_by_hand():
     assert float(found["ess_end"]) == pytest.approx(100.0 / 136.0)
     assert float(found["ess_end_per_dim"]) == pytest.approx(math.sqrt(100.0 / 136.0))
     assert float(found["ess_end_advantage"]) == pytest.approx(0.5)
-    # The band of 0.2 sqrt(2) holds the ratios of 1 with |A| = 1 each, and they do not spread.
+    # The band of 0.2 sqrt(2) contains the ratios of 1 with |A| = 1 each, without spread.
     assert [float(found[f"affinity{name}_end"]) for name in ("", "_eur", "_uc")] == pytest.approx([1, 1, 0], abs=1e-6)
 
 
 def test_the_band_of_affinity_grows_with_the_dimensions():
-    """Ratios exp(-0.75^2 / 2) = 0.755: outside 0.2, which holds in one dimension, inside 0.2 sqrt(2) = 0.283."""
+    """Ratios exp(-0.75^2 / 2) = 0.755: outside 0.2, the band of one dimension, inside 0.2 sqrt(2) = 0.283."""
     for dimensions, inside in ((1, 0.0), (2, 1.0)):
         b = Gaussian(torch.zeros(4, dimensions), torch.zeros(4, dimensions))
         mean = torch.tensor([0.75, 0.0])[:dimensions].expand(4, dimensions)

@@ -61,7 +61,7 @@ def test_bounds_hold_in_float32():
 def test_masked_elements_do_not_count_whatever_they_hold():
     log_ratio = torch.tensor([0.0, math.nan, math.log(3.0), math.inf, 50.0])
     mask = torch.tensor([True, False, True, False, False])
-    assert float(effective_sample_size(log_ratio, mask)) == pytest.approx(0.8)  # as of the ratios 1 and 3
+    assert float(effective_sample_size(log_ratio, mask)) == pytest.approx(0.8)  # as for the ratios 1 and 3
 
 
 def test_dim_takes_each_slice_on_its_own():
@@ -78,7 +78,7 @@ def test_dim_takes_each_slice_on_its_own():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_summed_in_float32(dtype: torch.dtype):
-    """The square of 300 is beyond float16, and bfloat16 knows no number between 0.984 and 0.988."""
+    """The square of 300 is beyond float16, and bfloat16 has no number between 0.984 and 0.988."""
     log_ratio = (0.1 * torch.randn(300, generator=torch.Generator().manual_seed(0))).to(dtype)
     e = effective_sample_size(log_ratio)
     assert e.dtype == torch.float32 and e.item() == effective_sample_size(log_ratio.float()).item()
@@ -109,7 +109,7 @@ def test_weighted_with_the_advantage_by_hand():
     assert float(advantage_weighted_ess(log_ratio, advantage)) == pytest.approx(0.6)
     assert float(advantage_weighted_ess(log_ratio, 1e6 * advantage)) == pytest.approx(0.6)
     both = advantage_weighted_ess(torch.stack([log_ratio, log_ratio]), torch.stack([advantage, torch.ones(3)]), dim=1)
-    assert both.tolist() == pytest.approx([0.6, 16.0 / 18.0])  # equal advantages: the plain one
+    assert both.tolist() == pytest.approx([0.6, 16.0 / 18.0])  # equal advantages: the plain ESS
     assert float(advantage_weighted_ess(log_ratio, torch.zeros(3))) == pytest.approx(16.0 / 18.0)
 
 

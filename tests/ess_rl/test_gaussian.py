@@ -67,7 +67,7 @@ def test_kl_of_equals_is_exactly_zero_and_so_is_its_gradient():
 
 
 def test_a_small_kl_keeps_its_digits_in_float32():
-    # Only the width differs, by d: KL = (e^(2 d) - 1) / 2 - d = d^2 + 2 d^3 / 3 + ... e^(2 d) - 1, taken at its word,
+    # Only the width differs, by d: KL = (e^(2 d) - 1) / 2 - d = d^2 + 2 d^3 / 3 + ... e^(2 d) - 1, computed literally,
     # would leave errors as large as the result.
     d = torch.linspace(2e-4, 2e-3, 100)
     nothing = torch.zeros(100, 1)

@@ -1,4 +1,4 @@
-"""The Gaussian process: by hand with one point, by law at and away from its data, and against the density of y."""
+"""The Gaussian process: one point by hand, its behavior at and away from its data, and the density of y."""
 
 import itertools
 import math
@@ -41,7 +41,7 @@ def test_it_knows_its_data_and_nothing_far_away():
     torch.testing.assert_close(mean, action, rtol=0.0, atol=0.03)
     assert (variance < 0.01 * action.var(0)).all()
     mean, variance = predict(process, torch.tensor([[40.0]]))
-    torch.testing.assert_close(mean[0], action.mean(0), rtol=1e-4, atol=1e-4)  # what it says of all it never saw
+    torch.testing.assert_close(mean[0], action.mean(0), rtol=1e-4, atol=1e-4)  # its prediction far from all data
     torch.testing.assert_close(variance[0], action.var(0, correction=0), rtol=1e-4, atol=1e-4)
 
 
@@ -52,7 +52,7 @@ def test_noise_is_not_learned_by_heart():
 
 
 def test_the_marginal_likelihood_is_the_density_of_all_actions():
-    """Up to its constant, -M log(2 pi) / 2 for each action: what `fit` takes the largest of."""
+    """Up to the constant, -M log(2 pi) / 2 for each action: the quantity that `fit` maximizes."""
     obs, action = wave(12, noise=0.1)
     x, y = obs.double(), action.double()
     for length_scale, noise in itertools.product((0.5, 2.0), (0.1, 0.3)):

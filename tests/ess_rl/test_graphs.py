@@ -1,7 +1,7 @@
-"""That an iteration can be recorded: it runs without the host, and collecting in turns is collecting.
+"""An iteration can be recorded: it runs without the host, and collecting in turns equals collecting at once.
 
-Tensors of torch's device "meta" have shapes and no contents. Whatever would wait for the device, to read a number, to
-branch on it, to copy it, fails on them; so what the GPU would be asked is tested where there is none.
+Tensors on torch's device "meta" have shapes but no contents. Any operation that would wait for the device, to read a
+number, to branch on it, to copy it, fails on them; so what would run on the GPU is tested without one.
 """
 
 import copy
@@ -38,7 +38,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 class Transfers(TorchDispatchMode):
     """Lists the operations that carry data between the host and the device.
 
-    A number of Python's is a 0-dim tensor of the host here. As an operand it travels with the launch; copied, it waits.
+    A Python number is a 0-dim host tensor here. As an operand it travels with the kernel launch; as a copy, it waits.
     """
 
     def __init__(self) -> None:
@@ -117,14 +117,14 @@ def test_an_iteration_asks_the_host_for_nothing(
     monkeypatch.setattr(loop, "_to_host", to_host)
     population, env, replay = parts(agent, env_id, META, **settings)
     progress = loop.train(population, env, replay, iterations=4, reset_every=4)
-    next(progress)  # with the fresh start of all environments, which is the host's
-    monkeypatch.setattr(torch, "tensor", sent)  # on "meta" torch takes a short cut, which `Transfers` would not see
+    next(progress)  # includes the reset of all environments, which runs on the host
+    monkeypatch.setattr(torch, "tensor", sent)  # on "meta" torch takes a shortcut that `Transfers` would not see
     monkeypatch.setattr(torch, "as_tensor", sent)
     with Transfers() as transfers:
         list(progress)
     assert transfers.found == []
     assert transfers.operations > 1000
-    assert len(waits) == 4  # one wait an iteration
+    assert len(waits) == 4  # one wait per iteration
 
 
 @pytest.mark.parametrize("agent", sorted(OFFLINE_AGENTS))
@@ -133,10 +133,10 @@ def test_updates_on_a_data_set_ask_the_host_for_nothing(agent: str, monkeypatch:
         Transitions.empty((20,), 3, 2, torch.device("cpu")).map(torch.zeros_like), truncated=torch.arange(20) == 19
     )
     made = OFFLINE_AGENTS[agent].agent(OFFLINE_AGENTS[agent].config(hidden=(8,), minibatch=4), 3, 2)
-    prepared = OfflinePopulation(made, range(2)).prepare(data)  # that may look: it comes before the updates
+    prepared = OfflinePopulation(made, range(2)).prepare(data)  # may read values: it runs before the updates
     population = OfflinePopulation(made, range(2), device=META)
     columns, prepared = offline.samples(data, META), {name: x.to(META) for name, x in prepared.items()}
-    population.updates(columns, 0, 1, 9, prepared)  # the state moves to its place
+    population.updates(columns, 0, 1, 9, prepared)  # moves the state to its fixed place
     monkeypatch.setattr(torch, "tensor", sent)
     monkeypatch.setattr(torch, "as_tensor", sent)
     with Transfers() as transfers:
@@ -146,7 +146,7 @@ def test_updates_on_a_data_set_ask_the_host_for_nothing(agent: str, monkeypatch:
 
 
 def test_the_tensors_that_cannot_be_read_tell():
-    """What the test above relies on, one way to wait for the device after the other."""
+    """What the tests above rely on, for one way to wait for the device after another."""
     x = torch.ones(3, device=META)
     with pytest.raises(RuntimeError):
         bool(x.sum() > 0)
@@ -160,7 +160,7 @@ def test_the_tensors_that_cannot_be_read_tell():
 
 
 def test_what_an_iteration_keeps_stays_where_it_is():
-    """A recording knows addresses: state and replay must be written in place."""
+    """A recording holds addresses: state and replay must be written in place."""
     population, env, replay = parts("p3o", "Pendulum-v1", torch.device("cpu"))
     state = population.state
     kept = [x.data_ptr() for x in tree_leaves((state, replay.store))]
@@ -176,7 +176,7 @@ def test_what_an_iteration_keeps_stays_where_it_is():
 
 
 class InTwoTurns(TorchVectorEnv):
-    """A torch environment as two halves that take turns, and the order in which they were asked."""
+    """A torch environment as two halves that take turns, with a log of the order in which they were called."""
 
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
@@ -209,11 +209,11 @@ def test_collecting_in_turns_is_collecting():
     seeds = loop.env_seeds(population.seed, N)
     rollout, obs = collect(population, whole, whole.reset(seeds), 210, iteration=3)
     in_turns, obs_in_turns = collect(population, halved, halved.reset(seeds), 210, iteration=3)
-    # Equal but for the rounding of the policy, which Pendulum's dynamics carry on: 210 steps with a reset among them.
+    # Equal except for rounding in the policy, which Pendulum's dynamics propagate: 210 steps, with a reset among them.
     torch.testing.assert_close(vars(in_turns), vars(rollout), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(obs_in_turns, obs, rtol=1e-3, atol=1e-3)
     assert rollout.truncated.any()
-    # While one half is at work the other is asked: at every step the first is sent on before the second is received.
+    # One half works while the other is served: at every step, the first is sent on before the second is received.
     assert halved.log[:6] == ["send 0", "send 1", "receive 0", "send 0", "receive 1", "send 1"]
 
 
@@ -225,7 +225,7 @@ def test_an_odd_number_of_environments_takes_no_turns():
 
 
 def test_a_state_moves_whole_whatever_of_the_old_one_it_is_made_of():
-    """Two leaves exchanged, one that is a part of another, one that is turned, one as it was, one new."""
+    """Two leaves exchanged, one a part of another, one transposed, one unchanged, one new."""
     old = {name: torch.arange(4.0).view(2, 2) + 10.0 * i for i, name in enumerate("abcdef")}
     new = {"a": old["b"], "b": old["a"], "c": old["a"].flatten()[2:].expand(2, 2), "d": old["d"].T, "e": old["e"]}
     new["f"] = old["f"] + 1.0
@@ -236,7 +236,7 @@ def test_a_state_moves_whole_whatever_of_the_old_one_it_is_made_of():
 
 
 def test_a_state_that_the_caller_gives_is_learned_from():
-    """A copy of the state in its place changes nothing: learning rates go on falling, updates reach it."""
+    """Replacing the state by a copy changes nothing: learning rates keep falling, and updates reach it."""
     ends = []
     for copies in (False, True):
         population, env, replay = parts("p3o", "Pendulum-v1", torch.device("cpu"))
@@ -264,7 +264,7 @@ def test_a_stopwatch_has_a_time_for_each_lap():
 @needs_cuda
 @pytest.mark.parametrize("replay", [0, 2])
 def test_recorded_is_eager(replay: int, monkeypatch: pytest.MonkeyPatch):
-    """Equal but for the rounding of kernels that add in another order."""
+    """Equal except for the rounding of kernels that add in another order."""
     device = torch.device("cuda")
     recorded = parts("p3o", "Pendulum-v1", device, replay=replay)
     eager = parts("p3o", "Pendulum-v1", device, replay=replay)

@@ -1,4 +1,4 @@
-"""Which environments start from a hint, how their samples are weighted, and that the loop marks them."""
+"""Hints: the environments that start from one, the weights of their samples, and their marking by the loop."""
 
 import copy
 from dataclasses import replace
@@ -34,7 +34,7 @@ def test_a_group_failed_if_all_of_it_did():
 
 
 def test_who_starts_from_a_hint():
-    """Groups of two: the first failed; of the second one did; the third failed and is in a hinted episode half."""
+    """Groups of two: the first failed; in the second only one did; the third failed, with one in a hinted episode."""
     failed = bools("111011")
     hinted = bools("000010")
     assert torch.equal(starts_from_hint(bools("111111"), hinted, failed, 2), bools("110001"))
@@ -43,13 +43,13 @@ def test_who_starts_from_a_hint():
 
 
 def test_hinted_samples_count_as_their_affinity():
-    """Ratios 1 and 2 are hinted, of advantages 3 and -1: in the band of 0.2 lies 3 of 4, without spread: 0.75."""
+    """Ratios 1 and 2 are hinted, with advantages 3 and -1: the band of 0.2 holds 3 of 4, without spread: 0.75."""
     log_ratio = torch.tensor([1.0, 1.0, 2.0, 1.0]).log()
     advantage, hinted = torch.tensor([7.0, 3.0, -1.0, 5.0]), bools("0110")
     for power, expected in ((1.0, 0.75), (2.0, 0.5625), (0.0, 1.0)):
         weight = affinity_weight(log_ratio, advantage, hinted, torch.tensor(power), act_dim=1)
         torch.testing.assert_close(weight, torch.tensor([1.0, expected, expected, 1.0]))
-    # Of four dimensions the band is 0.4 wide: a ratio of 1.3 is in it, where it is out of that of one.
+    # In four dimensions the band is 0.4 wide: a ratio of 1.3 lies inside it, but outside the band of one dimension.
     log_ratio = torch.tensor([1.3, 1.3, 1.3, 1.3]).log()
     assert affinity_weight(log_ratio, advantage, hinted, 1.0, act_dim=4).tolist() == [1.0] * 4
     assert affinity_weight(log_ratio, advantage, hinted, 1.0, act_dim=1).tolist() == [1.0, 0.0, 0.0, 1.0]
@@ -75,7 +75,7 @@ def parts(agent: str, group: int = 2, clock: int = 4, **settings: Any):
 
 
 def test_the_loop_marks_the_steps_of_hinted_episodes():
-    """Nobody touches the target: the clock ends each episode after 4 steps, and every second one is from a hint."""
+    """The target is never reached: the clock ends each episode after 4 steps, and every second one is from a hint."""
     population, env, _ = parts("p3o")
     assert isinstance(env, StartsFromHints)
     env.dynamics = replace(env.dynamics, tolerance=0.0)  # type: ignore[type-var]
@@ -90,14 +90,14 @@ def test_the_loop_marks_the_steps_of_hinted_episodes():
 
 @pytest.mark.parametrize("agent", ["p3o", "ppo"])
 def test_training_with_hints(agent: str):
-    """Ordinary episodes alone count; a weight of Affinity^0 is no weight, and any other changes what is learned."""
+    """Only ordinary episodes count; a weight of Affinity^0 has no effect, and any other changes what is learned."""
     ends, seen = [], []
     for power in (0.0, 1.0):
         population, env, replay = parts(agent, hint_lambda=power)
         env.dynamics = replace(env.dynamics, tolerance=0.0)  # type: ignore[type-var]
         seen.append(list(loop.train(population, env, replay, iterations=4, reset_every=4)))
         ends.append(population.state["params"]["policy"]["log_std"])
-    # Of the steps 0-3 4-7 8-11 12-15 16-19 20-23 the second, fourth and sixth four are hinted; rollouts are of six.
+    # Of the steps 0-3 4-7 8-11 12-15 16-19 20-23 the second, fourth and sixth four are hinted; rollouts have six.
     shares = [2 / 6, 2 / 6, 4 / 6, 4 / 6]
     assert [p.metrics["hinted_share"][0].item() for p in seen[1]] == pytest.approx(shares)
     assert [p.episodes.tolist() for p in seen[1]] == [[N, N], [N, N], [0, 0], [N, N]]  # at step 3, 11, 19

@@ -40,7 +40,7 @@ class RandomWorld:
 
     def __init__(self, num_envs: int):
         self.num_envs = num_envs
-        self.log: list[Step | None] = []  # what happened; None stands for a reset of all
+        self.log: list[Step | None] = []  # the steps taken; None stands for a reset of all
         self.actions: list[Tensor] = []
 
     def reset(self, seeds: Tensor) -> Tensor:
@@ -170,7 +170,7 @@ def test_the_first_iteration_only_observes():
 
 
 def test_episodes_of_clocks_that_were_ahead_are_not_counted():
-    """Of each environment the first end after a reset, in whatever iteration it comes."""
+    """Not counted: each environment's first end after a reset, whichever iteration it falls in."""
     found = []
     for staggered in (False, True):
         population, env, replay = build()
@@ -208,12 +208,12 @@ def test_every_sample_is_used_once_an_epoch():
     run((population, env, replay), iterations=3, reset_every=3)
     epochs = torch.cat(seen, dim=1).unflatten(1, (2 * 2, T * N))  # two epochs of iterations 2 and 3
     assert (epochs.sort(-1).values == torch.arange(T * N)).all()
-    assert epochs.flatten(0, 1).unique(dim=0).shape[0] == 2 * 2 * 2  # each member's, and each time, another order
+    assert epochs.flatten(0, 1).unique(dim=0).shape[0] == 2 * 2 * 2  # a different order for each member, each time
 
 
 @pytest.mark.parametrize("draw", ["uniform", "recency", "ess", "reward"])
 def test_replayed_rollouts_are_drawn_from(draw: Draw):
-    """Two older rollouts beside the fresh one: an epoch is still one rollout's worth of samples, each of them once."""
+    """With two older rollouts, an epoch is still one rollout's worth of samples, each used once."""
     population, env, replay = build(replay=2, draw=draw)
     seen: list[Tensor] = []
     learn = population.epoch
@@ -250,13 +250,13 @@ def test_draw_weights_by_hand():
         config = CONFIG if not group else tba_group.Config(group=group)
         found = draw_weights(replace(config, draw=draw), rollouts, ess)
         found = found.view(2, 2, 3, 2)  # member, rollout, step, environment
-        assert (found == found[:, :, :1]).all()  # nothing tells the steps of a trajectory apart
+        assert (found == found[:, :, :1]).all()  # all steps of a trajectory have the same weight
         return found[:, :, 0].tolist()
 
     assert weights("uniform") == [[[1.0, 1.0], [1.0, 1.0]]] * 2
     assert weights("recency") == [[[1.0, 1.0], [0.5, 0.5]]] * 2
     assert weights("ess") == [[[1.0, 1.0], [0.25, 0.25]], [[1.0, 1.0], [0.5, 0.5]]]
-    assert weights("reward") == [[[1.0, 1.0], [1.0, 1.0]]] * 2  # all are paid alike
+    assert weights("reward") == [[[1.0, 1.0], [1.0, 1.0]]] * 2  # all rewards are equal
     pay = torch.tensor([[[1.0, 1.0], [1.0, 5.0]], [[2.0, 4.0], [2.0, 4.0]]])  # member, rollout, environment
     for k, rollout in enumerate(rollouts):
         rollout.reward[1] = 3.0 * pay[:, k]  # one of three steps
@@ -265,7 +265,7 @@ def test_draw_weights_by_hand():
     down, up = math.exp(-1.0), math.exp(1.0)
     expected = [[[low, low], [low, high]], [[down, up], [down, up]]]
     torch.testing.assert_close(torch.tensor(weights("reward")), torch.tensor(expected))
-    # Less the mean of the pair: 0 0 -2 2, deviation sqrt(2); -1 1 -1 1.
+    # Minus the mean of the pair: 0 0 -2 2, deviation sqrt(2); -1 1 -1 1.
     down_2, up_2 = math.exp(-math.sqrt(2.0)), math.exp(math.sqrt(2.0))
     expected = [[[1.0, 1.0], [down_2, up_2]], [[down, up], [down, up]]]
     torch.testing.assert_close(torch.tensor(weights("reward", group=2)), torch.tensor(expected))
@@ -298,7 +298,7 @@ def test_diagnostics_are_of_the_fresh_rollout_after_its_updates(replay: int):
 
 
 def test_the_share_of_replayed_data_by_hand():
-    """A rate of 0 and no cap: weights are ratios. Rewards of the fresh rollout count ten times those of the other."""
+    """A rate of 0 and no cap: weights are ratios. Advantages of the fresh rollout are ten times the others'."""
     population, env, ring = build(replay=1, learning_rate=0.0, cap=1e6, epochs=1, minibatch=T * N)
     run((population, env, ring), iterations=2, reset_every=2)
     data, _ = prepare(population, ring.rollouts(T, 2))
@@ -306,7 +306,7 @@ def test_the_share_of_replayed_data_by_hand():
     data["advantage"][:, : T * N : 2], data["advantage"][:, 1 : T * N : 2] = 10.0, -10.0
     data["advantage"][:, T * N :: 2], data["advantage"][:, T * N + 1 :: 2] = 1.0, -1.0
     for name in ("behavior_mean", "behavior_log_std", "action", "obs"):
-        data[name][:, 1:] = data[name][:, :1]  # all samples are one, and so are their ratios
+        data[name][:, 1:] = data[name][:, :1]  # all samples are equal, and so are their ratios
     index = torch.arange(2 * T * N).expand(2, -1)
     assert population.update(data, index)["replayed_share"].tolist() == pytest.approx([1.0 / 11.0] * 2, rel=1e-4)
     assert population.update(data, index[:, : T * N])["replayed_share"].tolist() == [0.0, 0.0]
@@ -362,7 +362,7 @@ def test_the_policy_of_some_iterations_ago_acts(lag: int):
         population.state = present
         policies.append(copy.deepcopy(present))
         if iteration > 0:
-            assert (p.metrics["ess_first"] < 1.0 - 1e-5).all()  # statistics and parameters have moved on
+            assert (p.metrics["ess_first"] < 1.0 - 1e-5).all()  # statistics and parameters have changed since
     assert len(population.behind) == lag
 
 
@@ -391,10 +391,10 @@ def test_a_network_of_low_precision_acts_and_is_recorded(precision: Precision, a
     lost = 1.0 - progress[-1].metrics["ess_first"]
     assert (lost > at_least).all() and (lost < 0.1).all()
     rollout, _ = collect(population, env, env.reset(env_seeds(population.seed, N)), T, 4)
-    pi = population.policy(rollout.obs[2])  # an evaluation's
+    pi = population.policy(rollout.obs[2])  # as in an evaluation
     assert rollout.behavior_mean.dtype == torch.float32
     assert 0.0 < (rollout.behavior_mean[2] - pi.mean).abs().max() < 0.1
-    # The action is a draw from what was recorded: the same noise as that of fp32.
+    # The action is drawn from the recorded behavior, with the same noise as in fp32.
     z = (rollout.action - rollout.behavior_mean) * torch.exp(-rollout.behavior_log_std)
     seeds = random.fold_in(random.fold_in(population.seed, 1), 4)
     torch.testing.assert_close(z, random.normal(seeds, (T, N, ACT)).transpose(0, 1), rtol=1e-4, atol=1e-4)
@@ -415,7 +415,7 @@ def test_a_behavior_that_was_recorded_wrongly_is_noticed():
 
 
 def test_a_policy_that_float32_cannot_tell_from_itself_ends_no_run_that_is_under_way():
-    """Beside a spread of e^-16, 1.1e-7, a mean that is rounded by 6e-8 is half a standard deviation away."""
+    """With a standard deviation of e^-16, 1.1e-7, a mean rounded by 6e-8 is half a standard deviation away."""
 
     class Rounded(P3O):
         def act(self, state: Any, obs: Tensor) -> Gaussian:
@@ -479,7 +479,7 @@ def test_an_episode_cut_by_a_reset_is_truncated():
 
 
 class BrokenWorld(RandomWorld):
-    """Environment 5, that is number 1 of member 1, breaks at the fourth step of its second rollout."""
+    """Environment 5, which is number 1 of member 1, breaks at the fourth step of its second rollout."""
 
     bad = math.nan
 
@@ -499,7 +499,7 @@ def test_a_reward_that_is_no_number_stops_the_run_and_is_named(bad: float, monke
 
 
 def test_an_observation_is_named_before_the_action_it_spoils(monkeypatch: pytest.MonkeyPatch):
-    """Not a number in next_obs and obs of step 3: what the dynamics reached comes before what the policy made of it."""
+    """NaN in next_obs and obs of step 3: the result of the dynamics is named before the action computed from it."""
 
     class Spoiling(RandomWorld):
         def step(self, action: Tensor) -> Step:
@@ -538,7 +538,7 @@ def test_refusals():
 
 
 class Countdown(RandomWorld):
-    """Environment i pays 1 a step and ends its first episode at step i + 1; all later steps pay 100 and all end."""
+    """Environment i pays 1 per step and ends its first episode at step i + 1; later steps all pay 100 and all end."""
 
     def step(self, action: Tensor) -> Step:
         self.clock += 1

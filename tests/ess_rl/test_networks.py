@@ -133,7 +133,7 @@ def test_the_scale_of_fp8_is_a_members_own():
 
 
 def test_a_product_in_parts_is_the_product_and_so_is_its_gradient():
-    """As `vmap` sees it: three members, each with weights of its own."""
+    """Under `vmap`: three members, each with weights of its own."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, 4096, 5, dtype=torch.float64, generator=generator)
     weight = torch.randn(3, 5, 7, dtype=torch.float64, generator=generator)

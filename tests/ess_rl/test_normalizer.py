@@ -17,7 +17,7 @@ def test_update_in_pieces_equals_the_whole():
 
 
 def test_a_long_count_still_moves():
-    # A float32 count would stand still at 2^24.
+    # A float32 count would stop at 2^24.
     stats = normalizer.update({**normalizer.init((1,), CPU), "count": torch.tensor(2.0**24).double()}, torch.ones(1, 1))
     assert stats["count"] == 2.0**24 + 1.0
     assert stats["mean"] > 0.0
@@ -47,7 +47,7 @@ def test_return_scale_equals_a_loop_over_two_rollouts(discount: float | torch.Te
     generator = torch.Generator().manual_seed(0)
     reward = torch.randn(2, 15, 4, generator=generator)
     last = torch.rand(2, 15, 4, generator=generator) < 0.2
-    last[0, -1] = torch.tensor([True, False, True, False])  # an end at the seam, and none
+    last[0, -1] = torch.tensor([True, False, True, False])  # at the seam, with and without an end
 
     scale, seen, running = normalizer.return_scale_init(4, CPU), [], torch.zeros(4, dtype=torch.float64)
     for part in range(2):

@@ -216,7 +216,7 @@ MIXTURES: list[Any] = ["variational", "convex", "k3"]
 @pytest.mark.parametrize("mixture_kl", MIXTURES)
 @pytest.mark.parametrize("anchor", ["behavior", "current"])
 def test_p4o_with_one_anchor_is_p3o(mixture_kl: Any, anchor: str):
-    """p = b: both anchors are one. p = pi, as when an epoch begins: it has lost no sample, and b pulls alone."""
+    """p = b: both anchors coincide. p = pi, as at the start of an epoch: no sample is lost to p, and only b pulls."""
     samples, plain = three_samples(), three_samples()
     if mixture_kl == "k3":
         plain["behavior_kl"] = k3(plain["log_prob"], plain["behavior_log_prob"])
@@ -249,7 +249,7 @@ def test_on_fresh_data_nothing_pulls_in_p4o(mixture_kl: Any):
 
 @pytest.mark.parametrize("pi", [(0.3, 1.0), (-1.0, 0.6), (2.0, 1.5)])
 def test_the_stand_ins_bound_the_kl_to_the_mixture(pi: tuple[float, float]):
-    """One dimension, b = N(0, 1) and p = N(0.5, 0.8^2), weights of the ESS that are given; the KL by summation."""
+    """One dimension, b = N(0, 1) and p = N(0.5, 0.8^2), weights from the given ESS; the KL by summation."""
     x = torch.linspace(-12.0, 12.0, 4001, dtype=torch.float64)[:, None]
 
     def gaussian(mean: float, std: float) -> Gaussian:
@@ -281,12 +281,12 @@ def test_an_unknown_kl_to_the_mixture_is_refused():
     ],
 )
 def test_the_slope_of_a_divergence_makes_its_gradient(divergence: Any, f: Any):
-    """grad E_b[f(rho)] = E_b[rho slope grad log pi], of a Gaussian's mean and log_std; expectations by summation."""
+    """grad E_b[f(rho)] = E_b[rho slope grad log pi], for a Gaussian's mean and log_std; expectations by summation."""
     x = torch.linspace(-6.0, 6.0, 4001, dtype=torch.float64)[:, None]
     b = Gaussian(torch.zeros_like(x), torch.zeros_like(x))
     density = b.log_prob(x).exp()
     density = density / density.sum()
-    theta = torch.tensor([0.1, -0.02], dtype=torch.float64, requires_grad=True)  # no exponent is clamped so near
+    theta = torch.tensor([0.1, -0.02], dtype=torch.float64, requires_grad=True)  # so near that no exponent is clamped
     log_prob = Gaussian(theta[:1].expand_as(x), theta[1:].expand_as(x)).log_prob(x)
     log_ratio = log_prob - b.log_prob(x)
     expected = torch.autograd.grad((density * f(log_ratio.exp())).sum(), theta, retain_graph=True)
@@ -349,7 +349,7 @@ def test_k3_is_clamped_as_released():
     assert value.tolist() == pytest.approx([-20.0 + math.exp(10.0) - 1.0, 20.0 + math.exp(-10.0) - 1.0])
     value.sum().backward()
     assert log_ratio.grad is not None
-    assert log_ratio.grad.tolist() == [1.0, 1.0]  # of the pull back only log rho is left
+    assert log_ratio.grad.tolist() == [1.0, 1.0]  # only log rho of the pull back remains
 
 
 def test_k3_is_not_the_kl():
@@ -491,14 +491,14 @@ def test_the_weight_is_what_the_gradient_says(name: str):
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_a_ratio_that_is_no_float_any_more_leaves_a_gradient(name: str, sign: float):
-    """e^222: of an action far from a narrow behavior. The other samples still learn, of whichever sign it is."""
+    """e^222: an action far from a narrow behavior. The other samples still learn, whatever sign its advantage has."""
     b, advantage = torch.zeros(4), sign * torch.tensor([1.0, -1.0, 2.0, -2.0])
     x = torch.tensor([222.0, 0.0, 0.0, 0.05], requires_grad=True)
     loss, metrics = OBJECTIVES[name](x, b, torch.zeros(4), advantage)
     loss.backward()
     assert x.grad is not None and x.grad.isfinite().all() and x.grad[1:].any()
     assert loss.isfinite() and all(value.isfinite().all() for value in metrics.values())
-    if name not in ("p3o", "p4o", "ppo_band"):  # whose weight is capped, and whose score stays
+    if name not in ("p3o", "p4o", "ppo_band"):  # their weight is capped, and their score stays
         assert metrics["weight"][0] == 0.0 == x.grad[0]
 
 
@@ -529,7 +529,7 @@ def test_width_correction_in_a_few_dimensions():
 
 
 def test_the_weight_of_imitation_narrows_to_055_if_nothing_is_corrected():
-    """Actions are quantiles of a standard normal. Below its resting point sigma would grow, above it fall."""
+    """Actions are quantiles of a standard normal. Below its fixed point sigma would grow, above it shrink."""
     count = 20_000
     action = torch.special.ndtri((torch.arange(count, dtype=torch.float64) + 0.5) / count)[:, None]
     slopes = []
@@ -555,7 +555,7 @@ def test_imitation_without_weights_is_maximum_likelihood():
 def test_the_weight_of_imitation_leaves_the_width_where_it_is_if_corrected():
     """Actions of the policy itself: no score of sigma, where maximum likelihood with that weight has one to narrow it.
 
-    And an action fifty sigmas away pulls at nothing.
+    And an action fifty sigmas away has no pull.
     """
     generator = torch.Generator().manual_seed(0)
     action = torch.randn(20_000, 2, generator=generator)
@@ -567,7 +567,7 @@ def test_the_weight_of_imitation_leaves_the_width_where_it_is_if_corrected():
         assert metrics["weight"].mean().item() == pytest.approx(1.0 / 6.0, abs=0.003)
         assert cast(Tensor, mean.grad).abs().max() < 0.005
         found[width] = 0.0 if log_std.grad is None else log_std.grad.mean().item()
-    # E[phi (1 - z^2)] = (1 - kappa) / 6 with kappa 5 / 6; the loss is its negative score, so sigma would fall
+    # E[phi (1 - z^2)] = (1 - kappa) / 6 with kappa 5 / 6; the loss is its negative score, so sigma would shrink
     assert found[1.0] == pytest.approx(1.0 / 36.0, abs=0.003) and found["fixed"] == 0.0
     assert abs(found[width_correction(2)]) < 0.003
     mean = torch.zeros(1, 2, requires_grad=True)
@@ -632,7 +632,7 @@ def random_segments(n: int = 6, k: int = 4) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("lambda_", "entropy_coef"), [(1.0, 0.0), (0.6, 0.3)])
 def test_the_gradient_is_that_of_the_squared_residual(lambda_: float, entropy_coef: float):
-    """Of the policy's part over beta + tau, of the value's as it is."""
+    """Divided by beta + tau for the policy's part, undivided for the value's."""
     s, beta, discount = random_segments(), 0.4, 0.9
     loss, _ = subtrajectory_balance(
         **s, beta=beta, discount=discount, lambda_=lambda_, entropy_coef=entropy_coef, value_coef=0.7
@@ -647,7 +647,7 @@ def test_the_gradient_is_that_of_the_squared_residual(lambda_: float, entropy_co
 
 
 def test_a_free_balance_is_the_policy_gradient():
-    """beta 0, single steps: the gradient of -mean(A log pi) with A the temporal difference, as any score function."""
+    """beta 0, single steps: the gradient of -mean(A log pi) with A the TD error, as for any score function."""
     s = random_segments()
     loss, metrics = subtrajectory_balance(**s, beta=0.0, discount=0.9, lambda_=0.0, value_coef=0.0)
     advantage = (s["reward"] + 0.9 * s["end_value"])[:, 0] - s["value"].detach()
@@ -707,7 +707,7 @@ def test_vargrad_by_hand():
     )
     loss.backward()
     assert float(loss.detach()) == pytest.approx(1.0) and float(metrics["log_z"]) == pytest.approx(2.0)
-    assert cast(Tensor, log_prob.grad).tolist() == [[-1.0, 1.0]]  # 2 (2 - 3) / 2: the first is to become likelier
+    assert cast(Tensor, log_prob.grad).tolist() == [[-1.0, 1.0]]  # 2 (2 - 3) / 2: the first should become more likely
     assert metrics["weight"].tolist() == [[2.0, -2.0]]
 
 
@@ -720,7 +720,7 @@ def test_vargrad_of_the_reference_itself_is_reinforce_with_the_groups_mean():
 
 
 def test_vargrad_is_zero_where_the_policy_is_the_tilted_reference():
-    """And what a whole group is given changes nothing: log Z takes it up, in each group for itself."""
+    """A constant added to a whole group changes nothing: log Z absorbs it, separately in each group."""
     reference, reward = torch.randn(3, 5), torch.randn(3, 5)
     tilted = reference + reward / 0.5 + torch.tensor([[1.0], [-2.0], [7.0]])
     loss, metrics = vargrad_trajectory_balance(tilted, reference, reward, beta=0.5)

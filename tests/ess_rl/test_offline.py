@@ -1,4 +1,4 @@
-"""The mathematics of learning from data: by hand, by law and by oracle."""
+"""The mathematics of offline learning: by hand, by known properties and against references."""
 
 import math
 
@@ -71,7 +71,7 @@ def test_the_range_of_returns_by_hand():
 def test_rewards_are_scaled_to_the_range_that_is_asked_for():
     stats = {"return_range": torch.tensor(4.0)}
     assert [offline.reward_scale(stats, torch.tensor(target)).item() for target in (10.0, 0.0)] == [2.5, 1.0]
-    stats = {"return_range": torch.tensor(0.0)}  # of one episode, or of equal ones
+    stats = {"return_range": torch.tensor(0.0)}  # one episode, or equal ones
     assert offline.reward_scale(stats, torch.tensor(1000.0)).item() == 1.0
 
 
@@ -80,7 +80,7 @@ def test_twin_critics_differ_and_the_floor_holds():
     one, other = twin_q(q, torch.randn(5, 4), torch.randn(5, 2))
     assert one.shape == other.shape == (5,) and not torch.allclose(one, other)
     net = gaussian_init(torch.tensor(3), 4, 2, (8,))
-    b = gaussian(net, torch.randn(5, 4), torch.tensor(0.5))  # it begins with a log_std near 0
+    b = gaussian(net, torch.randn(5, 4), torch.tensor(0.5))  # its initial log_std is near 0
     assert b.mean.shape == (5, 2) and (b.log_std == 0.5).all()
 
 
@@ -107,7 +107,7 @@ def test_a_behavior_model_finds_the_gaussian_that_acted():
     obs, action, last = known_behavior()
     config = behavior.Config(hidden=(16,), max_updates=400, check_every=50, learning_rate=1e-2, minibatch=128)
     model = behavior.fit(obs, action, last, seeds=(0, 1), config=config)
-    # The best there is: the entropy of N(., 0.3^2), 0.5 ln(2 pi e) + ln 0.3 = 0.215 nats.
+    # The best possible: the entropy of N(., 0.3^2), 0.5 ln(2 pi e) + ln 0.3 = 0.215 nats.
     assert (model.held_out_nll - 0.215).abs().max() < 0.12
     grid = torch.linspace(-1.5, 1.5, 11)[:, None]
     b = model(grid)
@@ -120,7 +120,7 @@ def test_a_behavior_model_finds_the_gaussian_that_acted():
 
 
 def test_a_model_is_what_it_is_alone_though_others_learn_longer():
-    """With a patience of one look: the first look without gain ends a model, whatever the others do."""
+    """With a patience of one check, the first check without gain stops a model, whatever the others do."""
     obs, action, last = known_behavior(600)
     config = behavior.Config(hidden=(8,), max_updates=400, check_every=10, patience=1, learning_rate=1e-2, minibatch=32)
     seeds = tuple(range(6))
@@ -139,8 +139,8 @@ def test_the_floor_is_counted_and_its_effect_reported():
     model = behavior.fit(obs, action, last, seeds=(0, 1), config=config)
     low, high = behavior.floor_report(model, obs, action, None, (-5.0, 1.0))
     assert low["floored"] == 0.0 and high["floored"] == 1.0 and behavior.floored(model, obs, 1.0) == 1.0
-    assert high["nll"] > low["nll"] + 0.5  # too wide a Gaussian fits worse
-    assert high["ess"] > low["ess"] and high["kl"] < low["kl"]  # and two of them agree more
+    assert high["nll"] > low["nll"] + 0.5  # a Gaussian that is too wide fits worse
+    assert high["ess"] > low["ess"] and high["kl"] < low["kl"]  # and two such models agree more
     assert {"ess", "kl"} <= behavior.floor_report(model, obs, action, model(obs), (-4.0,))[0].keys()
     own = behavior.floor_report(model, obs, action, model(obs, -4.0), (-4.0,))[0]
     assert own["ess"] == pytest.approx(1.0, abs=1e-5) and own["kl"] == pytest.approx(0.0, abs=1e-5)

@@ -28,7 +28,7 @@ def test_adam_equals_torch():
     state = adam_init(params)
     for step in range(20):
         learning_rate = 0.01 / (1 + step)
-        grads = tree(step + 1, scale=10.0 ** (step % 7 - 5))  # down to where epsilon counts
+        grads = tree(step + 1, scale=10.0 ** (step % 7 - 5))  # small enough for epsilon to matter
         params, state = adam_step(params, grads, state, learning_rate)
         for leaf, gradient in zip(leaves, pytree.tree_leaves(grads), strict=True):
             leaf.grad = gradient
@@ -88,7 +88,7 @@ def test_clip_by_global_norm_equals_torch(scale: float):
 
 
 def test_clip_by_hand():
-    # The joint norm of 3 and 4 is 5: to come to 1 each is divided by 5.
+    # The joint norm of 3 and 4 is 5: for a norm of 1 each is divided by 5.
     clipped, norm = clip_by_global_norm({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}, 1.0)
     assert float(norm) == pytest.approx(5.0)
     assert [float(clipped["a"]), float(clipped["b"])] == pytest.approx([0.6, 0.8])
@@ -105,9 +105,9 @@ def test_clip_by_hand():
         (0.9, (1.0, 3.0), 0.7, 1.0),  # never above the schedule
         # sqrt(log 0.9 / log 0.8) = 0.687
         (1.0, (1.0, 3.0), 0.9, 0.687),
-        (1.0, (1.0, 3.0), 0.99, 1.0 / 1.5),  # no more at once
+        (1.0, (1.0, 3.0), 0.99, 1.0 / 1.5),  # the largest change at once
         (0.5, (2.0, 2.0), 0.9, 0.75),  # e = 1: nothing moved
-        (0.5, (1.0, 3.0), 0.0, 0.75),  # nothing is held back
+        (0.5, (1.0, 3.0), 0.0, 0.75),  # no ESS to keep
         (0.012, (1.0, 3.0), 0.99, 0.01),
     ],
 )

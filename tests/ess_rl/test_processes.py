@@ -1,4 +1,4 @@
-"""Two processes over Gloo learn what one does with all their environments."""
+"""Two processes over Gloo learn the same as one process with all their environments."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from ess_rl import batches, random
 
-# Run by both processes, and here for the one that they are held against.
+# Run by both processes, and here for the single one that they are compared with.
 SCRIPT = '''
 import os
 import shutil
@@ -115,7 +115,7 @@ ORDER = batches.order
 
 
 def order_of_two(seeds: torch.Tensor, config: Any, weights: torch.Tensor) -> torch.Tensor:
-    """The minibatches of two processes, each half from the one and from the other, as indices of all samples."""
+    """The minibatches of two processes, half of each from either process, as indices into all samples."""
     from dataclasses import replace
 
     half, parts = replace(config, num_envs=config.num_envs // 2, minibatch=config.minibatch // 2), []
@@ -156,7 +156,7 @@ def test_two_processes_learn_what_one_does_with_the_whole_batch(tmp_path: Path, 
             torch.testing.assert_close(tree_leaves(got), tree_leaves(wanted), rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(tree_leaves(found["state"]), tree_leaves(alone["state"]), rtol=1e-3, atol=1e-4)
         assert sum(int(p["episodes"].sum()) for p in found["progress"]) > 0
-    # Not to rounding only: what both hold must stay one.
+    # Not only up to rounding: both processes must hold exactly the same.
     for one, other in zip(tree_leaves(first), tree_leaves(second), strict=True):
         assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
     # Environment 1 of the second process is number 3 of member 0. Both stop, and the first names what it has not seen.

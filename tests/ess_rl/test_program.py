@@ -1,4 +1,4 @@
-"""Compiled or not, a program is its function; compiled, it is one for calls that are alike and another for others."""
+"""Compiled or not, a program equals its function; compiled, similar calls share a program and others get their own."""
 
 import shutil
 from typing import Any
@@ -30,13 +30,13 @@ def test_arguments_of_every_kind(compiled: bool):
     program = Program(less, compiled=compiled)
     a, b = torch.arange(6.0).view(2, 3), torch.arange(6.0, 12.0).view(2, 3)
     check(program, {"a": a, "b": b}, a)  # one tensor in two places
-    check(program, {"a": a, "b": b}, b)  # ... which are two the next time
+    check(program, {"a": a, "b": b}, b)  # ... and two tensors the next time
     check(program, {"b": b, "a": a}, b)  # the same leaves in another order
     check(program, {"a": a.T.contiguous().T, "b": b}, b)  # other strides
     check(program, {"a": a.double(), "b": b.double()}, b.double())
     check(program, {"a": a[:, :1].expand(2, 3), "b": b}, torch.tensor(3.0).expand(2, 3))
     if compiled:
-        assert sum(map(len, program._made.values())) == 5  # the first two are one
+        assert sum(map(len, program._made.values())) == 5  # the first two share one
 
 
 @compiles
@@ -67,7 +67,7 @@ def test_scan_by_hand(compiled: bool):
 
 @both
 def test_scan_where_the_carry_changes_its_kind(compiled: bool):
-    """[2, 1] in float32 and one that is expanded become [2, 3] in float64; the last two steps are of one program."""
+    """[2, 1] in float32 and an expanded tensor become [2, 3] in float64; the last two steps share one program."""
 
     def step(carry: tuple[Tensor, Tensor], x: Tensor) -> tuple[tuple[Tensor, Tensor], dict[str, Tensor]]:
         wide = carry[0] + x.double()
@@ -84,7 +84,7 @@ def test_scan_where_the_carry_changes_its_kind(compiled: bool):
 
 @both
 def test_scan_where_the_carry_changes_its_tree(compiled: bool):
-    """The keys change places at every step, with leaves of equal kinds; one is there from the first step on only."""
+    """The keys swap places at every step, with leaves of equal kinds; one key exists only from the first step on."""
 
     def swap(carry: dict[str, Tensor], x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         return {name: carry[name] * (2.0 if name == "b" else 1.0) + x for name in reversed(carry)}, carry["a"]

@@ -1,4 +1,4 @@
-"""Draws: the reference sequence of SplitMix64, the laws of the distributions, and independence of one's neighbors."""
+"""Draws: the reference sequence of SplitMix64, the properties of the distributions, and independence of neighbors."""
 
 import math
 
@@ -93,7 +93,7 @@ def test_streams_of_neighboring_seeds_are_uncorrelated():
 def test_permutation_is_one_and_each_is_as_likely():
     order = random.permutation(torch.tensor(8), 1000)
     assert torch.equal(order.sort().values, torch.arange(1000))
-    # 24 orders of four, 24000 draws: chi^2 with 23 degrees of freedom stays below 49.7 but for once in 1000.
+    # 24 orders of four, 24000 draws: chi^2 with 23 degrees of freedom stays below 49.7 except once in 1000.
     orders = random.permutation(torch.arange(24_000), 4)
     count = (orders * torch.tensor([64, 16, 4, 1])).sum(-1).bincount()
     count = count[count > 0].double()
@@ -106,14 +106,14 @@ def test_fold_in_makes_streams_that_differ():
     folded = random.fold_in(seeds[:, None], numbers)
     assert folded.unique().numel() == 10_000
     assert torch.equal(folded[:, 7], random.fold_in(seeds, 7))
-    assert not torch.isin(folded, random.bits(seeds, (100,))).any()  # nor are they numbers of the seed's own stream
+    assert not torch.isin(folded, random.bits(seeds, (100,))).any()  # nor do they occur in the seed's own stream
     seed = torch.tensor(1)
     assert random.fold_in(random.fold_in(seed, 1), 2) != random.fold_in(random.fold_in(seed, 2), 1)
     assert kolmogorov_smirnov(random.uniform(folded.flatten(), (1,))) < 1.95
 
 
 def test_weighted_permutation_draws_by_weight():
-    """Of weights 1, 2, 5 and 0, the first is drawn with probability 1/8, 2/8, 5/8; after a 5, of the rest 1/3, 2/3."""
+    """With weights 1, 2, 5 and 0, the first draw has probabilities 1/8, 2/8, 5/8; after the 5, the rest 1/3, 2/3."""
     count = 40_000
     order = random.weighted_permutation(torch.arange(count), torch.tensor([1.0, 2.0, 5.0, 0.0]).expand(count, 4))
     assert (order.sort(-1).values == torch.arange(4)).all()

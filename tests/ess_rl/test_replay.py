@@ -37,7 +37,7 @@ def test_holds_the_latest_steps_in_order_across_the_seam(capacity: int):
         ring.add(rollout(3 * (i - 1), 3))
         held = min(capacity, 3 * i)
         assert ring.size == held
-        for steps in range(1, held + 1):  # the whole ring among them, hence every slot
+        for steps in range(1, held + 1):  # up to the whole ring, hence every slot
             assert_same(ring.latest(steps), rollout(3 * i - steps, steps))
 
 

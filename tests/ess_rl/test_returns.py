@@ -1,4 +1,4 @@
-"""Returns: by hand, against plain loops and another library, and by laws. Tensors are [T, B]."""
+"""Returns: by hand, against plain loops and another library, and by known identities. Tensors are [T, B]."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ DISCOUNT = 0.97
 
 
 def segments(steps: int, batch: int = 5, seed: int = 0) -> dict[str, Tensor]:
-    """A random segment with both kinds of ends; float64, so that agreement can be asked to the last digits."""
+    """A random segment with both kinds of ends; float64, so that agreement can be checked to the last digits."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw() -> Tensor:
@@ -63,7 +63,7 @@ def test_reverse_recurrence_keeps_its_inputs():
 
 
 def test_gae_by_hand():
-    # discount 0.5, lambda 0.5, so 0.25 between steps. Two columns, alike but for the end at t = 1.
+    # discount 0.5, lambda 0.5, so 0.25 between steps. Two columns, equal except for the end at t = 1.
     #               terminated at 1               truncated at 1
     # delta_2 = 3 + 0.5 * 4 - 2 = 3              the same: the next episode
     # delta_1 = 2 + 0       - 1 = 1              2 + 0.5 * 6 - 1 = 4
@@ -100,7 +100,7 @@ def test_gae_equals_stable_baselines3():
     from stable_baselines3.common.buffers import RolloutBuffer
 
     s = {name: x.float() if x.dtype == torch.float64 else x for name, x in segments(64).items()}
-    s["last"] = s["terminated"]  # it knows no truncation at this place
+    s["last"] = s["terminated"]  # the buffer has no truncation here
     s["next_value"][:-1] = s["value"][1:]
     space = Box(-1.0, 1.0, (1,))
     buffer = RolloutBuffer(64, space, space, gamma=DISCOUNT, gae_lambda=0.8, n_envs=5)
@@ -222,7 +222,7 @@ def test_divergence_ahead_equals_a_loop(steps: int, c_bar: float, released: bool
 
 
 def test_the_divergence_ahead_of_ratios_below_the_cuts_is_importance_sampling():
-    """Ratios below 1 are not cut: the divergence ahead is the sum of what is paid, weighted by products of ratios."""
+    """Ratios below 1 are not cut: the divergence ahead is the discounted sum of d, weighted by products of ratios."""
     d = segments(6)["reward"]
     log_ratio, never = -segments(6, seed=1)["reward"].abs(), torch.zeros(6, 5, dtype=torch.bool)
     expected = torch.zeros(5, dtype=torch.float64)
@@ -257,7 +257,7 @@ def test_corrections_of_older_data():
 
 
 def test_retrace_by_hand():
-    # discount 0.5, lambda 1, values 0, rewards 1, 2, 4, ratios 8, 1/2, 4 and no end: the action at t is taken as given.
+    # discount 0.5, lambda 1, values 0, rewards 1, 2, 4, ratios 8, 1/2, 4 and no end: the action at t is given.
     # A_2 = 4,   A_1 = 2 + 0.5 min(1, 4) 4 = 4,   A_0 = 1 + 0.5 min(1, 1/2) 4 = 2
     column = torch.tensor([1.0, 2.0, 4.0])[:, None]
     zero, never = torch.zeros_like(column), torch.zeros_like(column, dtype=torch.bool)
@@ -267,7 +267,7 @@ def test_retrace_by_hand():
 
 
 def test_vtrace_and_retrace_differ_in_the_value_target_alone():
-    """With bars of 1: A_t = delta_t + discount lambda min(1, rho_{t+1}) A_{t+1} is what both say."""
+    """With bars of 1: both give A_t = delta_t + discount lambda min(1, rho_{t+1}) A_{t+1}."""
     data = segments(9)
     log_ratio = torch.randn_like(data["reward"])
     numbers: Any = {"discount": 0.97, "lambda_": 0.9}
