@@ -44,7 +44,9 @@ class TD3BC:
 
     def __init__(self, config: Config, obs_dim: int, act_dim: int):
         if config.policy_delay < 1:
-            raise UsageError(f"policy_delay {config.policy_delay}: the policy moves every so many updates: 1 or more")
+            raise UsageError(
+                f"policy_delay {config.policy_delay}: the policy moves once in that many updates: 1 or more"
+            )
         self.config, self.obs_dim, self.act_dim = config, obs_dim, act_dim
 
     def init(self, seed: Tensor, hyper: dict[str, Tensor]) -> State:

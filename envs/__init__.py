@@ -67,15 +67,17 @@ ENVS: dict[str, Entry] = {
         "rock a weak car out of a valley, sparse reward, 999 steps", dynamics=MountainCarContinuous
     ),
     "ess/MountainCarContinuousSparse-v0": Entry(
-        "the same car, paid at the goal alone, 999 steps", dynamics=MountainCarContinuousSparse
+        "the same car, rewarded only at the goal, 999 steps", dynamics=MountainCarContinuousSparse
     ),
     "ess/CartPole-v0": Entry("keep a pole upright on a cart, 500 steps", dynamics=CartPole),
     "ess/CartPoleSwingUp-v0": Entry("swing that pole up first, 500 steps", dynamics=CartPoleSwingUp),
     "ess/Acrobot-v0": Entry("swing a two-link arm up by its elbow, 500 steps", dynamics=Acrobot),
     "ess/TwoLinkArm-v0": Entry("reach a random point with a planar arm, 100 steps", dynamics=TwoLinkArm),
-    "ess/TwoLinkArmSparse-v0": Entry("the same arm, paid for touching it, 100 steps", dynamics=TwoLinkArmSparse),
+    "ess/TwoLinkArmSparse-v0": Entry(
+        "the same arm, rewarded only for touching it, 100 steps", dynamics=TwoLinkArmSparse
+    ),
     "ess/LQR-v0": Entry("bring a mass to rest at quadratic cost: values in closed form, 200 steps", dynamics=LQR),
-    "Ant-v5": Entry("a four-legged walker, 8 motors, contact forces in sight", in_envpool=True, in_warp=True),
+    "Ant-v5": Entry("a four-legged walker, 8 motors, observes contact forces", in_envpool=True, in_warp=True),
     "HalfCheetah-v5": Entry("a planar runner, 6 motors, never falls", in_envpool=True, in_warp=True),
     "Hopper-v5": Entry("a planar one-legged jumper, 3 motors, ends when it falls", in_envpool=True, in_warp=True),
     "Humanoid-v5": Entry("a body of 17 motors learns to walk, ends when it falls", in_envpool=True, in_warp=True),
@@ -164,7 +166,9 @@ def make_grouped(
     if (chosen := _choose_backend(env_id, backend)) != "torch":
         raise UsageError(f"{env_id} (backend {chosen}) cannot begin the episodes of a group in one state{could}")
     if env_id not in able:
-        raise UsageError(f"{env_id} may end an episode before its clock does, so a group's would fall apart{could}")
+        raise UsageError(
+            f"{env_id} may end an episode before its time limit, and a group's must all last equally long{could}"
+        )
     return _in_groups(GroupedVectorEnv, make_torch(env_id, num_envs, device, **options), group)
 
 
@@ -188,7 +192,7 @@ def _in_groups(kind: type[Grouped], plain: TorchVectorEnv, group: int) -> Groupe
     if group < 1 or plain.num_envs % group:
         raise UsageError(f"groups of {group} do not divide {plain.num_envs} environments: choose a divisor")
     if plain.staggered:
-        raise UsageError("staggered starts would part the environments of a group: leave one of the two out")
+        raise UsageError("staggered starts would separate the environments of a group: leave out one of the two")
     how = {"dtype": plain.dtype, "max_episode_steps": plain.max_episode_steps}
     return kind(plain.env_id, plain.dynamics, plain.num_envs, plain.device, group=group, **how)
 
@@ -197,7 +201,7 @@ def render_env(env_id: str, **options: Any) -> RenderEnv:
     """Make one copy of a task through Gymnasium, with `.render()` -> uint8 [height, width, 3] and `.fps`."""
     _choose_backend(env_id, "gymnasium")
     if env_id.startswith("ess/"):
-        raise UsageError(f"{env_id} has no picture: its equations are ours alone, and only Gymnasium's tasks are drawn")
+        raise UsageError(f"{env_id} cannot be drawn: only Gymnasium's own tasks are, and these equations are ours")
     from envs import gymnasium_vector
 
     return gymnasium_vector.render_env(env_id, **options)

@@ -99,7 +99,7 @@ def folder_of(dataset_id: str) -> Path:
     try:
         parse_dataset_id(dataset_id)
     except (ValueError, TypeError):
-        raise UsageError(f"{dataset_id!r} is no name of a data set: NAMESPACE/NAME-v0") from None
+        raise UsageError(f"{dataset_id!r} is not a name of a data set: NAMESPACE/NAME-v0") from None
     folder = root() / dataset_id / "data"
     if not (folder / "metadata.json").exists():
         having = ", ".join(local()) or "none"
@@ -309,7 +309,9 @@ def _fitted(place: Path, columns: dict[str, torch.Tensor], config: behavior.Conf
         try:
             model = behavior.fit(obs, action, columns["terminated"] | columns["truncated"], config=config)
         except ValueError as error:
-            raise UsageError(f"what acted was not recorded, and no model of it can be fitted: {error}") from None
+            raise UsageError(
+                f"the behavior policy was not recorded, and no model of it can be fitted: {error}"
+            ) from None
         b = [model(part) for part in obs.split(100_000)]
         arrays = {
             "behavior_mean": torch.cat([x.mean for x in b]).numpy(),

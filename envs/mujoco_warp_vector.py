@@ -233,7 +233,7 @@ class MujocoWarpVectorEnv:
             room = f"max_contacts (now {self.task.max_contacts}) or max_constraints (now {self.task.max_constraints})"
             raise UsageError(
                 f"{self.env_id} (warp) dropped contacts or constraints in {count} of {self.num_envs} environments for "
-                f"want of room: raise {room}"
+                f"lack of room: raise {room}"
             )
 
     def close(self) -> None:

@@ -104,7 +104,7 @@ def fit(
         ValueError: fewer than two transitions.
     """
     if len(obs) < 2:
-        raise ValueError(f"{len(obs)} transitions: a model needs some to learn from and some to be judged by")
+        raise ValueError(f"{len(obs)} transitions: a behavior model needs some to fit and some to validate on")
     config = config or Config()
     held_out = held_out_episodes(last.cpu(), config.held_out)
     inside = held_out.logical_not().nonzero()[:, 0].to(obs.device)

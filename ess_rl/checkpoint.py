@@ -89,7 +89,7 @@ def _read(path: Path, *, tensors: bool) -> tuple[dict[str, Tensor], dict[str, An
         raise UsageError(f"{path}: no such checkpoint") from None
     except (SafetensorError, OSError) as error:
         raise UsageError(
-            f"{path}: damaged or no checkpoint ({error}); remove it to go on from the one before"
+            f"{path}: damaged or no checkpoint ({error}); remove it to continue from the one before"
         ) from None
     if FORMAT not in metadata:
         raise UsageError(f"{path}: not a checkpoint of this suite, or of another version (no {FORMAT!r} in its header)")

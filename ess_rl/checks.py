@@ -15,7 +15,7 @@ def same_shape(**tensors: Tensor) -> None:
     shapes = {name: tuple(x.shape) for name, x in tensors.items()}
     if len(set(shapes.values())) > 1:
         listed = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
-        raise ValueError(f"shapes differ: {listed}; give all of them one number a sample, in one shape")
+        raise ValueError(f"shapes differ: {listed}; give all of them one value per sample, in the same shape")
 
 
 def flags(**tensors: Tensor) -> None:

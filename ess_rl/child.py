@@ -74,7 +74,7 @@ class Child:
         code = self._process.exitcode
         how = "does not answer" if code is None else f"ended with status {code}"
         how = f"was ended by signal {-code}" if code and code < 0 else how
-        return LostProcessError(f"{self.name} {how}; 'ess-rl resume RUN' goes on from the newest checkpoint")
+        return LostProcessError(f"{self.name} {how}; 'ess-rl resume RUN' continues from the newest checkpoint")
 
 
 def close(children: Sequence[Child]) -> None:

@@ -93,7 +93,7 @@ def train(
     _check_hints(config, env)
     _check_group(config, env)
     if collector is not None and config.lag < 1:
-        raise ValueError("a collector acts while the policy is learning, with an older one: lag must be 1 or more")
+        raise ValueError("a collector acts with an older policy while the current one learns: lag must be 1 or more")
     samples = config.rollout * config.num_envs  # per rollout, in this process
     graphs, stopwatch = Graphs(device), Stopwatch(device)
     # Tensors that the stages below read and write keep their addresses, so that their recordings stay valid.
@@ -234,9 +234,11 @@ def _check_hints(config: AgentConfig, env: VectorEnv) -> None:
     """
     hints = option(config, "hints")
     if hints and not isinstance(env, StartsFromHints):
-        raise UsageError(f"hints {hints}: {env.env_id} gives none as it was made; envs.make_hinted makes one that does")
+        raise UsageError(f"hints {hints}: {env.env_id} was not made with hints; use envs.make_hinted")
     if hints and config.num_envs % hints:
-        raise UsageError(f"hints {hints} with num_envs {config.num_envs}: a group is of one member: choose a divisor")
+        raise UsageError(
+            f"hints {hints} with num_envs {config.num_envs}: all of a group belong to one member: choose a divisor"
+        )
     if hints and config.replay:
         raise UsageError(f"hints {hints} with replay {config.replay}: replayed steps are not marked; use replay 0")
 
@@ -247,7 +249,7 @@ def _check_group(config: AgentConfig, env: VectorEnv) -> None:
     if group and (getattr(env, "group", 0) != group or isinstance(env, StartsFromHints)):
         raise UsageError(f"group {group}: {env.env_id} was not made so; envs.make_grouped(..., group={group}) does it")
     if group and env.max_episode_steps != config.rollout:
-        raise UsageError(f"rollout {config.rollout}: of groups it must be an episode, {env.max_episode_steps} steps")
+        raise UsageError(f"rollout {config.rollout}: with groups it must be one episode, {env.max_episode_steps} steps")
 
 
 def warm_up(population: Population, env: VectorEnv, *, acts: bool = True) -> float:

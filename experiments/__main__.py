@@ -57,7 +57,7 @@ def _train_agent(name: str, arguments: list[str]) -> None:
         imitates = "demonstrations" in settings
         taken_by = "demonstrations" if imitates else "replay_from"
         if taken_by not in settings:
-            raise UsageError(f"--dataset: {name} takes no data of others; leave it out")
+            raise UsageError(f"--dataset: {name} cannot learn from a data set; leave it out")
         if settings[taken_by]:
             what = "demonstrations come from" if imitates else "a replay is filled from"
             raise UsageError(f"--dataset and --{taken_by.replace('_', '-')}: {what} one of them")
@@ -444,7 +444,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 }
 
 
-GOES_ON = "'ess-rl resume RUN' goes on with a run, the same command with a benchmark or a study"
+GOES_ON = "'ess-rl resume RUN' continues a run, the same command a benchmark or a study"
 
 
 def main() -> None:
@@ -493,8 +493,8 @@ def _check_packages() -> None:
         if here / name not in places:
             found = places[0] if places else spec.origin if spec else "nowhere"
             raise UsageError(
-                f"the package {name!r} is another one than the suite's, {found}: put only the folder with your task's "
-                "module on PYTHONPATH, and run ess-rl elsewhere than beside that package"
+                f"the package {name!r} is not the suite's but another one, {found}: put only the folder with your "
+                "task's module on PYTHONPATH, and run ess-rl elsewhere than beside that package"
             )
 
 

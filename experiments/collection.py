@@ -169,7 +169,7 @@ def collect(root: Path) -> Collection:
     problems = [f"{run.name}: {run.detail}" for run in runs if run.state == "damaged"]
     problems += [f"{run.name}: no result ({run.state}; {run.detail})" for run in runs if run.state in _UNFINISHED]
     several = made_anew([run.config for run in runs if run.state == "finished"])
-    problems += [f"{name}: made anew between its runs, which are left out" for name in several]
+    problems += [f"{name}: recorded again between its runs, which are left out" for name in several]
     found: dict[tuple[Task, Method], list[tuple[Run, int]]] = {}
     for run in runs:
         if run.state == "finished" and not {*learned_from(run.config)} & {*several}:
@@ -423,7 +423,7 @@ def check_result(config: Record, result: Any) -> None:
         raise UsageError("result.json: 'final_return' does not have one score a member")
     for seed, score in zip(config["seeds"], finals, strict=True):
         if not isinstance(score, int | float) or not math.isfinite(score):
-            raise UsageError(f"result.json: the final return of seed {seed} is {score!r}, no finite number")
+            raise UsageError(f"result.json: the final return of seed {seed} is {score!r}, not a finite number")
     if not isinstance(records.steps_of(result), int):
         raise UsageError(f"result.json: {records.steps_name(config)!r} is missing")
 

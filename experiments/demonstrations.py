@@ -39,8 +39,8 @@ def check(agent: str, source: str, env: VectorEnv, config: Any) -> int:
     """
     if not source:
         raise UsageError(
-            f"{agent} has demonstrations beside what it learns by acting: name their data set with --dataset ID "
-            "('ess-rl dataset list' shows those that are here)"
+            f"{agent} learns from demonstrations too: name their data set with --dataset ID "
+            "('ess-rl dataset list' shows those on this machine)"
         )
     found = minari_data.demonstrations(source, say=print)
     old_data.check_task(f"--dataset {source}", found, env)

@@ -81,12 +81,12 @@ def learning_curves(runs: Sequence[Path], out: Path) -> None:
     curves = [read_curves(run) for run in runs]
     tasks = sorted({one.config["env"] for one in curves})
     if len(tasks) > 1:
-        raise UsageError(f"one picture shows one env, not {' and '.join(tasks)}: name runs of one of them")
+        raise UsageError(f"a picture shows one env, not {' and '.join(tasks)}: name runs of one of them")
     sets = sorted({one.config.get("dataset") or "" for one in curves})
     if len(sets) > 1:
-        raise UsageError(f"one picture shows one data set, not {' and '.join(x or 'an env' for x in sets)}")
+        raise UsageError(f"a picture shows one data set, not {' and '.join(x or 'an env' for x in sets)}")
     for name in collection.made_anew([one.config for one in curves]):
-        raise UsageError(f"{name} was made anew between these runs: draw those of one recording at a time")
+        raise UsageError(f"{name} was recorded again between these runs: draw those of one recording at a time")
     figure, axes = plt.subplots(1, len(PANELS), figsize=(4.6 * len(PANELS), 3.6), layout="constrained")
     colors = iter(plt.rcParams["axes.prop_cycle"].by_key()["color"] * 10)
     backends = sorted({one.config["backend"] for one in curves})

@@ -1,7 +1,7 @@
 """One run on a data set: as `experiments.run`, with updates in place of env steps, into the same kind of folder.
 
-Scores are those of the last policy, in the data set's task (or in that of `--eval-env`). Evaluations during training make the curve, and select
-nothing: the best of them is not a score.
+Scores are those of the last policy, in the data set's task or in that of `--eval-env`. Evaluations make the curve, and
+select nothing: the best of them is not a score.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ def data_of(config: Record, *, trust: bool) -> DataSet:
         fit = behavior.Config(**(config["behavior"] | {"hidden": tuple(config["behavior"]["hidden"])}))
     data = minari_data.load(config["dataset"], trust=trust, fit=fit, say=_say)
     if data.source != config["source"]:
-        raise UsageError(f"{config['dataset']} has changed since the run began: train anew, with another --out")
+        raise UsageError(f"{config['dataset']} has changed since the run began: train again, with another --out")
     return data
 
 

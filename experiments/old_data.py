@@ -75,8 +75,8 @@ def check(source: str, env: VectorEnv, config: Any) -> int:
     path = Path(source) / SAVED
     if not path.exists():
         raise UsageError(
-            f"{source!r} is no data set that is here ({', '.join(minari_data.local()) or 'there are none'}), nor a run "
-            f"folder that holds {SAVED}: a run leaves one at its end if it was given --save-replay K"
+            f"{source!r} is neither a data set on this machine ({', '.join(minari_data.local()) or 'there are none'}) "
+            f"nor a run folder that holds {SAVED}: a run leaves one at its end if it was given --save-replay K"
         )
     said = checkpoint.info(path)
     _check_same(where, said, _task(env) | {"num_envs": config.num_envs})

@@ -204,7 +204,9 @@ def _train(job: Job, files: Files, cpus: int, every: float, version: str) -> Ite
     """The task: put a job's folder in a temporary place and train it there."""
     host, pid = socket.gethostname(), os.getpid()
     if _version() != version:
-        raise UsageError(f"the package on {host} is not that which asked: install the same version, and begin again")
+        raise UsageError(
+            f"the package on {host} is not the version of the command: install the same version there, and start again"
+        )
     with tempfile.TemporaryDirectory(prefix="ess-rl-") as place, ExitStack() as held:
         folder = Path(place, job.name)
         folder.mkdir()

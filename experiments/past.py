@@ -76,8 +76,8 @@ def read(
     except UsageError as error:
         missing = "is missing" if not beside.exists() else "cannot be read"
         raise UsageError(
-            f"{beside} {missing}, without which {newest.name} is no place to go on from: remove {newest} to go on "
-            f"from the checkpoint before ({error})"
+            f"{beside} {missing}, without which {newest.name} cannot be resumed from: remove {newest} to continue "
+            f"from the checkpoint before it ({error})"
         ) from None
     return saved, None
 

@@ -157,7 +157,9 @@ def share(config: Any, count: int) -> Any:
 def check_asynchronous(config: Any, device: str, backend: str) -> None:
     """Raises UsageError if nothing can be collected while the agents learn."""
     if config.lag < 1:
-        raise UsageError("--async: who collects while the policy learns acts with an older one; give --lag 1 or more")
+        raise UsageError(
+            "--async: the collector acts with an older policy while the current one learns; give --lag 1 or more"
+        )
     if option(config, "hints"):
         raise UsageError("--async --hints: hints are given in the process that learns; leave one of them out")
     if processes.world_size() > 1:

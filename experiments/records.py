@@ -90,7 +90,7 @@ def read_json(path: Path) -> Record:
 def read_result(run: Path) -> Record:
     """The result of a run folder. Raises UsageError if the run is not finished."""
     if (run / "config.json").exists() and not (run / "result.json").exists():
-        raise UsageError(f"{run} is not finished: it has no result.json yet; 'ess-rl resume {run}' goes on with it")
+        raise UsageError(f"{run} is not finished: it has no result.json yet; 'ess-rl resume {run}' continues it")
     return read_json(run / "result.json")
 
 
@@ -172,7 +172,7 @@ def cut_metrics(run: Path, iteration: int) -> list[Record]:
         newest = checkpoints(run)[-1]
         raise UsageError(
             f"{run / 'metrics.jsonl'} has {len(rows)} of the {iteration} iterations before {newest}: move that file "
-            f"away, and 'ess-rl resume {run}' goes on from an older one"
+            f"away, and 'ess-rl resume {run}' continues from an older one"
         )
     part = run / "metrics.jsonl.part"
     part.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -227,7 +227,7 @@ def prepare_folder(out: Path, *, overwrite: bool) -> None:
         except UsageError:
             raise UsageError(f"--out {out} is not empty and holds no run: choose another place") from None
         if not overwrite:
-            raise UsageError(f"--out {out} holds a run: 'ess-rl resume {out}' goes on with it, --overwrite replaces it")
+            raise UsageError(f"--out {out} holds a run: 'ess-rl resume {out}' continues it, --overwrite replaces it")
         with alone(out):
             for name in (*FILES[1:], FILES[0]):  # config.json last: a kill in between leaves a run that can be replaced
                 for path in out.glob(name):

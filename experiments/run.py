@@ -72,7 +72,7 @@ def carry_on(run: Path) -> Record:
             how = "'ess-rl resume" if began == 1 else f"'torchrun --nproc-per-node {began} -m experiments resume"
             raise UsageError(
                 f"{run} was begun with {began} process{'es' * (began > 1)}, not {processes.world_size()}: "
-                f"{how} {run}' goes on with it"
+                f"{how} {run}' continues it"
             )
         return _carry_on(run, config)
 
@@ -213,8 +213,8 @@ def load_checkpoint(run: Path, steps: int | None = None, *, trust: bool = False)
     found = records.checkpoints(run)
     if not found:
         if (run / "result.json").exists():
-            raise UsageError(f"{run} has no checkpoint: it is what was published of a run; its command makes it anew")
-        raise UsageError(f"{run} has no checkpoint yet: 'ess-rl resume {run}' goes on with it")
+            raise UsageError(f"{run} has no checkpoint: it is a published run; its command trains it again")
+        raise UsageError(f"{run} has no checkpoint yet: 'ess-rl resume {run}' continues it")
     check_fields(run, config, population.hyper, "evaluate it")  # the state holds each of them
     path = found[-1] if steps is None else min(found, key=lambda path: abs(int(path.stem) - steps))
     return population, config, _load(path, config, population), path

@@ -71,7 +71,7 @@ def record(
         overwrite: replace the set of that name.
     """
     if (source is None) == (random_env is None):
-        raise UsageError("name what acts: a run folder, or --random ENV, and not both")
+        raise UsageError("name the policy to record: a run folder, or --random ENV, and not both")
     records.check_positive({"steps": steps, "num_envs": num_envs})
     plan.check_seeds([seed])
     if not 0.0 < temperature < math.inf:
@@ -140,7 +140,7 @@ def check_references(low: float | None, high: float | None) -> None:
     if not all(math.isfinite(x) for x in (low, high) if x is not None):
         raise UsageError(f"--ref-min {low} --ref-max {high}: must be finite numbers")
     if low is not None and low == high:
-        raise UsageError(f"--ref-min {low:g} --ref-max {high:g}: scores between two equal numbers are none")
+        raise UsageError(f"--ref-min {low:g} --ref-max {high:g}: they must differ, or there is no normalized score")
 
 
 def roll_out(

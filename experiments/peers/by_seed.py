@@ -85,8 +85,8 @@ def _train(run: Path, config: Record, seeds: Sequence[int], jobs: int, train: Ca
                 print(f"seed {waiting[done]}: final return {done.result()['final_return']:.1f}", flush=True)
         except BrokenProcessPool:
             raise LostProcessError(
-                f"{run}: a process that trained a seed is gone (killed, or out of memory); seeds that were done stay, "
-                f"and 'ess-rl resume {run}' goes on"
+                f"{run}: a process that trained a seed is gone (killed, or out of memory); finished seeds are kept, "
+                f"and 'ess-rl resume {run}' continues"
             ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # waiting seeds would only delay the error

@@ -253,7 +253,7 @@ def carry_on(folder: Path, jobs: int | None = None, *, trust: bool = False) -> R
 
     Raises:
         UsageError: as `offline_run.carry_on`, or d3rlpy is missing.
-        NonFiniteError: training diverged; seeds that were done stay.
+        NonFiniteError: training diverged; finished seeds are kept.
     """
     config = records.read_config(folder)
     if not (folder / "result.json").exists():

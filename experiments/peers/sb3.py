@@ -154,7 +154,9 @@ def start(
         raise UsageError(f"seed {max(seeds)}: Stable-Baselines3 draws with numpy, whose seeds are below 2^32")
     plan.check_numbers(config, {})
     if config.minibatch < 2:
-        raise UsageError(f"--minibatch {config.minibatch}: must be at least 2, for its advantages are standardized")
+        raise UsageError(
+            f"--minibatch {config.minibatch}: must be at least 2, because advantages are standardized over it"
+        )
     if config.num_envs * getattr(config, "rollout", 2) < 2:
         raise UsageError("--num-envs 1 --rollout 1: one step has no spread to standardize; --rollout 2 or more")
     envs.make(env_id, 1, backend="gymnasium").close()  # refuse an unavailable task before a folder is made
@@ -195,7 +197,7 @@ def train_one(config: Record, seed: int) -> Record:
         model, environments, config["episodes"], deterministic=True, return_episode_rewards=True
     )
     if not np.isfinite(returns).all():
-        raise _diverged(config, seed, "a final return is no finite number")
+        raise _diverged(config, seed, "a final return is not a finite number")
     return {
         "seed": seed,
         "env_steps": model.num_timesteps,
@@ -207,7 +209,7 @@ def train_one(config: Record, seed: int) -> Record:
 
 
 def _diverged(config: Record, seed: int, why: str) -> NonFiniteError:
-    return NonFiniteError(f"{config['agent']} on {config['env']}, seed {seed}: {why}; seeds that were done stay")
+    return NonFiniteError(f"{config['agent']} on {config['env']}, seed {seed}: {why}; finished seeds are kept")
 
 
 def _collect_late(late: list[float], steps: int) -> Callable[[dict[str, Any], dict[str, Any]], bool]:

@@ -80,7 +80,7 @@ def comparison(runs: Sequence[Path], against: str | None = None) -> str:
     found: dict[Series, list[tuple[Record, list[int]]]] = {}
     configs = [records.read_config(run) for run in runs]
     for name in collection.made_anew(configs):
-        raise UsageError(f"{name} was made anew between these runs: compare those of one recording at a time")
+        raise UsageError(f"{name} was recorded again between these runs: compare those of one recording at a time")
     for run, config in zip(runs, configs, strict=True):
         result = records.read_result(run)
         collection.check_result(config, result)

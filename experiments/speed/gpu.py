@@ -45,7 +45,7 @@ def measure(
 
     plan.device_of(device, "")
     if not 0 < seconds < math.inf:
-        raise UsageError(f"--seconds {seconds:g}: must be above 0, and a number")
+        raise UsageError(f"--seconds {seconds:g}: must be a number above 0")
     records.check_file(out)
     parts = _parts(device, seconds)
     unknown = [name for name in only if name not in parts]

@@ -213,7 +213,7 @@ def test_the_policy_of_td3_bc_moves_every_second_update():
 
 
 def test_a_policy_that_would_never_move_is_refused():
-    with pytest.raises(UsageError, match="policy_delay 0: the policy moves every so many updates: 1 or more"):
+    with pytest.raises(UsageError, match="policy_delay 0: the policy moves once in that many updates: 1 or more"):
         build("td3_bc", policy_delay=0)
 
 

@@ -242,7 +242,7 @@ class TestInGymnasium:
                 np.testing.assert_allclose(step.obs[0], single.reset()[0], atol=1e-6)
 
     def test_it_says_that_it_has_no_picture(self, env_id: str) -> None:
-        with pytest.raises(UsageError, match=f"{env_id} has no picture"):
+        with pytest.raises(UsageError, match=f"{env_id} cannot be drawn"):
             envs.render_env(env_id)
 
     def test_without_a_seed_it_begins_somewhere(self, env_id: str) -> None:

@@ -27,11 +27,11 @@ def test_a_group_begins_its_episodes_alike_and_together(env_id: str):
 
 def test_what_cannot_stand_in_groups_is_refused():
     able = r"those that can, in torch: Pendulum-v1, ess/TwoLinkArm-v0, ess/LQR-v0"
-    with pytest.raises(UsageError, match=f"ess/CartPole-v0 may end an episode before its clock does.*; {able}"):
+    with pytest.raises(UsageError, match=f"ess/CartPole-v0 may end an episode before its time limit.*; {able}"):
         envs.make_grouped("ess/CartPole-v0", 4, 2)
     with pytest.raises(UsageError, match=rf"Hopper-v5 \(backend \w+\) cannot begin the episodes of a group.*; {able}"):
         envs.make_grouped("Hopper-v5", 4, 2)
     with pytest.raises(UsageError, match="groups of 3 do not divide 4 environments"):
         envs.make_grouped("Pendulum-v1", 4, 3)
-    with pytest.raises(UsageError, match="staggered starts would part the environments of a group"):
+    with pytest.raises(UsageError, match="staggered starts would separate the environments of a group"):
         envs.make_grouped("Pendulum-v1", 4, 2, staggered=True)

@@ -103,7 +103,7 @@ def test_the_end_of_something_else_is_not_the_end_of_the_pipe() -> None:
 
 def test_its_loss_is_said() -> None:
     child = begun(leave)
-    with pytest.raises(LostProcessError, match="the helper ended with status 3; 'ess-rl resume RUN' goes on"):
+    with pytest.raises(LostProcessError, match="the helper ended with status 3; 'ess-rl resume RUN' continues"):
         child.answer()
     close([child])
 

@@ -64,7 +64,7 @@ def test_a_second_process_changes_nothing_but_the_time_and_its_loss_nothing_at_a
 
     with monkeypatch.context() as patch:
         patch.setattr(run, "_save", save_and_kill)
-        with pytest.raises(LostProcessError, match="was ended by signal 9; 'ess-rl resume RUN' goes on"):
+        with pytest.raises(LostProcessError, match="was ended by signal 9; 'ess-rl resume RUN' continues"):
             run.carry_on(apart)
     assert len(records.checkpoints(apart)) == 1
     run.carry_on(apart)

@@ -124,7 +124,7 @@ def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(experiments_run, "log", write)
     how = ["--env", "Pendulum-v1", "--steps", "1024", "--out", "run", *QUICK]
     line = refused("train", "ppo", *how, cwd=tmp_path)
-    assert line.startswith("ess-rl: the disk is full: make room, then 'ess-rl resume RUN' goes on with a run")
+    assert line.startswith("ess-rl: the disk is full: make room, then 'ess-rl resume RUN' continues a run")
 
 
 def test_compare_and_lists(run: Path) -> None:
@@ -189,7 +189,7 @@ def test_bad_values_are_refused_before_anything_is_written(tmp_path: Path) -> No
     assert "cannot be staggered" in no(*train, "--starts", "staggered", "--backend", "gymnasium")
     groups = ["train", "tba_group", "--out", "run", "--compile", "off", "--env"]
     assert "Reacher-v5 (backend" in (said := no(*groups, "Reacher-v5")) and "those that can, in torch: Pend" in said
-    assert "may end an episode before its clock does" in no(*groups, "ess/Acrobot-v0")
+    assert "may end an episode before its time limit" in no(*groups, "ess/Acrobot-v0")
     assert "those of ess/TwoLinkArm-v0 take 100 steps: --rollout 100" in no(*groups, "ess/TwoLinkArm-v0")
     assert "groups of 5 do not divide 16 environments" in no(*groups, "Pendulum-v1", "--group", "5")
     assert "it takes at least 2, and a divisor" in no(*groups, "Pendulum-v1", "--group", "1")
@@ -246,7 +246,7 @@ def test_places_that_cannot_be_are_one_line(run: Path, tmp_path: Path) -> None:
     assert ess_rl("publish", run, "published", cwd=tmp_path).returncode == 0
     assert ess_rl("resume", "published", cwd=tmp_path).returncode == 0  # which leaves a lock there
     assert ess_rl("publish", run, "published", cwd=tmp_path).returncode == 0
-    assert "its command makes it anew" in refused("evaluate", "published", cwd=tmp_path)
+    assert "its command trains it again" in refused("evaluate", "published", cwd=tmp_path)
     (tmp_path / "published" / "report.md").write_text("notes of somebody")
     assert "was not written by 'ess-rl report'" in refused("report", "published", cwd=tmp_path)
     assert (tmp_path / "published" / "report.md").read_text() == "notes of somebody"
@@ -343,7 +343,7 @@ def test_a_package_that_stands_before_ours_is_named(tmp_path: Path) -> None:
     path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
     done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
-    assert f"the package 'envs' is another one than the suite's, {tmp_path / 'envs'}" in done.stderr
+    assert f"the package 'envs' is not the suite's but another one, {tmp_path / 'envs'}" in done.stderr
 
 
 COMMANDS_WITH_OPTIONS = [

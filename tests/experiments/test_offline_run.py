@@ -103,7 +103,7 @@ def test_a_data_set_as_old_replay(place: Path):
     both = refused(*online, "--env", "Pendulum-v1", "--dataset", SET, "--replay-from", "x", "--replay", "2")
     assert "a replay is filled from one of them" in both
     nothing = refused(*online, "--env", "Pendulum-v1", "--dataset", "ess/no-v0", "--replay", "2")
-    assert f"is no data set that is here ({SET}), nor a run folder that holds" in nothing
+    assert f"is neither a data set on this machine ({SET}), nor a run folder that holds" in nothing
 
 
 def test_chord_imitates_a_data_set_while_it_acts(place: Path, monkeypatch: pytest.MonkeyPatch):
@@ -356,7 +356,7 @@ def test_what_does_not_fit_is_refused_in_one_line(place: Path):
     record = ["dataset", "record", "source", "--id", "a-v0"]
     assert "--temperature nan: must be a finite number above 0" in refused(*record, "--temperature", "nan")
     assert "must be finite numbers" in refused(*record, "--ref-max", "inf")
-    assert "scores between two equal numbers are none" in refused(*record, "--ref-min", "3", "--ref-max", "3")
+    assert "they must differ, or there is no normalized score" in refused(*record, "--ref-min", "3", "--ref-max", "3")
     assert "give different numbers from 0 to 2^63" in refused(*record, "--seed", str(10**20))
     td3_bc = ["train", "td3_bc", "--dataset", SET, *QUICK, "--out", "no"]
     assert "--policy-delay 0: must be above 0" in refused(*td3_bc, "--policy-delay", "0")
@@ -391,7 +391,7 @@ def test_a_task_of_ones_own_is_recorded_and_replayed(place: Path):
 
 def test_references_of_an_imported_file_must_be_two(place: Path):
     words = ["dataset", "import-d4rl", "no.hdf5", "--id", "a/b-v0", "--env", "Pendulum-v1", "--ref-min", "3"]
-    assert "scores between two equal numbers are none" in refused(*words, "--ref-max", "3")
+    assert "they must differ, or there is no normalized score" in refused(*words, "--ref-max", "3")
     assert "must be finite numbers" in refused(*words, "--ref-max", "nan")
 
 

@@ -132,7 +132,7 @@ def test_the_remedy_for_a_damaged_replay_works(how: str, tmp_path: Path):
     newest = records.checkpoints(folder)[-1]
     beside = records.replay_of(newest)
     beside.write_bytes(beside.read_bytes()[:500]) if how == "cut" else beside.unlink()
-    with pytest.raises(UsageError, match=f"remove {newest} to go on from the checkpoint before"):
+    with pytest.raises(UsageError, match=f"remove {newest} to continue from the checkpoint before it"):
         run.carry_on(folder)
     newest.unlink()
     assert run.carry_on(folder)["final_return"] == finals

@@ -78,17 +78,17 @@ def test_runs_on_two_recordings_of_one_name_are_not_put_together(tmp_path: Path)
     for name, seeds in (("1111", [0, 1]), ("2222", [2, 3])):
         folder = write_run(tmp_path / name, seeds, [1.0, 2.0, 3.0, 4.0], dataset="x/a-v0")
         records.write_json(folder / "config.json", {**records.read_json(folder / "config.json"), "source": name})
-    with pytest.raises(UsageError, match="x/a-v0 was made anew between these runs"):
+    with pytest.raises(UsageError, match="x/a-v0 was recorded again between these runs"):
         tables.comparison([tmp_path / "1111", tmp_path / "2222"])
     found = collection.collect(tmp_path)
-    assert found.rows == [] and found.problems[-1].startswith("x/a-v0: made anew between its runs")
+    assert found.rows == [] and found.problems[-1].startswith("x/a-v0: recorded again between its runs")
     for name in ("1111", "2222"):  # the same of what a run that acts learned from beside
         config = records.read_json(tmp_path / name / "config.json")
         config["config"]["replay_from"] = config.pop("dataset")
         records.write_json(tmp_path / name / "config.json", config)
         result = records.read_json(tmp_path / name / "result.json")
         records.write_json(tmp_path / name / "result.json", {k: x for k, x in result.items() if k != "dataset"})
-    with pytest.raises(UsageError, match="x/a-v0 was made anew between these runs"):
+    with pytest.raises(UsageError, match="x/a-v0 was recorded again between these runs"):
         tables.comparison([tmp_path / "1111", tmp_path / "2222"])
     assert collection.collect(tmp_path).rows == []
 

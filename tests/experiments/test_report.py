@@ -202,7 +202,7 @@ def test_bad_folders_are_named_and_change_no_number(tmp_path: Path) -> None:
     made = data.build(tmp_path)
     problems = "\n".join(made.found.problems)
     assert "torn: result.json: not valid JSON" in problems
-    assert "nan: result.json: the final return of seed 5 is nan, no finite number" in problems
+    assert "nan: result.json: the final return of seed 5 is nan, not a finite number" in problems
     assert "mixed: result.json: its 'env' is not that of config.json" in problems
     assert "foreign: config.json: not the configuration of a run" in problems
     assert "empty: config.json: not valid JSON" in problems

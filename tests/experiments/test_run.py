@@ -203,7 +203,7 @@ def test_a_peer_that_diverges_says_so(tmp_path: Path) -> None:
         "sb3-ppo", "Pendulum-v1", out=tmp_path / "a", settings={"learning_rate": 1e30, "num_envs": 1, "rollout": 64},
         seeds=[3], steps=300,
     )  # fmt: skip
-    with pytest.raises(NonFiniteError, match=r"sb3-ppo on Pendulum-v1, seed 3: .*; seeds that were done stay"):
+    with pytest.raises(NonFiniteError, match=r"sb3-ppo on Pendulum-v1, seed 3: .*; finished seeds are kept"):
         sb3.train_one(records.read_config(folder), 3)
 
 
@@ -214,7 +214,9 @@ def die(config: dict[str, Any], seed: int) -> dict[str, Any]:
 def test_a_lost_process_of_a_peer_is_one_line(tmp_path: Path) -> None:
     how: dict[str, Any] = {"settings": {"num_envs": 2}, "seeds": range(2), "steps": 1024}
     folder = sb3.start("sb3-ppo", "Pendulum-v1", out=tmp_path / "a", **how)
-    with pytest.raises(LostProcessError, match=r"a process that trained a seed is gone .* 'ess-rl resume .*a' goes on"):
+    with pytest.raises(
+        LostProcessError, match=r"a process that trained a seed is gone .* 'ess-rl resume .*a' continues"
+    ):
         by_seed.train_missing(folder, 1, die)
 
 

@@ -68,7 +68,7 @@ def test_members_apart_are_what_they_are_together_and_the_loss_of_some_is_no_los
 
     with monkeypatch.context() as patch:
         patch.setattr(run, "_save", save_and_kill)
-        with pytest.raises(LostProcessError, match=r"the process of members 3 to 5 .*; 'ess-rl resume RUN' goes on"):
+        with pytest.raises(LostProcessError, match=r"the process of members 3 to 5 .*; 'ess-rl resume RUN' continues"):
             run.carry_on(apart)
     assert len(records.checkpoints(apart)) == 1
     run.carry_on(apart)
