@@ -1,5 +1,6 @@
 """Studies: what they run, that their judgments follow from the numbers, and that a quick one goes through."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -729,3 +730,15 @@ def test_studies_are_listed(capsys: pytest.CaptureFixture[str]):
 def test_an_unknown_study_is_refused():
     with pytest.raises(UsageError, match="unknown study 'clip': choose one of clip-sensitivity, staleness, iteration"):
         study.find(STUDIES, "clip")
+
+
+def test_what_is_published_has_the_prediction_of_the_code_and_the_pages_quote_it():
+    root = Path(__file__).parents[2] / "experiments"
+    pages = " ".join((root / page).read_text() for page in ("README.md", "OFFLINE.md"))
+    pages = " ".join(pages.split())
+    judged = [name for name in STUDIES if (root / "results" / "studies" / name / "study.json").exists()]
+    assert judged
+    for name in judged:
+        prediction = STUDIES[name].prediction
+        assert json.loads((root / "results" / "studies" / name / "study.json").read_text())["prediction"] == prediction
+        assert f"{prediction} Verdict:" in pages, name
