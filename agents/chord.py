@@ -7,9 +7,9 @@ of observations and actions replaces the expert's texts; each iteration draws on
     mu      rises linearly to mu_peak, falls to mu_valley along half a cosine, stays there    (CHORD-mu: 0.9 to 0.05)
     phi     1, or in the paper p (1 - p), p the probability of the expert's token             (CHORD-phi: mu stays 0.1)
 
-A density is not a probability, so phi "mass" uses u (1 - u) instead, where u is how much of the policy is less likely
-than the expert's action; `ess_rl.objectives.imitation` describes its effect on sigma, and `width` the treatment of it.
-This phi ignores an expert many sigmas away, as from a randomly initialized policy: phi is 0 there.
+A density is not a probability, so phi "mass" uses u (1 - u) instead, where u is the share of the policy's mass that is
+less likely than the expert's action; `ess_rl.objectives.imitation` describes the effect on sigma, `width` selects what
+is done about it. This phi ignores an expert many sigmas from the policy, as at random initialization: phi is 0 there.
 
 The policy loss is PPO's clip, as in the paper (without its group-relative advantages), or P3O's objective. Everything
 else is as in ppo.py. Deviations: as many demonstrations as samples in a minibatch (the paper: a fifth of all); mu
@@ -42,9 +42,9 @@ from ess_rl.transitions import Transitions, flat_samples
 class Config:
     demonstrations: str = ""  # the data set to imitate; --dataset is an alias
     objective: Literal["clip", "p3o"] = "clip"  # policy objective next to imitation: PPO's, P3O's
-    clip: float = 0.2  # for clip: how far the ratio may move from 1 before its sample has no gradient
+    clip: float = 0.2  # objective clip only: how far the ratio may move from 1 before its sample has no gradient
     phi: Literal["one", "mass"] = "one"  # weight of a demonstration: 1, or u (1 - u)
-    width: Literal["corrected", "fixed", "plain"] = "corrected"  # sigma under phi "mass": unbiased, untrained, biased
+    width: Literal["corrected", "fixed", "plain"] = "corrected"  # sigma under phi "mass": unbiased, no gradient, biased
     mu_peak: float = 0.9  # highest weight mu of imitation; the policy loss has weight 1 - mu
     mu_valley: float = 0.05  # final weight of imitation
     mu_warm_up: float = 0.0  # share of training over which mu rises to its peak

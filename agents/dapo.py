@@ -2,7 +2,7 @@
 
 Written for one agent; `ess_rl.population` runs P of them as one tensor program. (A method of 2025 with the same
 acronym is unrelated.) An action is charged with the divergence of pi from the behavior b over all the steps that follow
-it. So the divergence covers the states that both policies visit, not only their actions:
+it. So this is a divergence of the states that pi and b visit, not only of their actions:
 
     d_t     = log rho_t,     or the charge of another divergence: `ess_rl.objectives.divergence_slope`
     V_t     = min(1, rho_t) d_t + discount min(c_bar, rho_t) V_{t+1}      `ess_rl.returns.divergence_ahead`
@@ -46,7 +46,7 @@ class Config:
     objective: Literal["clip", "p3o"] = "clip"  # PPO's clip of the augmented advantage; p3o: 1 - e as the coefficient
     clip: float = 0.2  # how far the ratio may move from 1 before its sample has no gradient
     divergence: Divergence = "kl"  # KL(pi || b), reverse_kl: KL(b || pi), hellinger
-    divergence_coef: float = 0.5  # cost of the divergence, in standard deviations of the advantage; only with clip
+    divergence_coef: float = 0.5  # cost of the divergence, in standard deviations of the advantage; objective clip only
     c_bar: float = 0.9  # cap of the ratios that carry the divergence across steps; 0: looks one step ahead
     recursion: Literal["stated", "released"] = "stated"  # of the divergence; released: with a bug, for ablation
     learning_rate: float = 3e-4  # initial rate of Adam for the policy

@@ -16,7 +16,7 @@ nearly 0 as well, which would give fresh data no weight, and ours does not. The 
 the number of actions: `--behavior-kl closed_form` is that direction, the default is the paper's.
 
 `--details published` is A2C with RMSProp and raw advantages; `--details shared` has the Adam and the standardized
-advantages of `agents.ppo`, to compare only the objectives (with PPO's learning rate, 3e-4).
+advantages of `agents.ppo`, to compare only the objectives (also set PPO's learning rate, 3e-4).
 """
 
 from __future__ import annotations

@@ -180,7 +180,7 @@ class PPO:
         unchanged before anything is learned.
 
         For the objective kl the quantity is KL(b || pi), with a range around `target_kl`; for the objective variance it
-        is the variance of the ratio, with a range around clip^2, that of a ratio clip away from 1 on average (ours).
+        is the variance of the ratio, with a range around clip^2: a root mean square of clip for rho - 1 (ours).
         """
         if self.config.objective not in ("kl", "variance"):
             return state["kl_coef"]

@@ -4,11 +4,11 @@ Written for one agent; `ess_rl.population` runs P of them as one tensor program.
 
     pi(tau) = pi_ref(tau) exp( R(tau) / beta ) / Z,     which maximizes the return minus beta KL(pi || pi_ref)
 
-TBA squares the difference between the two sides, on trajectories sampled by any policy: no ratio appears. Its
-trajectories are a language model's answers, several per question, from which it estimates log Z. Here a trajectory has
-a thousand steps and its own initial state. So segments of at most k steps are balanced, and a soft value V(s) is
-learned for beta log Z (`ess_rl.objectives.subtrajectory_balance`, which is path consistency: PCL, Nachum et al. 2017,
-arXiv 1702.08892):
+TBA squares the difference between the logarithms of the two sides, on trajectories sampled by any policy: no ratio
+appears. Its trajectories are a language model's answers, several per question, from which it estimates log Z. Here a
+trajectory has a thousand steps and its own initial state. So segments of at most k steps are balanced, and a soft value
+V(s) is learned for beta log Z (`ess_rl.objectives.subtrajectory_balance`, which is path consistency: PCL, Nachum et al.
+2017, arXiv 1702.08892):
 
     delta_j = V(s_t) - discount^j V'(s_t+j) + sum_{i < j} discount^i ( beta log(pi / pi_ref) - r ),     j = 1 ... k
     minimized: sum_j w_j delta_j^2 over all t, w_j the weights of a lambda-return; lambda_ 1: only the longest j
@@ -31,9 +31,9 @@ of the return. While the scale settles early in training, beta in the task's own
 
 Differences from TBA: V instead of the mean over a group, which `agents/tba_group.py` has; segments, a discount; data
 come from --lag, --async and --replay instead of searchers' buffers, drawn by --draw; beta is not annealed.
-From PCL: V' is V at the start of the iteration, without gradient (Trust-PCL has a slowly updated one); Adam; no
-replay by reward unless --draw asks for it. The residual that older data leave is not corrected: V leans toward the
-returns of the behavior, as far as beta log(pi / pi_ref) does not account for the difference.
+Differences from PCL: V' is V at the start of the iteration, without gradient (Trust-PCL has a slowly updated one);
+Adam; no replay by reward unless --draw asks for it. The residual that older data leave is not corrected: V leans toward
+the returns of the behavior, as far as beta log(pi / pi_ref) does not account for the difference.
 
 Other details are those of `agents/ppo.py`; advantages are not standardized, since beta is in their unit.
 """

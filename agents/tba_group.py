@@ -27,7 +27,7 @@ learned faster where both were tried.
 The reference, which for TBA is the model before training, is an option:
 
     iteration   the policy at the start of the iteration: beta is the strength of a trust region, which takes
-                effect from the second epoch on, since pi is pi_ref in the first
+                effect from the second epoch on, since pi is pi_ref as the first begins
     initial     the untrained policy, N(about 0, exp(log_std)), as in TBA, under the current statistics of
                 observations: the reference moves with them
 

@@ -11,7 +11,7 @@ costs the rewards that would have followed. An episode starts with the pole hang
 x', theta' ~ U(-0.05, 0.05); the clock ends it after 500 steps (10 s).
 
 Source: the task is a classic without a fixed form; this reward is modeled on dm_control's cartpole swingup
-(Tassa et al. 2018, arXiv 1801.00690), a product of the same goals, but for its small forces, in simpler terms.
+(Tassa et al. 2018, arXiv 1801.00690), a product of the same goals in simpler terms, except that of small forces.
 """
 
 import math

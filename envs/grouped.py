@@ -12,7 +12,7 @@ from envs.torch_vector import Dynamics, TorchVectorEnv
 class GroupedVectorEnv(TorchVectorEnv):
     """A `TorchVectorEnv` in groups of `group` adjacent environments.
 
-    Episode k of a whole group starts at `reset_state(fold_in(s, k))`, where s is the seed of the first environment.
+    Episode k of a whole group starts at `reset_state(fold_in(s, k))`, where s is the seed of its first environment.
     If only the clock ends episodes, the environments of a group start each of them together.
     """
 

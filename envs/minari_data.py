@@ -138,7 +138,7 @@ def references_of(metadata: Mapping[str, Any]) -> tuple[float, float] | None:
 def check_order(dataset_id: str, obs_names: Sequence[str], env_id: str, options: Mapping[str, Any]) -> None:
     """Raise UsageError if a task has the parts of its observations in another order than a data set of it.
 
-    A set has the keys of a dictionary in alphabetical order, in which Gymnasium reads its space back; a task may not.
+    A set has the keys of a dictionary in alphabetical order, because Gymnasium reads its space back so; a task may not.
     """
     import envs
 
@@ -270,7 +270,7 @@ def _hash_of(files: tuple[tuple[Path, int, int], ...]) -> str:
 def _map(path: Path) -> torch.Tensor:
     return torch.from_numpy(
         np.load(path, mmap_mode="c")
-    )  # "c": torch requires writable memory, but the file never changes
+    )  # "c": torch expects writable memory, but the file never changes
 
 
 def _write(place: Path, columns: dict[str, NDArray[Any]], info: dict[str, Any]) -> None:

@@ -56,7 +56,7 @@ def task_of(metadata: dict[str, Any], *, trust: bool = False) -> Task | None:
 
 
 def is_of(metadata: dict[str, Any], env_id: str, options: dict[str, Any]) -> bool:
-    """Return whether a data set, and so its references, are of this task with these options, as far as it says."""
+    """Return whether a data set, and with it its references, is of this task with these options, as far as it says."""
     text = spec_text(metadata)
     own = id_in(text)
     if own is None:

@@ -9,7 +9,7 @@ A control step is recorded once as a graph (a CUDA graph, or Warp's own on the C
 tasks read and what actions set are the simulator's own arrays as tensors, without a copy. So `step` has no branch on
 data and does not wait for the GPU. The tensor functions of each task are in `mujoco_tasks`.
 
-The CPU is for tests: the first use of a task compiles its kernels, which takes about a minute, into Warp's cache.
+The CPU is for tests: the first use of a task compiles its kernels, which takes about a minute; Warp caches them.
 """
 
 import importlib

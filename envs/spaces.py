@@ -41,7 +41,7 @@ class BoxAction:
 
 
 def check_shape(what: str, x: Tensor, shape: tuple[int, ...]) -> None:
-    """Raise ValueError unless `x` has one row per environment: else it would be broadcast, or end the process."""
+    """Raise ValueError unless `x` has one row per environment: it would be broadcast otherwise, or end the process."""
     if x.shape != shape:
         raise ValueError(f"{what} have the shape {tuple(x.shape)}, {shape[0]} environments need {shape}")
 

@@ -9,12 +9,12 @@ moment of inertia of a link about its end, and c = m l^2 / 2,
     f_2 = u_2 - b q_2' - c sin(q_2) q_1'^2                                                            [N m]
     (q_1'', q_2'') = M^-1 (f_1, f_2)                                                                  [rad/s^2]
 
-One control step of length dt is one Runge-Kutta step of fourth order. With the tip after the step,
+One control step of length dt is one fourth-order Runge-Kutta step. With the tip after the step,
 
     reward = -|tip - target| - 0.05 (a_1^2 + a_2^2)               (distance in m, actions a in [-1, 1])
 
-An episode starts at rest with q_1, q_2 ~ U(-pi, pi) and a target uniform on the disk of 0.9 of the arm's reach.
-Only the clock ends it, after 100 steps (5 s).
+An episode starts at rest with q_1, q_2 ~ U(-pi, pi) and a target uniform on a disk whose radius is 0.9 of the
+arm's reach. Only the clock ends it, after 100 steps (5 s).
 
 Source: the equations of a planar arm are textbook, e.g. Murray, Li and Sastry 1994, "A Mathematical Introduction to
 Robotic Manipulation", section 4.2.3; the task is modeled on Gymnasium's Reacher.

@@ -107,7 +107,7 @@ def order(seeds: Tensor, config: AgentConfig, weights: Tensor) -> Tensor:
 
 
 def check_minibatch(config: AgentConfig) -> None:
-    """Raises UsageError unless an iteration has samples, epochs, and a minibatch of more than one that divides them."""
+    """Raises UsageError unless there are samples and epochs, and the minibatch divides the samples and exceeds one."""
     for name in ("num_envs", "rollout", "epochs"):
         if getattr(config, name) < 1:
             raise UsageError(f"{name} {getattr(config, name)}: must be at least 1")

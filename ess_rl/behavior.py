@@ -142,7 +142,7 @@ def fit(
 
 
 def floored(model: Model, obs: Tensor, log_std_floor: float | None = None) -> float:
-    """Fraction of states in which a model of the ensemble is at the floor in some action dimension."""
+    """Fraction of states in which some model of the ensemble is at the floor in some action dimension."""
     floor = model.log_std_floor if log_std_floor is None else log_std_floor
     return (model.members(obs, floor).log_std <= floor).any(-1).any(0).float().mean().item()
 

@@ -15,7 +15,7 @@ from ess_rl.transitions import Transitions
 
 
 def turns(env: VectorEnv, num_envs: int) -> Sequence[Turn]:
-    """The alternating parts of `env`, each with an equal share of every member's `num_envs`; else all of it as one."""
+    """The alternating parts of `env`, each with an equal share of every member's `num_envs`; or all of `env` as one."""
     if isinstance(env, InTurns) and num_envs % len(env.turns) == 0:
         return env.turns
     return [_AtOnce(env)]
@@ -32,8 +32,9 @@ def collect(
     """Act for `steps` steps from `obs` [B, obs_dim]. -> (transitions [T, P, N], next obs to act on [B, obs_dim])
 
     The transitions are on the population's device, the next obs on the environments'. From a CPU to CUDA, the
-    environments' outputs wait in pinned memory, and the policy acts for one part of the environments while another
-    simulates. For environments that start from hints, `hinted` [T, P, N] is set to mark the steps of such episodes.
+    environments' outputs wait in pinned memory. If the environments have parts (`turns`), the policy acts for one part
+    while another simulates. For environments that start from hints, `hinted` [T, P, N] is set to mark the steps of such
+    episodes.
     """
     members, num_envs, device = population.size, env.num_envs // population.size, population.device
     seeds = random.fold_in(random.fold_in(population.seed, random.ACTIONS), iteration)

@@ -60,7 +60,7 @@ def affinity(log_ratio: Tensor, advantage: Tensor, epsilon: float | Tensor) -> M
         Affinity = EUR exp(-UC / tau),   tau = log(1 + epsilon) / 2
 
     with mu the mean of log rho over the band, weighted by w. Affinity is 1 where pi is b, and 0 if no sample with a
-    nonzero advantage lies in the band. It is related to the ESS, with a fixed range: like
+    nonzero advantage lies in the band. It is a relative of the ESS with a fixed range: like
     `ess_rl.ess.advantage_weighted_ess` it weights samples by |A|, but it has a constant to set. The log ratios of
     independent action dimensions add up, and their spread grows as sqrt(act_dim): to compare tasks, use
     epsilon sqrt(act_dim), as `diagnose` does. (From epsilon = 1 on, 25 dimensions at 0.2, the band has no lower edge.)

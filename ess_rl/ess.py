@@ -13,7 +13,7 @@ def effective_sample_size(
 
     1 when all ratios are equal, 1/n when one outweighs all others; multiplying every ratio by a constant changes
     nothing. As n goes to infinity, e -> exp(-D_2(pi || b)), D_2 the order-2 Renyi divergence, if E_b[rho^2] is finite;
-    if it is not (a Gaussian policy wider than sqrt(2) times the behavior), the e of a finite batch is far too high.
+    if it is not (a Gaussian policy wider than sqrt(2) times the behavior's), the e of a finite batch is far too high.
 
     Source: Kong 1992; as trust in a batch: Fakoor et al. 2019 (arXiv 1905.01756), 2026 (arXiv 2605.12380, Eq. 11).
     Deviation: the sums are over exp(log_ratio - max), which leaves e unchanged but cannot overflow.
@@ -56,7 +56,7 @@ def advantage_weighted_ess(log_ratio: Tensor, advantage: Tensor, dim: int | tupl
     Args:
         log_ratio: log pi(a|s) - log b(a|s), any shape.
         advantage: same shape (ValueError otherwise); its scale does not matter. An advantage of 0 counts as the
-            smallest positive float, so that a batch of zeros has a value: the plain ESS.
+            smallest positive normal float, so that a batch of zeros has a value: the plain ESS.
         dim: axes of the samples; None means all axes.
     """
     checks.same_shape(log_ratio=log_ratio, advantage=advantage)

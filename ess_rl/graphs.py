@@ -1,8 +1,8 @@
 """GPU work recorded once and replayed: a small network's update runs faster than its kernels can be launched.
 
 A recording holds kernels and addresses, and nothing of Python. So the recorded function must read and write tensors
-that stay where they are, and must never wait for the device or branch on values that it holds; recording fails if a
-function does (torch.cuda.graph).
+that stay where they are, and must never wait for the device or branch on values that the device holds; recording fails
+if a function does (torch.cuda.graph).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class Graphs:
-    """Run functions of no arguments. On CUDA each is called once, recorded at its second call, and replayed after that.
+    """Run functions of no arguments. On CUDA each is called once, recorded at the next call, and replayed from then on.
 
     The first call compiles and allocates what a recording cannot. A replay returns the tensors of the recording with
     new contents: the next replay overwrites them. On the CPU, functions are called as usual.

@@ -1,7 +1,7 @@
 """Hinting: a group of environments that all failed starts once from a hint, and samples from there are trusted less.
 
     Roll out a group of G from one start. If all of them fail, roll the group out again from a hint, and multiply the
-    loss of these rollouts by Affinity^lambda (`ess_rl.diagnostics.affinity`).
+    loss of the hinted rollouts by Affinity^lambda (`ess_rl.diagnostics.affinity`).
 
 Source: Wang et al. 2025 (HINT, arXiv 2510.09388), as released; for language models, where a hint is a text after the
 prompt and a failure is a reward of 0. Here a hint is a start state from which the task is easier, and the policy itself

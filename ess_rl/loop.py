@@ -52,7 +52,8 @@ class Progress:
     # the fresh rollout, 1 if its behavior was this very policy; `ess_age_K`, that of the rollout K iterations older.
     # From after them: `ess_rl.diagnostics.diagnose` on the fresh rollout. With hints, the `hinted_share` of its steps.
     metrics: dict[str, Tensor]
-    # int64: episodes that ended in this iteration, except those from a hint, and the first after a staggered reset.
+    # int64: episodes that ended in this iteration, except those from a hint, and each environment's first after a
+    # staggered reset.
     episodes: Tensor
     return_sum: Tensor  # float64: sum of their undiscounted raw returns
     seconds: dict[str, float] = field(default_factory=dict)  # of the stages collect, targets, update
@@ -203,7 +204,7 @@ def train(
         name = "observe" if data is None else f"observe {where}"
         summary = summary | graphs(name, partial(observe, rollouts[0], data))
         stopwatch.lap("update")
-        found = _to_host(summary | found)  # the only synchronization with the device
+        found = _to_host(summary | found)  # the only wait for the device if environments are on it
         episodes, return_sum, broken = (found.pop(name) for name in ("episodes", "return_sum", "broken"))
         if broken.any():
             raise NonFiniteError(processes.first_word(finite.what_broke(env, population, iteration, rollout)))

@@ -15,7 +15,7 @@ Activation = Callable[[Tensor], Tensor]  # of the hidden layers
 
 
 def orthogonal(seed: Tensor, rows: int, columns: int, gain: float) -> Tensor:
-    """A [rows, columns] matrix with orthonormal rows or columns (the smaller set), times `gain` (Saxe et al. 2014)."""
+    """[rows, columns] matrix with orthonormal rows or columns, whichever are fewer, times `gain` (Saxe et al. 2014)."""
     flat = random.normal(seed, (max(rows, columns), min(rows, columns)))
     q, r = torch.linalg.qr(flat)
     q = q * torch.sign(torch.diagonal(r, dim1=-2, dim2=-1)).unsqueeze(-2)  # else not uniform over rotations

@@ -34,8 +34,8 @@ def policy_ratio(log_ratio: Tensor) -> Tensor:
     """rho = exp(log_ratio), clamped at e^20; beyond that there is no gradient.
 
     Deviation of every objective that uses it: e^89 overflows float32, and an infinite ratio turns the zero gradient
-    outside a clip range into NaN. Such ratios occur in foreign data, where a fitted behavior policy is narrow and an
-    action far from its mean.
+    outside a clip range into NaN. Such ratios occur in data collected elsewhere, where a fitted behavior policy is
+    narrow and an action far from its mean.
     """
     return torch.exp(log_ratio.clamp(max=_HIGHEST))
 
@@ -468,7 +468,7 @@ def vargrad_trajectory_balance(
         log Z_j = log pi_ref(tau_j) - log pi(tau_j) + R_j / beta,     log Z = sg( mean of log Z_j over the group )
         loss    = mean( (log Z - log Z_j)^2 )
 
-    the variance of log Z_j within groups. It is 0 if pi(tau) is proportional to pi_ref(tau) exp(R / beta) in each.
+    the variance of log Z_j within groups. It is 0 if pi(tau) is proportional to pi_ref(tau) exp(R / beta) in each one.
     The gradient is 2 / beta times that of REINFORCE on R - beta log(pi / pi_ref) with the group's mean as the baseline
     (which includes the sample itself: 1 - 1 / K of the policy gradient). On another policy's data nothing changes:
     there is no ratio.

@@ -250,7 +250,7 @@ class Population:
         """One `update` of the members `chosen` [K] int64, all different, on replayed segments [T, K, S] of their own.
 
         Members that are not `active` [K] keep their state, but report the metrics of the update as the others do.
-        Targets are those of the present policy and value. Metrics are [K].
+        Targets are those of the current policy and value. Metrics are [K].
         """
         self.state, metrics = self._replayed(self.state, segments, chosen, active)
         return metrics

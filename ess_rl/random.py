@@ -69,7 +69,7 @@ def poisson(seed: Tensor, mean: Tensor) -> Tensor:
     """Poisson counts of the given mean [...], int64: how many of the products u_1, u_1 u_2, ... exceed exp(-mean).
 
     Source: Knuth, The Art of Computer Programming 2, Section 3.4.1. For means up to 20: counts stop at 100, which
-    a mean of 20 exceeds with probability below 1e-30.
+    counts with a mean of 20 exceed with probability below 1e-30.
     """
     products = torch.cumprod(uniform(seed, (100,), torch.float64), dim=-1)
     return (products > torch.exp(-mean.double()).unsqueeze(-1)).sum(-1)

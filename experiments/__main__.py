@@ -241,7 +241,7 @@ def compare(arguments: list[str]) -> None:
 
         Args:
             runs: run folders.
-            against: a method as the table names it, e.g. ppo: differences of the others to it, with intervals.
+            against: a method as the table names it, e.g. ppo: differences of the others from it, with intervals.
             out: a picture (.png) of their learning curves; all runs must be on the same env.
         """
         return runs, against, out
@@ -268,7 +268,7 @@ def publish(arguments: list[str]) -> None:
         Args:
             run: a finished run, or a study's folder.
             out: the destination folder.
-            overwrite: replace what other runs have published there.
+            overwrite: replace what was published there from other runs.
         """
         return run, out, overwrite
 

@@ -184,7 +184,7 @@ class Local:
     Args:
         out: where their folders are.
         jobs: run sets at a time; each gets its share of the cores, and at most OMP_NUM_THREADS of torch's threads.
-            Two jobs of ten seeds use two cores better than one does.
+            Two jobs of ten seeds use two cores better than one job does.
     """
 
     def __init__(self, out: Path, jobs: int = 1):

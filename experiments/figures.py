@@ -21,7 +21,7 @@ PANELS = (
     ("ess", "effective sample size"),
     ("behavior_kl", "KL(policy || behavior) [nats]"),
 )
-# What a report draws: one more. Its name in the log depends on the agent's method; runs published without it lack it.
+# A report draws one more. Its name in the log depends on the agent's method; runs published without it have none.
 CURVES = (*PANELS, ("capped_fraction", "share of samples with the ratio capped or clipped"))
 NAMES_IN_LOG = {"capped_fraction": ("capped_fraction", "clipped_fraction")}
 

@@ -1,7 +1,7 @@
 """One run on a data set: as `experiments.run`, with updates in place of env steps, into the same kind of folder.
 
-Scores are those of the last policy, in the data set's task or in that of `--eval-env`. Evaluations make the curve, and
-select nothing: the best of them is not a score.
+Scores are those of the last policy, in the data set's task or that of `--eval-env`. Evaluations during training make
+the curve, and select nothing: the best of them is not a score.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def start(agent: str, dataset_id: str, *, out: Path, overwrite: bool = False, **
     """Check a configuration (see `make`), make its folder and write config.json. -> the folder
 
     Raises:
-        UsageError: something in it cannot work, or `out` holds something else. In that case nothing is written.
+        UsageError: something in it cannot work, or `out` holds something else. In either case nothing is written.
     """
     record = make(agent, dataset_id, **arguments)
     records.prepare_folder(out, overwrite=overwrite)
@@ -216,7 +216,7 @@ def _carry_on(folder: Path, config: Record, data: DataSet) -> Record:
     result = {
         **outcome,
         "normalized_score": normalized(config["references"], outcome["final_return"]),
-        "training_return": [None] * population.size,  # nothing acted in training
+        "training_return": [None] * population.size,  # no policy acted in training
         **records.origin(),
     }
     records.write_json(folder / "result.json", result)

@@ -41,7 +41,7 @@ class News:
     host: str
     pid: int  # of the worker
     steps: int  # env steps so far
-    log: bytes = b""  # printed since the last news
+    log: bytes = b""  # printed since the last report
     files: Files = field(default_factory=dict)  # those that are new since then, if there is a new checkpoint
     status: int | None = None  # exit status, at the end
 
@@ -62,7 +62,7 @@ class Ray:
         address: HOST:PORT of the cluster's head; this machine must belong to the cluster (`ray start`). None: the
             cluster that runs on this machine, else a new one of this machine only.
         cpus: per job. A job whose device is cuda gets a GPU too.
-        every: seconds between two news of a job.
+        every: seconds between two reports (`News`) of a job.
 
     Raises:
         UsageError: Ray is not installed, the address cannot be reached, or no node has that many CPUs.

@@ -78,7 +78,7 @@ class DataOptions:
     steps: int = 100_000
     """gradient updates of each seed"""
     episodes: int = 20
-    """episodes of the final evaluation, for each seed; evaluations during training take at most 5"""
+    """episodes of the final evaluation, for each seed; those of our own agents during training take at most 5"""
     out: Path | None = None
     """the run folder; default: runs/AGENT-DATASET"""
     overwrite: bool = False
@@ -111,7 +111,7 @@ class OfflineOptions(DataOptions):
     compile: Literal["auto", "on", "off"] = "auto"
     """compile the agents; auto: on if a C++ compiler is found"""
     checkpoints: int = 10
-    """number of checkpoints, evenly spaced; the agents are evaluated at each"""
+    """at most this many checkpoints, evenly spaced; the agents are evaluated at each"""
 
 
 def of_peer(config: type) -> type:

@@ -57,7 +57,7 @@ def room(config: Record, replay: Replay, population: Population, iteration: int)
 def read(
     run: Path, config: Record, replay: Replay, population: Population, iteration: int
 ) -> tuple[Tree, list[int] | None]:
-    """Read the past of a run. -> (the past, standard deviations of older data raised: [P], or None without any)"""
+    """Read the past of a run. -> (the past, [P] standard deviations raised in older data; None if none were read)"""
     if iteration == 0 and config["config"].get("replay_from"):
         older = replay
         if processes.world_size() > 1:  # `replay` has room for this process's share only

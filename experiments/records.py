@@ -6,7 +6,7 @@ tensorboard/      the same for TensorBoard
 checkpoints/      NNNNNNNNN.safetensors, named by env steps of a member, or its updates on a data set
 curve.png         learning curves
 replay.safetensors, replay-from.safetensors   if requested: see experiments/old_data.py
-demonstrations.safetensors                    of an agent that imitates: see experiments/demonstrations.py
+demonstrations.safetensors                    if the agent uses them: see experiments/demonstrations.py
 result.json       last, by rename: a folder that has it is a finished run
 lock              held by the process that trains the run
 """

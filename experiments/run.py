@@ -41,7 +41,7 @@ def start(agent: str, env_id: str, *, out: Path, overwrite: bool = False, **argu
     """Check a configuration (see `experiments.plan`), make its folder and write config.json. -> the folder
 
     Raises:
-        UsageError: something in it cannot work, or `out` holds something else. In that case nothing is written.
+        UsageError: something in it cannot work, or `out` holds something else. In either case nothing is written.
     """
     record = plan.make(agent, env_id, **arguments)
     source = record["config"].get("replay_from")

@@ -101,7 +101,7 @@ def how_to_record(dataset: str) -> str:
     return f"{command} {options}, RUN a finished run on {env}"
 
 
-# dapo.py with P3O's objective needs P3O's hyperparameters. (Nothing scales its learning rate down.)
+# `agents.dapo` with P3O's objective needs P3O's hyperparameters. (It has no keep_ess to scale its learning rate down.)
 P3O_DA: dict[str, Any] = {
     "objective": "p3o",
     "learning_rate": 1.5e-4,
@@ -137,7 +137,7 @@ SUITES: dict[str, tuple[Job, ...]] = {
         )
     ),
     # Five agents on nine data sets, which must have been recorded. Published tables use a million updates of networks
-    # with two layers of 256 units: this is a hundredth of the updates and a fourteenth of the network, with a learning
+    # with two layers of 256 units: this is a hundredth of the updates and a thirteenth of the network, with a learning
     # rate at which critics are learned all the same, and takes an hour on two cores.
     "offline": tuple(
         Job(

@@ -2,11 +2,11 @@
 
 There are three mutually exclusive ways to use more than one process: torchrun's processes share each member's
 environments and minibatches (`ess_rl.processes`); `--async` has one that collects (`ess_rl.asynchronous`); `--split K`
-gives each of K processes some of the members, which need nothing from each other. Each then has its share of the cores,
-and neither simulators nor updates wait for a core that the other has: the way to use all cores of a machine for many
-seeds. A member draws and computes the same whatever its neighbors are, so it equals that of a run in one process, bit
-for bit if torch has as many threads there (and each process two members or more: sums over a single one are ordered
-differently).
+gives each of K processes some of the members, which need nothing from each other. Each process then has its share of
+the cores, and neither simulators nor updates wait for a core that another has: the way to use all cores of a machine
+for many seeds. A member draws and computes the same whatever its neighbors are, so it equals that of a run in one
+process, bit for bit if torch has as many threads there (and each process two members or more: sums over a single one
+are ordered differently).
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def is_checkpoint(config: Record, done: loop.Progress) -> bool:
 def training(
     config: Record, population: Population, env: VectorEnv, replay: Replay, begun: Begun
 ) -> Iterator[Training]:
-    """Compile, and train from where the run stands. Any other processes that this takes end with the context."""
+    """Compile, and train from where the run stands. Any other processes that it starts end with the context."""
     goes_on = begun.iteration < config["iterations"]
     if goes_on and config.get("split", 1) > 1:
         with _split(config, population, replay, begun) as found:
@@ -133,8 +133,8 @@ def _here(
 def _collector(config: Record, population: Population, env: VectorEnv) -> Iterator[ProcessCollector]:
     """The process that collects.
 
-    This one then uses half of torch's threads: those that wait for work spin, on CPUs that the other process needs.
-    With all of them, ten HalfCheetahs on two CPUs were slower than without the other process.
+    The calling process then uses half of torch's threads: those that wait for work spin, on CPUs that the other process
+    needs. With all of them, ten HalfCheetahs on two CPUs were slower than without the other process.
     """
     collector = ProcessCollector(partial(_acting_parts, config), population, env, config["config"]["rollout"])
     threads = torch.get_num_threads()
@@ -224,7 +224,7 @@ def _merged(parts: Sequence[loop.Progress], seconds: float) -> loop.Progress:
 
 
 def _along_members(function: Callable[..., Tensor], *pasts: Tree) -> Tree:
-    """Apply function(tensor of each, their dimension of members) to what `experiments.past` holds."""
+    """Apply function(*tensors, their dimension of members) to what `experiments.past` holds, one or several of them."""
     first = pasts[0]
     if not first:  # a run that needs none
         return {}

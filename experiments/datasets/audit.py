@@ -56,7 +56,7 @@ def _facts(data: DataSet) -> list[str]:
 
 
 def _some_episodes(starts: torch.Tensor, steps: int) -> torch.Tensor:
-    """Steps [n] of whole episodes spread evenly over a set (its policies lie in order), n about _SAMPLES at most."""
+    """Step indices [n] of whole episodes, spread evenly because policies lie in order; n about _SAMPLES at most."""
     chosen = torch.arange(steps)
     if steps <= _SAMPLES:
         return chosen

@@ -136,7 +136,7 @@ def record(
 
 
 def check_references(low: float | None, high: float | None) -> None:
-    """Raise UsageError if returns cannot be normalized with these two."""
+    """Raises UsageError if returns cannot be normalized with these two."""
     if not all(math.isfinite(x) for x in (low, high) if x is not None):
         raise UsageError(f"--ref-min {low} --ref-max {high}: must be finite numbers")
     if low is not None and low == high:

@@ -23,8 +23,8 @@ Remaining differences, with the option that removes one if there is any, as read
     td3_bc   the policy is updated at updates 2, 4, 6 ...; 1, 3, 5 ...
 With all of these removed, their gradients are ours: `tests/experiments/test_d3rlpy.py`.
 
-Each seed is a process with one thread, as in `peers`. d3rlpy is installed without its requirements, because it pins a
-gymnasium version other than the one our environments need: INSTALL says how.
+Each seed is a process with one thread (`experiments.peers.by_seed`). d3rlpy is installed without its requirements,
+because it pins a gymnasium version other than the one our environments need: INSTALL says how.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class IQLConfig:
 class TD3BCConfig:
     """Defaults are those of `agents.td3_bc`."""
 
-    alpha: float = 2.5  # weight of Q against the squared distance to the data; 0 is behavior cloning
+    alpha: float = 2.5  # weight of Q relative to the squared distance to the data; 0 is cloning
     policy_noise: float = 0.2  # standard deviation of the noise on the target's action, in units of [-1, 1]
     noise_clip: float = 0.5  # bound of that noise
     policy_delay: int = 2  # updates of the critics for each one of the policy and the targets
@@ -228,7 +228,7 @@ def start(
         episodes, eval_env, trust, download, backend: as in `offline_run.make`.
 
     Raises:
-        UsageError: anything in it cannot work, or `out` holds something else. In either case nothing has been written.
+        UsageError: something in it cannot work, or `out` holds something else. In either case nothing is written.
     """
     config = PEERS[agent].config(**settings)
     counts = {name: value for name, value in dataclasses.asdict(config).items() if isinstance(value, int)}

@@ -144,7 +144,7 @@ def start(
         episodes: of the final evaluation of each seed (mean action, statistics frozen), separate from training.
 
     Raises:
-        UsageError: anything in it cannot work, or `out` holds something else. In either case nothing has been written.
+        UsageError: something in it cannot work, or `out` holds something else. In either case nothing is written.
     """
     config = PEERS[agent].config(**settings)
     counts = {name: value for name, value in dataclasses.asdict(config).items() if isinstance(value, int)}

@@ -185,7 +185,7 @@ def _split(budget: tuple[int, str], usable: dict[Method, dict[Task, Row]], found
 
 
 def _choose(having: Mapping[Method, Mapping[Task, Row]]) -> frozenset[Task]:
-    """The set of tasks with the most methods x tasks; one that two methods share comes before one that stands alone."""
+    """The set of tasks with the most methods x tasks; one that two methods share goes before one of a single method."""
     sets = {frozenset(tasks) for tasks in having.values()}
 
     def worth(tasks: frozenset[Task]) -> tuple[bool, int, int, list[Task]]:

@@ -17,7 +17,7 @@ def write(root: Path, out: Path | None = None) -> str:
             it. There is no picture if no two methods, or tasks, can be grouped.
 
     Raises:
-        UsageError: `root` holds no run, `out` is no .html file, or a file not written by a report is in the way.
+        UsageError: `root` holds no run, `out` is not an .html file, or a file not written by a report is in the way.
     """
     out = out or root / "report.html"
     if out.suffix != ".html":

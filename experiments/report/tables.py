@@ -128,8 +128,8 @@ def comparison(runs: Sequence[Path], against: str | None = None) -> str:
 def _differences(scores_of: Mapping[Series, Scores], labels: Mapping[Method, str], against: str) -> str:
     """One row for each method except `against`, on each task that both have, whichever backend simulates it.
 
-    Also one row of normalized scores over all of these tasks that have a reference return: if there are several, none
-    of them twice, under one budget and with equally many seeds on each.
+    Each method also has one row of normalized scores over all of these tasks that have a reference return: if there are
+    several, none of them twice, under one budget and with equally many seeds on each.
     """
     if against not in labels.values():
         raise UsageError(f"--against {against!r}: choose one of {'; '.join(sorted(labels.values()))}")

@@ -1,8 +1,8 @@
 """What only a GPU can show, in one call: that it computes what the CPU does, that nothing waits for it, and its speed.
 
 Each part runs in its own process and its result is written as soon as it is known, so a part that fails or a machine
-that goes away loses nothing else. `--device cpu` runs the parts that a CPU can, at a small scale; its figures mean
-nothing, but the whole script has then been run.
+that goes away loses nothing else. `--device cpu` runs most parts, at a small scale; its figures mean nothing, but
+nearly all of the script has then been run.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def measure(
     """Check and time everything on a GPU, and write one JSON file.
 
     Args:
-        out: the JSON file; parts in it that passed are not repeated. It must be from this commit, device and library
-            versions; if the commit is unknown, or files differ from it, all parts are repeated.
-        device: cpu runs the parts that a CPU can, at a small scale, to test them.
+        out: the JSON file; parts in it that passed are not repeated. It must be from this commit, device, --seconds and
+            library versions; if the commit is unknown, or files differ from it, all parts are repeated.
+        device: cpu runs most parts, at a small scale, to test them.
         seconds: how long each rate is measured.
         only: names of the parts to run; default: all.
     """

@@ -121,7 +121,7 @@ def as_on_the_cpu(device: str) -> Record:
 
 
 def as_on_the_cpu_offline(device: str) -> Record:
-    """Do the same for every offline agent: 160 updates, three fifths of them replayed on the device."""
+    """Do the same for every offline agent, with 160 updates, three fifths of them replayed on the device."""
     import torch
     from torch.utils._pytree import tree_leaves
 

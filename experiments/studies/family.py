@@ -3,8 +3,8 @@
 Every method has its usual hyperparameters; none was tuned for a lag. Lags are in iterations, which are not equally
 long: 4096 env steps for P3O, P4O, P3O-DA and V-trace, twice as many as for PPO, its other objectives, DAPO, BPO and
 TBA, and 256 for P3O 2019. So P3O's data are as many policies old as PPO's but twice as many env steps; the study
-`equal-iterations` makes them equal. P3O appears twice: with its defaults, and with nothing limiting an iteration's
-updates (keep_ess 0), as in its paper.
+`equal-iterations` makes them equal. P3O appears twice: with its defaults, and, as in its paper, without the limit on
+how far an iteration's updates go (keep_ess 0).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "variance": ("ppo", {"objective": "variance"}),
     "BPO": ("bpo", {}),
     "TBA": ("tba", {}),
-    "V-trace": ("p3o", {"cap": 1.0, "pull": 0.0, "keep_ess": 0.0, "correction": "vtrace"}),  # nothing limits it
+    "V-trace": ("p3o", {"cap": 1.0, "pull": 0.0, "keep_ess": 0.0, "correction": "vtrace"}),  # no limit, as PAPER
 }
 
 

@@ -51,7 +51,7 @@ def judge(outcome: Outcome) -> Verdict:
                 beaten += [env] if d.high < 0.0 else []
     late = [env for env, d in _when(outcome).items() if d.low > SHARE]
     tasks = len(by_task(outcome))
-    if len(late) > tasks - 2 or len(beaten) > tasks - 2:  # it could hold on fewer than two
+    if len(late) > tasks - 2 or len(beaten) > tasks - 2:  # fewer than two are left on which it could hold
         return Verdict("refuted", tuple(sentences))
     sure = len(early) >= 2 and len(ahead) >= 2
     return Verdict("supported" if sure else "undecided", tuple(sentences))

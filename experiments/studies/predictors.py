@@ -6,8 +6,8 @@ the mean return of the first rollout in which the new policy acts, minus that of
 episodes, so each return is of one policy; lags begin at 1, because without a lag the return before is that of the very
 data that the predictors are measured on, and would share their noise.
 
-Measured for each seed: Spearman's partial rank correlation over all updates of its run, given the number of the
-iteration (gains shrink and policies slow down during training, which predicts nothing).
+Measured for each seed: Spearman's partial rank correlation of each with the gain, over all updates of its run, given
+the number of the iteration (gains shrink and policies slow down during training, which predicts nothing).
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def difference(
 
 
 def kept(one: Finals, other: Finals) -> Difference:
-    """Quotient of two IQMs, in percent: the share of `other` kept. For returns above 0; otherwise as `difference`."""
+    """Quotient of two IQMs in percent, the share of `other` kept. Returns must be above 0; all else as `difference`."""
 
     def quotient(x: Finals, y: Finals) -> Finals:
         return np.asarray(100.0 * statistics.iqm(x) / statistics.iqm(y))
