@@ -129,7 +129,7 @@ class BPO:
             b = Gaussian(batch["behavior_mean"], batch["behavior_log_std"])
             q, v, u = batch["action_value"], *(value(params[name], batch["obs"]) for name in ("value", "median"))
             advantage = (q - v).detach()
-            policy_loss, metrics = bpo(
+            policy_loss, metrics, weight = bpo(
                 pi.log_prob(batch["action"]),
                 b.log_prob(batch["action"]),
                 advantage,
@@ -137,7 +137,6 @@ class BPO:
                 clip=hyper["clip"],
                 temperature=hyper["temperature"],
             )
-            weight = metrics.pop("weight")
             if self.config.replay > 0:
                 metrics["replayed_share"] = share(weight * advantage, batch["age"] > 0)
             value_loss = 0.5 * (v - batch["value_target"]).square().mean()

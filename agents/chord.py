@@ -133,14 +133,13 @@ class CHORD:
             log_prob, behavior_log_prob = pi.log_prob(batch["action"]), b.log_prob(batch["action"])
             behavior_kl = kl(pi, b)
             if self.config.objective == "clip":
-                policy_loss, metrics = ppo_clip(log_prob, behavior_log_prob, advantage, clip=hyper["clip"])
+                policy_loss, metrics, weight = ppo_clip(log_prob, behavior_log_prob, advantage, clip=hyper["clip"])
             else:
-                policy_loss, metrics = p3o(log_prob, behavior_log_prob, advantage, behavior_kl)
-            weight = metrics.pop("weight")
-            imitation_loss, imitated = imitation(
+                policy_loss, metrics, weight = p3o(log_prob, behavior_log_prob, advantage, behavior_kl)
+            imitation_loss, imitated, phi = imitation(
                 policy(params["policy"], expert_obs), batch["expert_action"], phi=self.config.phi, width=self.width
             )
-            imitated["phi"] = imitated.pop("weight").mean()
+            imitated["phi"] = phi.mean()
             if self.config.replay > 0:
                 metrics["replayed_share"] = share(weight * advantage, batch["age"] > 0)
             value_loss = 0.5 * (value(params["value"], batch["obs"]) - batch["value_target"]).square().mean()

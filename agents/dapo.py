@@ -148,11 +148,10 @@ class DAPO:
             charged = policy_ratio(log_ratio) * divergence
             if self.config.objective == "clip":
                 advantage = advantage - hyper["divergence_coef"] * divergence
-                policy_loss, metrics = ppo_clip(log_prob, behavior_log_prob, advantage, clip=hyper["clip"])
+                policy_loss, metrics, weight = ppo_clip(log_prob, behavior_log_prob, advantage, clip=hyper["clip"])
             else:
-                policy_loss, metrics = p3o(log_prob, behavior_log_prob, advantage, charged)
+                policy_loss, metrics, weight = p3o(log_prob, behavior_log_prob, advantage, charged)
             metrics |= {"behavior_kl": kl(pi, b).mean(), "divergence": charged.mean()}
-            weight = metrics.pop("weight")
             if self.config.replay > 0:
                 metrics["replayed_share"] = share(weight * advantage, batch["age"] > 0)
             value_loss = 0.5 * (value(params["value"], batch["obs"]) - batch["value_target"]).square().mean()

@@ -140,8 +140,7 @@ class P3O:
                 log_ratio, power = log_prob - behavior_log_prob, hyper["hint_lambda"]
                 trust = affinity_weight(log_ratio, advantage, batch["hinted"], power, act_dim=self.act_dim)
                 advantage = trust * advantage
-            policy_loss, metrics = self._objective(state, log_prob, behavior_log_prob, advantage, pi, b)
-            weight = metrics.pop("weight")
+            policy_loss, metrics, weight = self._objective(state, log_prob, behavior_log_prob, advantage, pi, b)
             if self.config.replay > 0:
                 metrics["replayed_share"] = share(weight * advantage, batch["age"] > 0)
             if self.config.hints > 0:
@@ -166,19 +165,19 @@ class P3O:
 
     def _objective(
         self, state: State, log_prob: Tensor, behavior_log_prob: Tensor, advantage: Tensor, pi: Gaussian, b: Gaussian
-    ) -> tuple[Tensor, Metrics]:
+    ) -> tuple[Tensor, Metrics, Tensor]:
         """`p3o` or an ablation of it: another cap or pull, another KL, the ESS of other samples."""
         behavior_kl = pull_kl = kl(pi, b)
         if self.config.behavior_kl != "closed_form":
             pull_kl = kl(b, pi) if self.config.behavior_kl == "reverse" else k3(log_prob, behavior_log_prob)
         cap, pull = self.config.cap, self.config.pull
         e = state["ess"] if self.config.ess == "batch" else None
-        loss, metrics = p3o(
+        loss, metrics, weight = p3o(
             log_prob, behavior_log_prob, advantage, pull_kl, cap=cap, pull=pull, act_dim=self.act_dim, ess=e
         )
         if self.config.behavior_kl != "closed_form":
             metrics |= {"pull_kl": metrics["behavior_kl"], "behavior_kl": behavior_kl.mean()}
-        return loss, metrics | ({} if e is None else {"ess_batch": e})
+        return loss, metrics | ({} if e is None else {"ess_batch": e}), weight
 
     def observe(self, state: State, rollout: Transitions) -> State:
         new, obs = state["params"]["policy"], normalizer.standardize(state["obs_stats"], rollout.obs)

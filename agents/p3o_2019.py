@@ -126,11 +126,10 @@ class P3O2019:
             if self.config.details == "shared":
                 advantage = normalizer.standardize_batch(advantage)
             pull_kl = kl(b, pi) if self.config.behavior_kl == "reverse" else kl(pi, b)
-            policy_loss, metrics = p3o(
+            policy_loss, metrics, _ = p3o(
                 pi.log_prob(batch["action"]), b.log_prob(batch["action"]), advantage, pull_kl,
                 cap=self.config.cap, pull=self.config.pull, act_dim=self.act_dim,
             )  # fmt: skip
-            del metrics["weight"]
             if self.config.behavior_kl == "reverse":
                 metrics |= {"pull_kl": metrics["behavior_kl"], "behavior_kl": kl(pi, b).mean()}
             value_loss = (value(params["value"], batch["obs"]) - batch["value_target"]).square().mean()

@@ -112,7 +112,7 @@ class P3OOffline:
             pi = gaussian(params["policy"], obs, hyper["log_std_floor"])
             log_prob = pi.log_prob(batch["action"])
             behavior_kl = kl(pi, b)
-            improvement, metrics = p3o(
+            improvement, metrics, _ = p3o(
                 log_prob,
                 b.log_prob(batch["action"]),
                 normalizer.standardize_batch(batch["advantage"]),
@@ -121,7 +121,6 @@ class P3OOffline:
                 pull=self.config.pull,
                 act_dim=self.act_dim,
             )
-            del metrics["weight"]  # [n]; the other metrics are scalars
             if self.config.behavior_kl == "reverse":
                 metrics |= {"pull_kl": metrics["behavior_kl"], "behavior_kl": behavior_kl.mean()}
             policy_loss = torch.where(clones, -log_prob.mean(), improvement)

@@ -158,8 +158,9 @@ class P3OPrior:
             pi = _policy(state, params["policy"], batch["obs"])
             b = Gaussian(batch["behavior_mean"], batch["behavior_log_std"])
             advantage = normalizer.standardize_batch(batch["advantage"])
-            policy_loss, metrics = p3o(pi.log_prob(batch["action"]), b.log_prob(batch["action"]), advantage, kl(pi, b))
-            weight = metrics.pop("weight")
+            policy_loss, metrics, weight = p3o(
+                pi.log_prob(batch["action"]), b.log_prob(batch["action"]), advantage, kl(pi, b)
+            )
             if self.config.replay > 0:
                 metrics["replayed_share"] = share(weight * advantage, batch["age"] > 0)
             prior_kl = (kl(pi, prior) if self.config.prior_kl == "closed_form" else kl(prior, pi)).mean()

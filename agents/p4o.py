@@ -127,7 +127,7 @@ class P4O:
             b = Gaussian(batch["behavior_mean"], batch["behavior_log_std"])
             advantage = normalizer.standardize_batch(batch["advantage"])
             p = policy(state["proximal"], batch["obs"])
-            policy_loss, metrics = p4o(
+            policy_loss, metrics, weight = p4o(
                 pi.log_prob(batch["action"]),
                 b.log_prob(batch["action"]),
                 advantage,
@@ -136,7 +136,6 @@ class P4O:
                 proximal_kl=kl(pi, p),
                 mixture_kl=self.config.mixture_kl,
             )
-            weight = metrics.pop("weight")
             if self.config.replay > 0:
                 metrics["replayed_share"] = share(weight * advantage, batch["age"] > 0)
             value_loss = 0.5 * (value(params["value"], batch["obs"]) - batch["value_target"]).square().mean()

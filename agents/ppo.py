@@ -128,10 +128,9 @@ class PPO:
                 trust = affinity_weight(log_ratio, advantage, batch["hinted"], power, act_dim=self.act_dim)
                 advantage = trust * advantage
             if self.config.objective == "clip":
-                policy_loss, metrics = ppo_clip(log_prob, behavior_log_prob, advantage, clip=hyper["clip"])
+                policy_loss, metrics, weight = ppo_clip(log_prob, behavior_log_prob, advantage, clip=hyper["clip"])
             else:
-                policy_loss, metrics = self._relative(state, batch, pi, b, advantage)
-            weight = metrics.pop("weight")
+                policy_loss, metrics, weight = self._relative(state, batch, pi, b, advantage)
             if self.config.replay > 0:
                 metrics["replayed_share"] = share(weight * advantage, batch["age"] > 0)
             if self.config.hints > 0:
@@ -153,7 +152,7 @@ class PPO:
 
     def _relative(
         self, state: State, batch: dict[str, Tensor], pi: Gaussian, b: Gaussian, advantage: Tensor
-    ) -> tuple[Tensor, Metrics]:
+    ) -> tuple[Tensor, Metrics, Tensor]:
         """The objectives other than PPO's own."""
         log_prob, behavior_log_prob = pi.log_prob(batch["action"]), b.log_prob(batch["action"])
         proximal, clip, coefficient = batch["proximal_log_prob"], state["hyper"]["clip"], state["kl_coef"]

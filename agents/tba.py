@@ -165,7 +165,7 @@ class TBA:
         def loss_function(params: Tree) -> tuple[Tensor, Metrics]:
             pi = policy(params["policy"], batch["obs"])  # at all steps of the segments, [n, k, act_dim]
             log_prob = pi.log_prob(batch["action"])
-            loss, metrics = subtrajectory_balance(
+            loss, metrics, weight = subtrajectory_balance(
                 log_prob,
                 batch["reference_log_prob"],
                 value(params["value"], batch["obs"][:, 0]),
@@ -178,7 +178,6 @@ class TBA:
                 entropy_coef=hyper["entropy_coef"],
                 value_coef=hyper["value_coef"],
             )
-            weight = metrics.pop("weight")
             if self.config.replay > 0:
                 metrics["replayed_share"] = share(weight, batch["age"] > 0)
             # Not used by the loss. First steps only: over an epoch these are all steps, once each.

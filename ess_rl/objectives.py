@@ -1,14 +1,14 @@
-"""Policy objectives: tensors in, (scalar loss to minimize, metrics) out.
+"""Policy objectives: tensors in, (scalar loss to minimize, metrics, weight) out.
 
-All inputs are [n] over the samples of a minibatch (any common shape works; ValueError if shapes differ). The metrics of
-each objective include `weight` [n], the w in the gradient -mean(w A grad log pi(a|s)) of the policy loss, which gives
-the contribution of each sample; the others are 0-dim. No metric has a gradient or waits for the device. `log_prob`
-carries the gradient of the policy being trained; `behavior_log_prob` is the log density of the behavior policy, at the
-action as sampled; both are in nats. Nothing here can check that the recorded density is the behavior policy's, but on
+All inputs are [n] over the samples of a minibatch (any common shape works; ValueError if shapes differ). Metrics are
+0-dim. `weight` is [n], the w in the gradient -mean(w A grad log pi(a|s)) of the policy loss, which gives the
+contribution of each sample. Neither has a gradient or waits for the device. `log_prob` carries the gradient of the
+policy being trained; `behavior_log_prob` is the log density of the behavior policy, at the action as sampled; both are
+in nats. Nothing here can check that the recorded density is the behavior policy's, but on
 fresh data, before the first update, `ess` must be 1.
 
 When several processes share a minibatch (torch.distributed), every effective sample size (and what is computed
-from it) and `log_ratio_max` cover the whole minibatch; the loss and the other 0-dim metrics are means over a process's
+from it) and `log_ratio_max` cover the whole minibatch; the loss and the other metrics are means over a process's
 own samples, to be averaged as `ess_rl.optim.gradient` does.
 """
 
@@ -60,7 +60,7 @@ def p3o(
     pull: Literal["ess"] | float | Tensor = "ess",
     act_dim: int | None = None,
     ess: float | Tensor | None = None,
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """P3O, "Trust the Batch": the effective sample size caps the score-function weight and sets the pull toward b.
 
         rho = pi(a|s) / b(a|s),     e = ESS of rho over this batch
@@ -86,8 +86,9 @@ def p3o(
             its pull.
 
     Returns:
-        The loss and the metrics `ess` (always of this batch), `behavior_kl` (mean), `capped_fraction` (rho above the
-        cap by a relative excess of more than 1e-6, so that rounding does not count), `log_ratio_max`, `weight`.
+        The loss; the metrics `ess` (always of this batch), `behavior_kl` (mean), `capped_fraction` (rho above the cap
+        by a relative excess of more than 1e-6, so that rounding does not count), `log_ratio_max`; the weight, the
+        smaller of rho and the cap.
 
     Raises:
         ValueError: shapes differ; an unknown cap or pull; "ess_per_dim" without act_dim.
@@ -114,13 +115,13 @@ def p3o(
     weight = torch.minimum(ratio, limit)
     mean_kl = behavior_kl.mean()
     loss = -(weight * advantage.detach() * log_prob).mean() + kl_weight * mean_kl
-    return loss, {
+    metrics = {
         "ess": own,
         "behavior_kl": mean_kl.detach(),
         "capped_fraction": (ratio > limit * (1.0 + 1e-6)).to(ratio.dtype).mean(),
         "log_ratio_max": all_max(log_ratio.max()),
-        "weight": weight,
     }
+    return loss, metrics, weight
 
 
 def p4o(
@@ -132,7 +133,7 @@ def p4o(
     proximal_log_prob: Tensor,
     proximal_kl: Tensor,
     mixture_kl: MixtureKL = "variational",
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """P4O: P3O with two anchors, the behavior policy b and a recent policy p. The more distant anchor pulls more.
 
         rho = pi / b,   e_b = ESS of pi / b,   e_p = ESS of pi / p,   e = min(e_b, e_p)
@@ -186,25 +187,26 @@ def p4o(
         to_mixture = k3(log_prob, mixture_log_prob)
     else:
         raise ValueError(f"mixture_kl={mixture_kl!r}: choose one of variational, convex, k3")
-    loss, metrics = p3o(log_prob, behavior_log_prob, advantage, to_mixture, ess=torch.minimum(e_b, e_p))
-    return loss, metrics | {
+    loss, metrics, weight = p3o(log_prob, behavior_log_prob, advantage, to_mixture, ess=torch.minimum(e_b, e_p))
+    metrics |= {
         "behavior_kl": behavior_kl.mean().detach(),
         "ess_proximal": e_p,
         "proximal_kl": proximal_kl.mean().detach(),
         "mixture_kl": to_mixture.mean().detach(),
         "behavior_share": w_b,
     }
+    return loss, metrics, weight
 
 
 def ppo_clip(
     log_prob: Tensor, behavior_log_prob: Tensor, advantage: Tensor, *, clip: float | Tensor
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """PPO's clipped surrogate.
 
         loss = -mean( min( rho A, clamp(rho, 1 - clip, 1 + clip) A ) )
 
     Source: Schulman et al. 2017 (arXiv 1707.06347), Eq. 7. Metrics: `ess` of the same batch (not used by the
-    loss), `clipped_fraction` (|rho - 1| > clip), `log_ratio_max`, `weight`.
+    loss), `clipped_fraction` (|rho - 1| > clip), `log_ratio_max`.
     """
     same_shape(log_prob=log_prob, behavior_log_prob=behavior_log_prob, advantage=advantage)
     return _clipped_about(1.0, log_prob - behavior_log_prob.detach(), advantage.detach(), clip)
@@ -212,43 +214,44 @@ def ppo_clip(
 
 def _clipped_about(
     center: float | Tensor, log_ratio: Tensor, advantage: Tensor, clip: float | Tensor
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """The clipped surrogate with its range centered at `center`, and the metrics of `ppo_clip`."""
     ratio = policy_ratio(log_ratio)
     clipped = ratio.clamp(min=center - clip).clamp(max=center + clip)
     loss = -torch.minimum(ratio * advantage, clipped * advantage).mean()
-    return loss, {
+    metrics = {
         "ess": effective_sample_size(log_ratio),
         "clipped_fraction": ((ratio - center).abs() > clip).to(ratio.dtype).mean().detach(),
         "log_ratio_max": all_max(log_ratio.detach().max()),
-        "weight": torch.where(ratio * advantage <= clipped * advantage, _weight(ratio, log_ratio), 0.0),
     }
+    weight = torch.where(ratio * advantage <= clipped * advantage, _weight(ratio, log_ratio), 0.0)
+    return loss, metrics, weight
 
 
 def ppo_decoupled(
     log_prob: Tensor, behavior_log_prob: Tensor, advantage: Tensor, *, proximal_log_prob: Tensor, clip: float | Tensor
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """PPO clipped relative to a recent policy p, while each sample's weight still corrects for the behavior policy b.
 
         r = pi / p,     loss = -mean( sg(p / b) min( r A, clamp(r, 1 - clip, 1 + clip) A ) )
 
     With p = b this is `ppo_clip`. Source: Hilton, Cobbe, Schulman 2022 (arXiv 2110.00641), Eq. 2. The choice of p is up
     to the caller: theirs is an exponential average of the weights, our PPO uses the policy at the iteration's start.
-    Metrics: `ess` of pi / b, `clipped_fraction` of r, `log_ratio_max` of pi / b, `weight`.
+    Metrics: `ess` of pi / b, `clipped_fraction` of r, `log_ratio_max` of pi / b.
     """
     same_shape(
         log_prob=log_prob, behavior_log_prob=behavior_log_prob, advantage=advantage, proximal_log_prob=proximal_log_prob
     )  # fmt: skip
     correction = policy_ratio(proximal_log_prob - behavior_log_prob).detach()
-    loss, metrics = ppo_clip(log_prob, proximal_log_prob, advantage.detach() * correction, clip=clip)
-    log_ratio, weight = (log_prob - behavior_log_prob).detach(), correction * metrics["weight"]
-    ess = effective_sample_size(log_ratio)
-    return loss, metrics | {"ess": ess, "log_ratio_max": all_max(log_ratio.max()), "weight": weight}
+    loss, metrics, weight = ppo_clip(log_prob, proximal_log_prob, advantage.detach() * correction, clip=clip)
+    log_ratio = (log_prob - behavior_log_prob).detach()
+    metrics |= {"ess": effective_sample_size(log_ratio), "log_ratio_max": all_max(log_ratio.max())}
+    return loss, metrics, correction * weight
 
 
 def ppo_generalized(
     log_prob: Tensor, behavior_log_prob: Tensor, advantage: Tensor, *, proximal_log_prob: Tensor, clip: float | Tensor
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """PPO whose clip range is centered at the ratio of a recent policy p instead of 1: for older data.
 
         rho = pi / b, center = p / b,     loss = -mean( min( rho A, clamp(rho, center - clip, center + clip) A ) )
@@ -257,7 +260,7 @@ def ppo_generalized(
     under b, and narrow where it is more likely; `ppo_decoupled` weights such samples and keeps the range in pi / p.
     Source: GePPO, Queeney, Paschalidis, Cassandras 2021 (arXiv 2111.00072), the surrogate of its Algorithm 1. Not
     adopted: its choice of how many older policies to learn from, and its learning rate adapted to the total variation.
-    Metrics: `ess` of rho, `clipped_fraction` (|rho - center| > clip), `log_ratio_max` of rho, `weight`.
+    Metrics: `ess` of rho, `clipped_fraction` (|rho - center| > clip), `log_ratio_max` of rho.
     """
     same_shape(
         log_prob=log_prob, behavior_log_prob=behavior_log_prob, advantage=advantage, proximal_log_prob=proximal_log_prob
@@ -268,7 +271,7 @@ def ppo_generalized(
 
 def ppo_variance(
     log_prob: Tensor, behavior_log_prob: Tensor, advantage: Tensor, *, coefficient: float | Tensor
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """PPO with a penalty on the variance of the ratio in place of the clip.
 
         loss = -mean( rho A ) + coefficient mean( (rho - 1)^2 )
@@ -277,12 +280,12 @@ def ppo_variance(
     a bound on the other. Source: the idea of R2VPO, Luo et al. 2026 (arXiv 2605.26784): a bound on the variance of the
     ratio as a trust region, by primal and dual steps; only its abstract was available, so the form of penalty, bound
     and dual step is ours (the rule that adapts `coefficient` is in the agent). Metrics: `ess`, `ratio_variance`,
-    `coefficient`, `log_ratio_max`, `weight` (of the first term).
+    `coefficient`, `log_ratio_max`; the weight is that of the first term.
     """
     same_shape(log_prob=log_prob, behavior_log_prob=behavior_log_prob, advantage=advantage)
     penalty = (policy_ratio(log_prob - behavior_log_prob.detach()) - 1.0).square()
-    loss, coefficient, metrics = _penalized(log_prob, behavior_log_prob, advantage, penalty, coefficient)
-    return loss, metrics | {"ratio_variance": penalty.mean().detach(), "coefficient": coefficient}
+    loss, metrics, weight, coefficient = _penalized(log_prob, behavior_log_prob, advantage, penalty, coefficient)
+    return loss, metrics | {"ratio_variance": penalty.mean().detach(), "coefficient": coefficient}, weight
 
 
 def bpo(
@@ -293,7 +296,7 @@ def bpo(
     *,
     clip: float | Tensor,
     temperature: float | Tensor,
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """BPO: the ratio is pulled toward one end of its range, from inside and from outside.
 
         rho* = 1 - clip + 2 clip sigmoid((Q - U) / temperature)
@@ -310,8 +313,8 @@ def bpo(
         clip: how far from 1 the ends lie, in (0, 1).
         temperature: above 0, in units of Q.
 
-    Metrics: `ess` (not used by the loss), `overshot_fraction` (rho beyond rho*, by more than 1e-6), `log_ratio_max`,
-    `weight`; a sample pulls its rho back if the sign of `weight` differs from that of (Q - U) A.
+    Metrics: `ess` (not used by the loss), `overshot_fraction` (rho beyond rho*, by more than 1e-6), `log_ratio_max`.
+    A sample pulls its rho back if the sign of its weight differs from that of (Q - U) A.
     """
     same_shape(
         log_prob=log_prob, behavior_log_prob=behavior_log_prob, advantage=advantage, median_advantage=median_advantage
@@ -322,17 +325,17 @@ def bpo(
     loss = ((ratio - target).abs() * advantage.detach().abs()).mean()
     short = (target - ratio).detach()
     beyond = torch.where(median_advantage > 0.0, -short, short) > 1e-6
-    return loss, {
+    metrics = {
         "ess": effective_sample_size(log_ratio),
         "overshot_fraction": beyond.to(ratio.dtype).mean(),
         "log_ratio_max": all_max(log_ratio.detach().max()),
-        "weight": torch.sign(short) * _weight(ratio, log_ratio) * torch.sign(advantage.detach()),
     }
+    return loss, metrics, torch.sign(short) * _weight(ratio, log_ratio) * torch.sign(advantage.detach())
 
 
 def ppo_band(
     log_prob: Tensor, behavior_log_prob: Tensor, advantage: Tensor, *, clip: float | Tensor
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """A fixed band for the score-function weight: P3O without the ESS and without a pull.
 
         loss = -mean( sg(clamp(rho, 1 - clip, 1 + clip)) A log pi(a|s) )
@@ -345,12 +348,12 @@ def ppo_band(
     ratio = torch.exp(log_ratio)
     weight = ratio.clamp(min=1.0 - clip).clamp(max=1.0 + clip)
     loss = -(weight * advantage.detach() * log_prob).mean()
-    return loss, {
+    metrics = {
         "ess": effective_sample_size(log_ratio),
         "clipped_fraction": ((ratio - 1.0).abs() > clip).to(ratio.dtype).mean(),
         "log_ratio_max": all_max(log_ratio.max()),
-        "weight": weight,
     }
+    return loss, metrics, weight
 
 
 def ppo_kl(
@@ -360,37 +363,33 @@ def ppo_kl(
     forward_kl: Tensor,
     *,
     kl_coef: float | Tensor,
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """PPO with a KL penalty in place of the clip.
 
         loss = -mean( rho A ) + kl_coef mean( KL(b || pi) )
 
     `forward_kl` is KL(b || pi), not the KL(pi || b) of `p3o`; at each sample's state, with gradient.
     Source: Schulman et al. 2017 (arXiv 1707.06347), Eq. 8; the rule that adapts `kl_coef` is in the agent. Metrics:
-    `ess`, `kl_coef`, `log_ratio_max`, `weight`.
+    `ess`, `kl_coef`, `log_ratio_max`.
     """
     same_shape(
         log_prob=log_prob, behavior_log_prob=behavior_log_prob, advantage=advantage, forward_kl=forward_kl
     )  # fmt: skip
-    loss, coefficient, metrics = _penalized(log_prob, behavior_log_prob, advantage, forward_kl, kl_coef)
-    return loss, metrics | {"kl_coef": coefficient}
+    loss, metrics, weight, coefficient = _penalized(log_prob, behavior_log_prob, advantage, forward_kl, kl_coef)
+    return loss, metrics | {"kl_coef": coefficient}, weight
 
 
 def _penalized(
     log_prob: Tensor, behavior_log_prob: Tensor, advantage: Tensor, penalty: Tensor, coefficient: float | Tensor
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """-mean( rho A ) + coefficient mean( penalty ), the coefficient as a tensor, and the metrics both callers share."""
+) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
+    """-mean( rho A ) + coefficient mean( penalty ), the metrics both callers share, the weight, the coefficient."""
     log_ratio = log_prob - behavior_log_prob.detach()
     coefficient = _filled(coefficient, log_ratio.detach().sum())
     ratio = policy_ratio(log_ratio)
     loss = -(ratio * advantage.detach()).mean() + coefficient * penalty.mean()
     log_ratio = log_ratio.detach()
-    metrics = {
-        "ess": effective_sample_size(log_ratio),
-        "log_ratio_max": all_max(log_ratio.max()),
-        "weight": _weight(ratio, log_ratio),
-    }
-    return loss, coefficient, metrics
+    metrics = {"ess": effective_sample_size(log_ratio), "log_ratio_max": all_max(log_ratio.max())}
+    return loss, metrics, _weight(ratio, log_ratio), coefficient
 
 
 def subtrajectory_balance(
@@ -406,7 +405,7 @@ def subtrajectory_balance(
     lambda_: float | Tensor = 1.0,
     entropy_coef: float | Tensor = 0.0,
     value_coef: float | Tensor = 1.0,
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """Trajectory balance on segments, with V as the logarithm of the normalizer: path consistency.
 
         delta_j = V(s_0) - discount^j V(s_j) + sum_{i < j} discount^i ( beta log(pi / pi_ref)(a_i|s_i) - r_i )
@@ -444,7 +443,7 @@ def subtrajectory_balance(
         within: [n, k] bool: the step belongs to the segment; the first always does.
 
     Returns:
-        The loss; `value_loss`, half the mean of sum_j w_j delta_j^2; `weight` [n], w A at each segment's first step.
+        The loss; `value_loss`, half the mean of sum_j w_j delta_j^2; [n], w A at each segment's first step.
     """
     same_shape(
         log_prob=log_prob, reference_log_prob=reference_log_prob, reward=reward, end_value=end_value, within=within
@@ -457,12 +456,12 @@ def subtrajectory_balance(
     number = torch.arange(log_prob.shape[-1], dtype=log_prob.dtype, device=log_prob.device)
     policy_loss = (pulls * (discount**number * log_prob).cumsum(-1)).sum(-1).mean()
     value_loss = 0.5 * (weights * residuals.square()).sum(-1).mean()
-    return policy_loss + value_coef * value_loss, {"value_loss": value_loss.detach(), "weight": -pulls.sum(-1)}
+    return policy_loss + value_coef * value_loss, {"value_loss": value_loss.detach()}, -pulls.sum(-1)
 
 
 def vargrad_trajectory_balance(
     log_prob: Tensor, reference_log_prob: Tensor, reward: Tensor, *, beta: float | Tensor
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """Trajectory balance on whole trajectories, with the normalizer estimated from each group of K: VarGrad.
 
         log Z_j = log pi_ref(tau_j) - log pi(tau_j) + R_j / beta,     log Z = sg( mean of log Z_j over the group )
@@ -485,13 +484,13 @@ def vargrad_trajectory_balance(
         reward: [..., K] undiscounted returns.
 
     Returns:
-        The loss; `log_z`, the mean of log Z; `weight` [..., K], w A, with the sign and scale of this loss.
+        The loss; `log_z`, the mean of log Z; [..., K], w A, with the sign and scale of this loss.
     """
     same_shape(log_prob=log_prob, reference_log_prob=reference_log_prob, reward=reward)
     log_z = reference_log_prob.detach() - log_prob + reward / beta
     of_group = log_z.detach().mean(-1, keepdim=True)
     loss = (of_group - log_z).square().mean()
-    return loss, {"log_z": of_group.mean(), "weight": 2.0 * (log_z.detach() - of_group)}
+    return loss, {"log_z": of_group.mean()}, 2.0 * (log_z.detach() - of_group)
 
 
 def k3(log_prob: Tensor, behavior_log_prob: Tensor, *, clamp: float = 10.0) -> Tensor:
@@ -602,7 +601,7 @@ def width_correction(act_dim: int) -> float:
 
 def imitation(
     pi: Gaussian, action: Tensor, *, phi: Literal["one", "mass"] = "one", width: Literal["fixed"] | float = 1.0
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """Weighted maximum likelihood of another policy's actions [n, act_dim], up to a constant:
 
         loss = -mean( sg(phi) sum_i( -z_i^2 / 2 - width log sigma_i ) ),     z_i = (a_i - mean_i) / sigma_i
@@ -613,7 +612,7 @@ def imitation(
     sigma stays where it is; with "fixed" it gets no gradient.
 
     Source: Zhang et al. 2025 (CHORD, arXiv 2508.11408), where phi is p (1 - p) of a token's probability p; using u
-    instead, and the correction, are ours. Metrics: `imitation_loss`, `expert_mass` (mean u), `weight` (phi).
+    instead, and the correction, are ours. Metrics: `imitation_loss`, `expert_mass` (mean u). The weight is phi.
     """
     if phi not in ("one", "mass") or (isinstance(width, str) and width != "fixed"):
         raise ValueError(f"phi={phi!r}, width={width!r}: phi is 'one' or 'mass', width a number or 'fixed'")
@@ -623,4 +622,4 @@ def imitation(
     z = (action - pi.mean) * torch.exp(-log_std)
     likelihood = (-0.5 * z.square() - (1.0 if isinstance(width, str) else width) * log_std).sum(-1)
     loss = -(weight * likelihood).mean()
-    return loss, {"imitation_loss": loss.detach(), "expert_mass": u.mean(), "weight": weight}
+    return loss, {"imitation_loss": loss.detach(), "expert_mass": u.mean()}, weight

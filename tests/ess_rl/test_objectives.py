@@ -41,7 +41,7 @@ def three_samples() -> dict[str, Any]:
 
 def test_p3o_by_hand():
     samples = three_samples()
-    loss, metrics = p3o(**samples)
+    loss, metrics, weight = p3o(**samples)
     # -(1/2 * 1 * (-1 + log 0.5) + 6/7 * 2 * (-2) + 6/7 * (-1) * (-3 + log 1.5)) / 3 + 1/7 * 0.2
     policy = 0.5 * (-1.0 + math.log(0.5)) - 24.0 / 7.0 - 6.0 / 7.0 * (-3.0 + math.log(1.5))
     assert float(loss.detach()) == pytest.approx(-policy / 3.0 + 0.2 / 7.0, rel=1e-5)
@@ -55,13 +55,13 @@ def test_p3o_by_hand():
     assert float(metrics["behavior_kl"]) == pytest.approx(0.2)
     assert float(metrics["capped_fraction"]) == pytest.approx(2.0 / 3.0)
     assert float(metrics["log_ratio_max"]) == pytest.approx(math.log(1.5))
-    assert metrics.pop("weight").tolist() == pytest.approx([0.5, 6.0 / 7.0, 6.0 / 7.0])
+    assert weight.tolist() == pytest.approx([0.5, 6.0 / 7.0, 6.0 / 7.0])
     assert all(x.shape == () and not x.requires_grad for x in metrics.values())
 
 
 def test_an_e_that_is_given_replaces_that_of_the_batch():
     samples = three_samples()
-    loss, metrics = p3o(**samples, ess=torch.tensor(0.75))
+    loss, metrics, _ = p3o(**samples, ess=torch.tensor(0.75))
     loss.backward()
     assert samples["log_prob"].grad is not None and samples["behavior_kl"].grad is not None
     # Weights min(rho, 3/4) = 1/2, 3/4, 3/4; the KL has weight 1/4, a third of it each.
@@ -81,7 +81,7 @@ def test_an_e_that_is_given_replaces_that_of_the_batch():
 )
 def test_another_cap_replaces_e_in_the_cap_alone(cap, limit: float):
     samples = three_samples()
-    loss, _ = p3o(**samples, cap=cap, act_dim=3)
+    loss, *_ = p3o(**samples, cap=cap, act_dim=3)
     loss.backward()
     weight = [min(ratio, limit) for ratio in (0.5, 1.0, 1.5)]
     expected = [-w * a / 3.0 for w, a in zip(weight, (1.0, 2.0, -1.0), strict=True)]
@@ -127,7 +127,7 @@ def policy_at(theta: Tensor) -> Gaussian:
 
 def p3o_at(theta: Tensor, behavior: Gaussian, action: Tensor, advantage: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     pi = policy_at(theta)
-    return p3o(pi.log_prob(action), behavior.log_prob(action), advantage, kl(pi, behavior))
+    return p3o(pi.log_prob(action), behavior.log_prob(action), advantage, kl(pi, behavior))[:2]
 
 
 def test_on_fresh_data_p3o_is_the_policy_gradient():
@@ -181,14 +181,14 @@ def two_anchors() -> dict[str, Any]:
 def test_p4o_by_hand():
     # 1 - e_b = 1/7 = 9/63, 1 - e_p = 1/9 = 7/63: w_b = 9/16, w_p = 7/16. e = 6/7: weights as in P3O.
     samples = two_anchors()
-    loss, metrics = p4o(**samples, mixture_kl="convex")
+    loss, metrics, weight = p4o(**samples, mixture_kl="convex")
     policy = 0.5 * (-1.0 + math.log(0.5)) - 24.0 / 7.0 - 6.0 / 7.0 * (-3.0 + math.log(1.5))
     to_mixture = 9.0 / 16.0 * 0.2 + 7.0 / 16.0 * 0.3  # of the means
     assert float(loss.detach()) == pytest.approx(-policy / 3.0 + to_mixture / 7.0, rel=1e-5)
     loss.backward()
     assert samples["behavior_kl"].grad.tolist() == pytest.approx([9.0 / 16.0 / 21.0] * 3, rel=1e-5)
     assert samples["proximal_kl"].grad.tolist() == pytest.approx([7.0 / 16.0 / 21.0] * 3, rel=1e-5)
-    assert metrics.pop("weight").tolist() == pytest.approx([0.5, 6.0 / 7.0, 6.0 / 7.0])
+    assert weight.tolist() == pytest.approx([0.5, 6.0 / 7.0, 6.0 / 7.0])
     expected = {
         "ess": 6.0 / 7.0, "ess_proximal": 8.0 / 9.0, "behavior_share": 9.0 / 16.0, "behavior_kl": 0.2,
         "proximal_kl": 0.3, "mixture_kl": to_mixture, "capped_fraction": 2.0 / 3.0, "log_ratio_max": math.log(1.5),
@@ -197,7 +197,7 @@ def test_p4o_by_hand():
     assert all(x.shape == () and not x.requires_grad for x in metrics.values())
 
     samples = two_anchors()
-    loss, metrics = p4o(**samples)
+    loss, metrics, weight = p4o(**samples)
     near = [(9.0 * math.exp(-b) + 7.0 * math.exp(-p)) / 16.0 for b, p in ((0.1, 0.3), (0.2, 0.1), (0.3, 0.5))]
     assert float(metrics["mixture_kl"]) == pytest.approx(-sum(map(math.log, near)) / 3.0, rel=1e-5)
     loss.backward()
@@ -225,8 +225,8 @@ def test_p4o_with_one_anchor_is_p3o(mixture_kl: Any, anchor: str):
         "current": (samples["log_prob"].detach(), torch.zeros(3)),
     }
     log_prob, proximal_kl = of_p[anchor]
-    loss, _ = p4o(**samples, proximal_log_prob=log_prob, proximal_kl=proximal_kl, mixture_kl=mixture_kl)
-    expected, _ = p3o(**plain)
+    loss, *_ = p4o(**samples, proximal_log_prob=log_prob, proximal_kl=proximal_kl, mixture_kl=mixture_kl)
+    expected, *_ = p3o(**plain)
     torch.testing.assert_close(loss, expected)
     loss.backward()
     expected.backward()
@@ -240,7 +240,7 @@ def test_on_fresh_data_nothing_pulls_in_p4o(mixture_kl: Any):
     samples = three_samples()
     log_prob = samples["log_prob"].detach()
     anchors: Any = {"behavior_log_prob": log_prob, "proximal_log_prob": log_prob, "proximal_kl": torch.ones(3)}
-    loss, metrics = p4o(**samples | anchors, mixture_kl=mixture_kl)
+    loss, metrics, _ = p4o(**samples | anchors, mixture_kl=mixture_kl)
     loss.backward()
     assert metrics["ess"] == metrics["ess_proximal"] == 1.0
     assert samples["log_prob"].grad.tolist() == pytest.approx([-x / 3.0 for x in (1.0, 2.0, -1.0)])
@@ -312,7 +312,7 @@ def test_ppo_clip_by_hand():
     # d loss / d log_prob:   0             1.5 / 4       -0.5 / 4     0
     log_prob = torch.log(torch.tensor([1.5, 1.5, 0.5, 0.5])).requires_grad_()
     advantage = torch.tensor([1.0, -1.0, 1.0, -1.0], requires_grad=True)
-    loss, metrics = ppo_clip(log_prob, torch.zeros(4), advantage, clip=0.2)
+    loss, metrics, weight = ppo_clip(log_prob, torch.zeros(4), advantage, clip=0.2)
     assert float(loss.detach()) == pytest.approx(-(1.2 - 1.5 + 0.5 - 0.8) / 4.0)
     loss.backward()
     assert log_prob.grad is not None
@@ -321,14 +321,14 @@ def test_ppo_clip_by_hand():
     assert metrics["clipped_fraction"] == 1.0
     assert float(metrics["ess"]) == pytest.approx(4.0**2 / (4.0 * 5.0))
     assert float(metrics["log_ratio_max"]) == pytest.approx(math.log(1.5))
-    assert metrics.pop("weight").tolist() == pytest.approx([0.0, 1.5, 0.5, 0.0])
+    assert weight.tolist() == pytest.approx([0.0, 1.5, 0.5, 0.0])
     assert all(x.shape == () and not x.requires_grad for x in metrics.values())
 
 
 def test_ppo_clip_within_the_range_is_the_ratio_estimator():
     log_prob = torch.log(torch.tensor([0.9, 1.1, 1.05])).requires_grad_()
     advantage = torch.tensor([1.0, -2.0, 3.0])
-    loss, metrics = ppo_clip(log_prob, torch.zeros(3), advantage, clip=torch.tensor(0.2))
+    loss, metrics, _ = ppo_clip(log_prob, torch.zeros(3), advantage, clip=torch.tensor(0.2))
     assert float(loss.detach()) == pytest.approx(-(0.9 - 2.2 + 3.15) / 3.0)
     assert metrics["clipped_fraction"] == 0.0
 
@@ -367,7 +367,7 @@ def test_ppo_decoupled_by_hand():
     # times p / b:           0.6           -3.0          d loss / d log_prob: 0, 3 / 2
     proximal = torch.log(torch.tensor([0.5, 2.0])).requires_grad_()
     log_prob = torch.log(torch.tensor([0.75, 3.0])).requires_grad_()
-    loss, metrics = ppo_decoupled(
+    loss, metrics, _ = ppo_decoupled(
         log_prob, torch.zeros(2), torch.tensor([1.0, -1.0]), proximal_log_prob=proximal.detach(), clip=0.2
     )
     assert float(loss.detach()) == pytest.approx(-(0.6 - 3.0) / 2.0)
@@ -384,10 +384,11 @@ def test_ppo_decoupled_by_hand():
 def test_about_the_behavior_it_is_ppo_clip(objective: Any):
     theta, behavior, action, advantage = policy_and_batch(shift=0.2)
     log_prob, behavior_log_prob = policy_at(theta).log_prob(action), behavior.log_prob(action)
-    one, metrics = objective(log_prob, behavior_log_prob, advantage, proximal_log_prob=behavior_log_prob, clip=0.1)
-    other, expected = ppo_clip(log_prob, behavior_log_prob, advantage, clip=0.1)
+    proximal: Any = {"proximal_log_prob": behavior_log_prob}
+    one, metrics, weight = objective(log_prob, behavior_log_prob, advantage, **proximal, clip=0.1)
+    other, expected, expected_weight = ppo_clip(log_prob, behavior_log_prob, advantage, clip=0.1)
     torch.testing.assert_close(torch.autograd.grad(one, theta, retain_graph=True), torch.autograd.grad(other, theta))
-    torch.testing.assert_close(metrics, expected)
+    torch.testing.assert_close((metrics, weight), (expected, expected_weight))
 
 
 def test_ppo_generalized_by_hand():
@@ -395,7 +396,7 @@ def test_ppo_generalized_by_hand():
     log_prob = torch.log(torch.tensor([2.1, 2.3, 0.1])).requires_grad_()
     proximal = torch.log(torch.tensor([2.0, 2.0, 0.5]))
     advantage = torch.tensor([1.0, 1.0, 3.0])
-    loss, metrics = ppo_generalized(log_prob, torch.zeros(3), advantage, proximal_log_prob=proximal, clip=0.2)
+    loss, metrics, _ = ppo_generalized(log_prob, torch.zeros(3), advantage, proximal_log_prob=proximal, clip=0.2)
     loss.backward()
     assert float(loss.detach()) == pytest.approx(-(2.1 + 2.2 + 0.3) / 3.0)
     assert log_prob.grad is not None and log_prob.grad.tolist() == pytest.approx([-0.7, 0.0, -0.1])
@@ -405,7 +406,7 @@ def test_ppo_generalized_by_hand():
 def test_ppo_variance_by_hand():
     # -(1.5 * 1 + 0.5 * 2) / 2 + 3 * (0.25 + 0.25) / 2; d loss / d log_prob = (-rho A + 3 * 2 (rho - 1) rho) / 2
     log_prob = torch.log(torch.tensor([1.5, 0.5])).requires_grad_()
-    loss, metrics = ppo_variance(log_prob, torch.zeros(2), torch.tensor([1.0, 2.0]), coefficient=3.0)
+    loss, metrics, _ = ppo_variance(log_prob, torch.zeros(2), torch.tensor([1.0, 2.0]), coefficient=3.0)
     loss.backward()
     assert float(loss.detach()) == pytest.approx(-1.25 + 0.75)
     assert log_prob.grad is not None and log_prob.grad.tolist() == pytest.approx([1.5, -1.25])
@@ -420,7 +421,7 @@ def test_bpo_by_hand():
     log_prob = torch.log(ratio).requires_grad_()
     advantage = torch.tensor([2.0, 1.0, -1.0, -2.0, 1.0])
     median_advantage = torch.tensor([1.0, 1.0, -1.0, -1.0, 0.0])
-    loss, metrics = bpo(log_prob, torch.zeros(5), advantage, median_advantage, clip=0.3, temperature=1e-3)
+    loss, metrics, _ = bpo(log_prob, torch.zeros(5), advantage, median_advantage, clip=0.3, temperature=1e-3)
     loss.backward()
     assert float(loss.detach()) == pytest.approx((0.2 * 2.0 + 0.2 + 0.2 + 0.1 * 2.0 + 0.2) / 5.0, rel=1e-5)
     assert log_prob.grad is not None
@@ -432,17 +433,17 @@ def test_bpo_within_its_range_is_ppo():
     theta, behavior, action, advantage = policy_and_batch(shift=0.05)
     log_prob, behavior_log_prob = policy_at(theta).log_prob(action), behavior.log_prob(action)
     assert ((log_prob - behavior_log_prob).exp() - 1.0).abs().max() < 0.6
-    one, metrics = bpo(log_prob, behavior_log_prob, advantage, advantage, clip=0.6, temperature=1e-6)
-    other, expected = ppo_clip(log_prob, behavior_log_prob, advantage, clip=0.6)
+    one, metrics, weight = bpo(log_prob, behavior_log_prob, advantage, advantage, clip=0.6, temperature=1e-6)
+    other, expected, expected_weight = ppo_clip(log_prob, behavior_log_prob, advantage, clip=0.6)
     torch.testing.assert_close(torch.autograd.grad(one, theta, retain_graph=True), torch.autograd.grad(other, theta))
-    torch.testing.assert_close(metrics["weight"], expected["weight"])
+    torch.testing.assert_close(weight, expected_weight)
     assert metrics["overshot_fraction"] == expected["clipped_fraction"] == 0.0
 
 
 def test_ppo_band_by_hand():
     # ratios 1.5, 1, 0.5, weights 1.2, 1, 0.8 with clip 0.2; d loss / d log_prob = -weight A / 3, outside the band too
     log_prob = torch.log(torch.tensor([1.5, 1.0, 0.5])).requires_grad_()
-    loss, metrics = ppo_band(log_prob, torch.zeros(3), torch.tensor([1.0, 2.0, -1.0]), clip=0.2)
+    loss, metrics, _ = ppo_band(log_prob, torch.zeros(3), torch.tensor([1.0, 2.0, -1.0]), clip=0.2)
     loss.backward()
     assert log_prob.grad is not None
     assert log_prob.grad.tolist() == pytest.approx([-0.4, -2.0 / 3.0, 0.8 / 3.0])
@@ -454,7 +455,7 @@ def test_ppo_kl_by_hand():
     # -(1.5 * 1 + 0.5 * 2) / 2 + 3 * 0.2; d loss / d log_prob = -rho A / 2
     log_prob = torch.log(torch.tensor([1.5, 0.5])).requires_grad_()
     forward_kl = torch.tensor([0.1, 0.3], requires_grad=True)
-    loss, metrics = ppo_kl(log_prob, torch.zeros(2), torch.tensor([1.0, 2.0]), forward_kl, kl_coef=3.0)
+    loss, metrics, _ = ppo_kl(log_prob, torch.zeros(2), torch.tensor([1.0, 2.0]), forward_kl, kl_coef=3.0)
     assert float(loss.detach()) == pytest.approx(-1.25 + 0.6)
     loss.backward()
     assert log_prob.grad is not None and forward_kl.grad is not None
@@ -480,11 +481,12 @@ def test_the_weight_is_what_the_gradient_says(name: str):
     generator = torch.Generator().manual_seed(6)
     b, p, x, advantage = torch.randn(4, 200, generator=generator) * torch.tensor([1.0, 0.3, 0.4, 1.0])[:, None]
     x, p = (x + b).requires_grad_(), p + b
-    loss, metrics = OBJECTIVES[name](x, b, p, advantage)
+    loss, metrics, weight = OBJECTIVES[name](x, b, p, advantage)
     loss.backward()
-    assert x.grad is not None and not metrics["weight"].requires_grad
-    torch.testing.assert_close(metrics["weight"] * advantage, -200.0 * x.grad)
-    silent = (metrics["weight"] == 0.0).float().mean()
+    assert all(value.ndim == 0 and not value.requires_grad for value in metrics.values())
+    assert x.grad is not None and not weight.requires_grad
+    torch.testing.assert_close(weight * advantage, -200.0 * x.grad)
+    silent = (weight == 0.0).float().mean()
     assert (0.1 < silent < 0.9) if name in ("ppo_clip", "ppo_decoupled", "ppo_generalized") else silent == 0.0
 
 
@@ -494,12 +496,12 @@ def test_a_ratio_that_is_no_float_any_more_leaves_a_gradient(name: str, sign: fl
     """e^222: an action far from a narrow behavior. The other samples still learn, whatever sign its advantage has."""
     b, advantage = torch.zeros(4), sign * torch.tensor([1.0, -1.0, 2.0, -2.0])
     x = torch.tensor([222.0, 0.0, 0.0, 0.05], requires_grad=True)
-    loss, metrics = OBJECTIVES[name](x, b, torch.zeros(4), advantage)
+    loss, metrics, weight = OBJECTIVES[name](x, b, torch.zeros(4), advantage)
     loss.backward()
     assert x.grad is not None and x.grad.isfinite().all() and x.grad[1:].any()
     assert loss.isfinite() and all(value.isfinite().all() for value in metrics.values())
     if name not in ("p3o", "p4o", "ppo_band"):  # their weight is capped, and their score stays
-        assert metrics["weight"][0] == 0.0 == x.grad[0]
+        assert weight[0] == 0.0 == x.grad[0]
 
 
 def test_expert_mass_by_hand():
@@ -535,7 +537,7 @@ def test_the_weight_of_imitation_narrows_to_055_if_nothing_is_corrected():
     slopes = []
     for sigma in (0.545, 0.56):
         log_std = torch.full((1,), math.log(sigma), dtype=torch.float64, requires_grad=True)
-        loss, _ = imitation(Gaussian(torch.zeros_like(action), log_std.expand(count, 1)), action, phi="mass")
+        loss, *_ = imitation(Gaussian(torch.zeros_like(action), log_std.expand(count, 1)), action, phi="mass")
         slopes.append(torch.autograd.grad(loss, log_std)[0].item())
     assert slopes[0] < 0.0 < slopes[1]
 
@@ -562,16 +564,16 @@ def test_the_weight_of_imitation_leaves_the_width_where_it_is_if_corrected():
     found: dict[Any, float] = {}
     for width in (1.0, width_correction(2), "fixed"):
         mean, log_std = torch.zeros(2, requires_grad=True), torch.zeros(2, requires_grad=True)
-        loss, metrics = imitation(Gaussian(mean.expand(len(action), 2), log_std), action, phi="mass", width=width)
+        loss, _, weight = imitation(Gaussian(mean.expand(len(action), 2), log_std), action, phi="mass", width=width)
         loss.backward()
-        assert metrics["weight"].mean().item() == pytest.approx(1.0 / 6.0, abs=0.003)
+        assert weight.mean().item() == pytest.approx(1.0 / 6.0, abs=0.003)
         assert cast(Tensor, mean.grad).abs().max() < 0.005
         found[width] = 0.0 if log_std.grad is None else log_std.grad.mean().item()
     # E[phi (1 - z^2)] = (1 - kappa) / 6 with kappa 5 / 6; the loss is its negative score, so sigma would shrink
     assert found[1.0] == pytest.approx(1.0 / 36.0, abs=0.003) and found["fixed"] == 0.0
     assert abs(found[width_correction(2)]) < 0.003
     mean = torch.zeros(1, 2, requires_grad=True)
-    loss, _ = imitation(Gaussian(mean, torch.zeros(2)), torch.full((1, 2), 50.0), phi="mass")
+    loss, *_ = imitation(Gaussian(mean, torch.zeros(2)), torch.full((1, 2), 50.0), phi="mass")
     loss.backward()
     assert cast(Tensor, mean.grad).tolist() == [[0.0, 0.0]]
 
@@ -596,19 +598,19 @@ def balance_by_hand() -> dict[str, Any]:
 def test_subtrajectory_balance_by_hand():
     """Weights of lambda 3/4: 1/4 and 3/4. So 2 / 4 pulls at the first step's log pi; value loss (1/4) 2^2 / 2."""
     samples = balance_by_hand()
-    loss, metrics = subtrajectory_balance(**samples, lambda_=0.75, value_coef=3.0)
+    loss, metrics, weight = subtrajectory_balance(**samples, lambda_=0.75, value_coef=3.0)
     loss.backward()
     assert float(loss.detach()) == pytest.approx(0.5 * -1.0 + 3.0 * 0.5)
     assert cast(Tensor, samples["log_prob"].grad).tolist() == [[0.5, 0.0]]
     assert samples["value"].grad.tolist() == pytest.approx([3.0 * 0.5])
     assert samples["reference_log_prob"].grad is None
     assert float(metrics["value_loss"]) == pytest.approx(0.5)
-    assert metrics["weight"].tolist() == [-0.5]
+    assert weight.tolist() == [-0.5]
 
 
 def test_what_lies_behind_a_segments_end_does_not_count():
     short = balance_by_hand() | {"within": torch.tensor([[True, False]])}
-    loss, _ = subtrajectory_balance(**short)
+    loss, *_ = subtrajectory_balance(**short)
     loss.backward()
     assert cast(Tensor, short["log_prob"].grad).tolist() == [[2.0, 0.0]]  # the residual of one step: 2
 
@@ -634,7 +636,7 @@ def random_segments(n: int = 6, k: int = 4) -> dict[str, Any]:
 def test_the_gradient_is_that_of_the_squared_residual(lambda_: float, entropy_coef: float):
     """Divided by beta + tau for the policy's part, undivided for the value's."""
     s, beta, discount = random_segments(), 0.4, 0.9
-    loss, _ = subtrajectory_balance(
+    loss, *_ = subtrajectory_balance(
         **s, beta=beta, discount=discount, lambda_=lambda_, entropy_coef=entropy_coef, value_coef=0.7
     )
     grads = torch.autograd.grad(loss, [s["log_prob"], s["value"]])
@@ -649,12 +651,12 @@ def test_the_gradient_is_that_of_the_squared_residual(lambda_: float, entropy_co
 def test_a_free_balance_is_the_policy_gradient():
     """beta 0, single steps: the gradient of -mean(A log pi) with A the TD error, as for any score function."""
     s = random_segments()
-    loss, metrics = subtrajectory_balance(**s, beta=0.0, discount=0.9, lambda_=0.0, value_coef=0.0)
+    loss, _, weight = subtrajectory_balance(**s, beta=0.0, discount=0.9, lambda_=0.0, value_coef=0.0)
     advantage = (s["reward"] + 0.9 * s["end_value"])[:, 0] - s["value"].detach()
     (found,) = torch.autograd.grad(loss, s["log_prob"])
     torch.testing.assert_close(found[:, 0], -advantage / 6.0)
     assert not found[:, 1:].any()
-    torch.testing.assert_close(metrics["weight"], advantage)
+    torch.testing.assert_close(weight, advantage)
 
 
 @pytest.mark.parametrize("entropy_coef", [0.0, 0.2])
@@ -671,7 +673,7 @@ def test_the_known_optimum_is_balanced_and_found_from_anybodys_actions(entropy_c
     action = torch.rand(300, k, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3.0 - 1.0
     one = torch.ones(300, k, dtype=torch.float64)
 
-    def loss_of(mean: Tensor, log_std: Tensor, value: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss_of(mean: Tensor, log_std: Tensor, value: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         return subtrajectory_balance(
             Gaussian(mean.expand(300, k, 1), log_std).log_prob(action),
             Gaussian(torch.zeros_like(action), torch.zeros_like(action)).log_prob(action),
@@ -686,7 +688,7 @@ def test_the_known_optimum_is_balanced_and_found_from_anybodys_actions(entropy_c
         )
 
     optimum = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (0.0, math.log(width), best)]
-    loss, metrics = loss_of(*optimum)
+    loss, metrics, _ = loss_of(*optimum)
     assert float(metrics["value_loss"]) < 1e-20
     assert all(abs(float(g)) < 1e-9 for g in torch.autograd.grad(loss, optimum))
     found = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (0.4, 0.0, 0.0)]
@@ -702,18 +704,18 @@ def test_the_known_optimum_is_balanced_and_found_from_anybodys_actions(entropy_c
 def test_vargrad_by_hand():
     """beta 2: log Z of each -1 + 2 + 2 = 3 and -1 + 1 + 1 = 1; their mean 2, so the loss is 1."""
     log_prob = torch.tensor([[-2.0, -1.0]], requires_grad=True)
-    loss, metrics = vargrad_trajectory_balance(
+    loss, metrics, weight = vargrad_trajectory_balance(
         log_prob, torch.tensor([[-1.0, -1.0]]), torch.tensor([[4.0, 2.0]]), beta=2.0
     )
     loss.backward()
     assert float(loss.detach()) == pytest.approx(1.0) and float(metrics["log_z"]) == pytest.approx(2.0)
     assert cast(Tensor, log_prob.grad).tolist() == [[-1.0, 1.0]]  # 2 (2 - 3) / 2: the first should become more likely
-    assert metrics["weight"].tolist() == [[2.0, -2.0]]
+    assert weight.tolist() == [[2.0, -2.0]]
 
 
 def test_vargrad_of_the_reference_itself_is_reinforce_with_the_groups_mean():
     log_prob, reward = torch.randn(3, 5, requires_grad=True), torch.randn(3, 5)
-    loss, _ = vargrad_trajectory_balance(log_prob, log_prob.detach(), reward, beta=0.5)
+    loss, *_ = vargrad_trajectory_balance(log_prob, log_prob.detach(), reward, beta=0.5)
     reinforce = -((reward - reward.mean(-1, keepdim=True)) * log_prob).mean()
     grads = [torch.autograd.grad(x, log_prob)[0] for x in (loss, reinforce)]
     torch.testing.assert_close(grads[0], 2.0 / 0.5 * grads[1])
@@ -723,6 +725,6 @@ def test_vargrad_is_zero_where_the_policy_is_the_tilted_reference():
     """A constant added to a whole group changes nothing: log Z absorbs it, separately in each group."""
     reference, reward = torch.randn(3, 5), torch.randn(3, 5)
     tilted = reference + reward / 0.5 + torch.tensor([[1.0], [-2.0], [7.0]])
-    loss, metrics = vargrad_trajectory_balance(tilted, reference, reward, beta=0.5)
+    loss, metrics, _ = vargrad_trajectory_balance(tilted, reference, reward, beta=0.5)
     assert float(loss) < 1e-10
     assert float(metrics["log_z"]) == pytest.approx(-2.0)  # -(1 - 2 + 7) / 3
