@@ -183,7 +183,7 @@ def test_what_cannot_be_used_is_refused_in_one_line(home: Path):
     minari_write.write("ess/here-v0", "Pendulum-v1", [episode(2)], {})
     missing = refusal("mujoco/hopper/medium-v0")
     assert "ess/here-v0" in missing and "--download" in missing
-    assert "no name of a data set" in refusal("../etc/passwd")
+    assert "not a name of a data set" in refusal("../etc/passwd")
     write_raw("discrete-v0", [buffer(actions=np.zeros(4, int))], OBS, spaces.Discrete(2))
     assert "Discrete(2)" in refusal("discrete-v0")
     write_raw("empty-v0", [buffer()], OBS, ACTION)
