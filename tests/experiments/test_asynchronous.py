@@ -86,7 +86,10 @@ def test_what_goes_wrong_in_the_other_process_is_said_in_this_one() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "words"),
-    [({"lag": 0}, "--async: .* older one; give --lag 1"), ({"hints": 2, "replay": 0}, "--async --hints: .* leave")],
+    [
+        ({"lag": 0}, "--async: .* older policy .*; give --lag 1"),
+        ({"hints": 2, "replay": 0}, "--async --hints: .* leave"),
+    ],
 )
 def test_where_there_is_nothing_to_collect_meanwhile(tmp_path: Path, settings: dict[str, Any], words: str) -> None:
     env = "ess/TwoLinkArmSparse-v0"

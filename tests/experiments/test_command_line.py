@@ -193,7 +193,7 @@ def test_bad_values_are_refused_before_anything_is_written(tmp_path: Path) -> No
     assert "those of ess/TwoLinkArm-v0 take 100 steps: --rollout 100" in no(*groups, "ess/TwoLinkArm-v0")
     assert "groups of 5 do not divide 16 environments" in no(*groups, "Pendulum-v1", "--group", "5")
     assert "it takes at least 2, and a divisor" in no(*groups, "Pendulum-v1", "--group", "1")
-    assert "tba_group takes no data of others" in no(*groups, "Pendulum-v1", "--dataset", "ess/pendulum/any-v0")
+    assert "tba_group cannot learn from a data set" in no(*groups, "Pendulum-v1", "--dataset", "ess/pendulum/any-v0")
     car = ["train", "ppo", "--env", "ess/MountainCarContinuousSparse-v0", "--out", "run", "--compile", "off"]
     assert "groups of 5 do not divide 16 environments" in no(*car, "--hints", "5")
     assert "a group's episodes begin alike" in no(*car, "--hints", "8", "--starts", "staggered")

@@ -103,7 +103,7 @@ def test_a_data_set_as_old_replay(place: Path):
     both = refused(*online, "--env", "Pendulum-v1", "--dataset", SET, "--replay-from", "x", "--replay", "2")
     assert "a replay is filled from one of them" in both
     nothing = refused(*online, "--env", "Pendulum-v1", "--dataset", "ess/no-v0", "--replay", "2")
-    assert f"is neither a data set on this machine ({SET}), nor a run folder that holds" in nothing
+    assert f"is neither a data set on this machine ({SET}) nor a run folder that holds" in nothing
 
 
 def test_chord_imitates_a_data_set_while_it_acts(place: Path, monkeypatch: pytest.MonkeyPatch):
@@ -139,7 +139,7 @@ def test_chord_imitates_a_data_set_while_it_acts(place: Path, monkeypatch: pytes
     monkeypatch.undo()
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(place / "sets"))
     monkeypatch.chdir(place)
-    assert "chord has demonstrations beside" in refused(*words, "--env", "Pendulum-v1")
+    assert "chord learns from demonstrations too" in refused(*words, "--env", "Pendulum-v1")
     other = refused(*words, "--env", "ess/LQR-v0", "--dataset", SET)
     assert f"--dataset {SET}: its env is Pendulum-v1, that of this run is ess/LQR-v0" in other
     assert "demonstrations come from one of them" in refused(*words, *here, "--demonstrations", SET)
@@ -164,7 +164,7 @@ def test_a_prior_of_demonstrations(place: Path, monkeypatch: pytest.MonkeyPatch)
             torch.testing.assert_close(population.state["prior"][name][p], expected[name])
     few = refused(*words, *here[:4], "--gp-points", "2001")
     assert f"--dataset {SET}: a prior 'gp' is fitted to at least 2001 steps, and it holds 2000: --gp-points 2000" in few
-    assert "p3o_prior has demonstrations beside" in refused(*words, "--env", "Pendulum-v1")
+    assert "p3o_prior learns from demonstrations too" in refused(*words, "--env", "Pendulum-v1")
     assert "--prior-std 0: must be above 0" in refused(*words, *here, "--prior-std", "0")
     config, folder = records.read_config(place / "prior"), records.checkpoints(place / "prior")
     whole = folder[-1].read_bytes()
