@@ -5,6 +5,7 @@ So a killed run resumes with the missing seeds, and a finished one can be extend
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
 from collections.abc import Callable, Sequence
@@ -14,8 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from ess_rl.errors import LostProcessError, UsageError
-from experiments import collection, machine, records
+from experiments import collection, machine, plan, records
 from experiments.records import Record
+
+
+def check(library: str, config: Any, seeds: Sequence[int], *, steps: int, episodes: int) -> None:
+    """Raises UsageError for a count, a seed or a number of a peer's config that cannot work, whatever the library."""
+    counts = {name: value for name, value in dataclasses.asdict(config).items() if isinstance(value, int)}
+    records.check_positive({"seeds": len(seeds), "steps": steps, "episodes": episodes, **counts})
+    plan.check_seeds(seeds)
+    if max(seeds) >= 2**32:
+        raise UsageError(f"seed {max(seeds)}: {library} draws with numpy, whose seeds are below 2^32")
+    plan.check_numbers(config, {})
 
 
 def begin(record: Record, out: Path, same: Sequence[str], *, overwrite: bool) -> Path:

@@ -54,7 +54,7 @@ from ess_rl.contract import Tree
 from ess_rl.errors import NonFiniteError, UsageError
 from ess_rl.gaussian import Gaussian
 from ess_rl.transitions import Transitions
-from experiments import offline_run, plan, records, run
+from experiments import offline_run, records, run
 from experiments.peers import by_seed
 from experiments.records import Record
 
@@ -231,12 +231,7 @@ def start(
         UsageError: something in it cannot work, or `out` holds something else. In either case nothing is written.
     """
     config = PEERS[agent].config(**settings)
-    counts = {name: value for name, value in dataclasses.asdict(config).items() if isinstance(value, int)}
-    records.check_positive({"seeds": len(seeds), "steps": steps, "episodes": episodes, **counts})
-    plan.check_seeds(seeds)
-    if max(seeds) >= 2**32:
-        raise UsageError(f"seed {max(seeds)}: d3rlpy draws with numpy, whose seeds are below 2^32")
-    plan.check_numbers(config, {})
+    by_seed.check("d3rlpy", config, seeds, steps=steps, episodes=episodes)
     library()
     task, _ = offline_run.task_of(dataset_id, eval_env=eval_env, trust=trust, download=download, backend=backend)
     record = {

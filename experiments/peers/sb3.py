@@ -14,7 +14,7 @@ import numpy as np
 import envs
 from ess_rl.child import peak_memory_mib
 from ess_rl.errors import NonFiniteError, UsageError
-from experiments import plan, records
+from experiments import records
 from experiments.peers import by_seed
 from experiments.records import Record
 
@@ -147,12 +147,7 @@ def start(
         UsageError: something in it cannot work, or `out` holds something else. In either case nothing is written.
     """
     config = PEERS[agent].config(**settings)
-    counts = {name: value for name, value in dataclasses.asdict(config).items() if isinstance(value, int)}
-    records.check_positive({"seeds": len(seeds), "steps": steps, "episodes": episodes, **counts})
-    plan.check_seeds(seeds)
-    if max(seeds) >= 2**32:
-        raise UsageError(f"seed {max(seeds)}: Stable-Baselines3 draws with numpy, whose seeds are below 2^32")
-    plan.check_numbers(config, {})
+    by_seed.check("Stable-Baselines3", config, seeds, steps=steps, episodes=episodes)
     if config.minibatch < 2:
         raise UsageError(
             f"--minibatch {config.minibatch}: must be at least 2, because advantages are standardized over it"

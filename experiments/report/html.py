@@ -247,7 +247,7 @@ def _commands(report: Report) -> str:
 
 
 def _definitions(report: Report) -> str:
-    terms = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in DEFINITIONS.items())
+    terms = "".join(f"<dt>{escape(term)}</dt><dd>{escape(meaning)}</dd>" for term, meaning in DEFINITIONS.items())
     cells = text.references_table(report.found)
     return (
         f'<dl>{terms}</dl><p class="note">After Agarwal et al. 2021, '
