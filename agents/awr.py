@@ -44,7 +44,7 @@ class Config:
     learning_rate: float = 3e-4  # of Adam, for the policy and the value
     discount: float = 0.99  # per control step
     log_std: float = -1.0  # of the initial policy, in units of [-1, 1]
-    log_std_floor: float = -4.0  # of the policy
+    log_std_floor: float = -4.0  # of the policy; no gradient at it, so a width that has reached it stays
     hidden: tuple[int, ...] = (256, 256)  # relu units of policy and value
     minibatch: int = 256  # samples per update
 

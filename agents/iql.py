@@ -39,7 +39,7 @@ class Config:
     discount: float = 0.99  # per control step
     tau: float = 0.005  # share of the critics mixed into their targets at each update
     log_std: float = -1.0  # of the initial policy, in units of [-1, 1]
-    log_std_floor: float = -4.0  # of the policy
+    log_std_floor: float = -4.0  # of the policy; no gradient at it, so a width that has reached it stays
     hidden: tuple[int, ...] = (256, 256)  # relu units of policy, value and critics
     minibatch: int = 256  # samples per update
 

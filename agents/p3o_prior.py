@@ -34,6 +34,7 @@ from torch.utils._pytree import tree_map
 from ess_rl import behavior, gaussian_process, normalizer
 from ess_rl.contract import Draw, Metrics, Precision, Starts, State, Tree
 from ess_rl.diagnostics import share
+from ess_rl.errors import UsageError
 from ess_rl.gaussian import Gaussian, kl
 from ess_rl.networks import gaussian_init, mlp, mlp_init, value, value_init
 from ess_rl.objectives import p3o
@@ -81,6 +82,11 @@ class P3OPrior:
     """P3O plus a KL of fixed weight to a Gaussian that was fitted to demonstrations."""
 
     def __init__(self, config: Config, obs_dim: int, act_dim: int):
+        if not LOG_STD_RANGE[0] < config.log_std < LOG_STD_RANGE[1]:
+            low, high = LOG_STD_RANGE
+            raise UsageError(
+                f"log_std {config.log_std:g}: must lie between {low:g} and {high:g}, beyond which it is cut"
+            )
         self.config, self.obs_dim, self.act_dim = config, obs_dim, act_dim
 
     def init(self, seed: Tensor, hyper: dict[str, Tensor]) -> State:

@@ -63,6 +63,10 @@ class _Pool:
         obs, _ = self._pool.reset()
         return torch.from_numpy(obs.astype(np.float32))
 
+    @property
+    def is_open(self) -> bool:
+        return self._pool is not None
+
     def close(self) -> None:
         """Destroy the pool and its threads. EnvPool's own `close` releases nothing; losing the last reference does."""
         self._pool = None
@@ -169,6 +173,8 @@ class EnvPoolVectorEnv:
 
     def close(self) -> None:
         """Release the pools, their threads and their memory."""
+        if not any(pool.is_open for pool in self.turns):
+            return  # a collection takes half a second
         for pool in self.turns:
             pool.close()
         gc.collect()

@@ -79,14 +79,16 @@ def negative_log_likelihood(params: Tree, obs: Tensor, action: Tensor, log_std_f
 def held_out_episodes(last: Tensor, share: float, seed: int = 0) -> Tensor:
     """[N] bool: the steps of a random `share` of the episodes, at least one, and never all if there are several.
 
-    Whole episodes, because the steps of an episode resemble each other. A single episode gives its last steps instead.
+    Whole episodes, because the steps of an episode resemble each other. A single episode gives its last steps instead,
+    at least one, and never all if there are several.
     """
     episode = torch.cumsum(last.long(), 0) - last.long()
     count = int(episode[-1]) + 1
     if count == 1:
-        return torch.arange(len(last)) >= math.floor(len(last) * (1.0 - share))
+        steps = len(last)
+        return torch.arange(steps) >= min(steps - 1, max(1, math.floor(steps * (1.0 - share))))
     chosen = torch.zeros(count, dtype=torch.bool)
-    chosen[random.permutation(torch.tensor(seed), count)[: max(1, math.floor(share * count))]] = True
+    chosen[random.permutation(torch.tensor(seed), count)[: min(count - 1, max(1, math.floor(share * count)))]] = True
     return chosen[episode]
 
 

@@ -92,6 +92,9 @@ class StartsFromHints(Protocol):
     """A `VectorEnv` that begins some of its episodes where the task is easier (`ess_rl.hints`)."""
 
     @property
+    def group(self) -> int: ...  # environments of a group, which start from a hint together
+
+    @property
     def hinted(self) -> Tensor: ...  # [B] bool: the current episode is one of these
 
 

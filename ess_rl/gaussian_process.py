@@ -6,7 +6,10 @@ modeled as a function of the observations plus noise:
     mean(s) = k(s, X) (K + noise^2 I)^-1 y,     variance(s) = 1 - k(s, X) (K + noise^2 I)^-1 k(X, s)
 
 The variance is that of the function only, without the noise: nearly 0 at the data, and 1, that of all actions, far
-from them. Source: Rasmussen and Williams 2006, Eq. 2.25, 2.26 and 5.8.
+from them; but an observation counts as at most 10 standard deviations away in each coordinate
+(`ess_rl.normalizer.standardize`), which is not far for the largest length scales.
+
+Source: Rasmussen and Williams 2006, Eq. 2.25, 2.26 and 5.8.
 
 Scikit-learn has one too; this one is a few lines, needs no further dependency, and predicts as a pure function of
 tensors, so that it can run inside a population. Its cost per state is quadratic in the number of points.

@@ -229,7 +229,7 @@ def _to_host(found: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _check_hints(config: AgentConfig, env: VectorEnv) -> None:
-    """Raises UsageError if an agent asks for hints that its environments do not give, or for hints with replay.
+    """Raises UsageError if an agent's hints are not those that its environments give, or for hints with replay.
 
     Replayed steps are told apart by their age only: it is not recorded whether their episode began from a hint.
     """
@@ -240,6 +240,8 @@ def _check_hints(config: AgentConfig, env: VectorEnv) -> None:
         raise UsageError(
             f"hints {hints} with num_envs {config.num_envs}: all of a group belong to one member: choose a divisor"
         )
+    if isinstance(env, StartsFromHints) and env.group != hints:
+        raise UsageError(f"hints {hints}: {env.env_id} was made with groups of {env.group}; they must be the same")
     if hints and config.replay:
         raise UsageError(f"hints {hints} with replay {config.replay}: replayed steps are not marked; use replay 0")
 

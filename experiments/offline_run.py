@@ -78,6 +78,7 @@ def make(
         raise UsageError(f"--minibatch {config.minibatch}: must be at least 2")
     plan.check_members(seeds, sweep, episodes)
     plan.check_numbers(config, sweep)
+    plan.check_acting(config, sweep)
     task, dimensions = task_of(dataset_id, eval_env=eval_env, trust=trust, download=download, backend=backend)
     settings_of = members(seeds, sweep)
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else plan.device_of(device, "")

@@ -278,6 +278,11 @@ def check_numbers(config: Any, sweep: Mapping[str, Sequence[float]]) -> None:
     if not hidden or min(hidden) < 1 or max(hidden) > MOST_UNITS:
         given = " ".join(map(str, hidden))
         raise UsageError(f"--hidden {given}: name at least one layer, of 1 to {MOST_UNITS:,} units each")
+    starts, floors = ([getattr(config, x, math.nan), *sweep.get(x, ())] for x in ("log_std", "log_std_floor"))
+    if min(starts) <= max(floors):  # false if the agent has only one of them
+        raise UsageError(
+            f"--log-std {min(starts):g}: must be above --log-std-floor, {max(floors):g}; there it has no gradient"
+        )
     for name, values in sweep.items():
         if len({struct.pack("f", value) for value in values}) < len(values):
             given = " ".join(f"{value:g}" for value in values)
@@ -290,7 +295,14 @@ _ACTS_IF: dict[str, tuple[Callable[[Any], bool], str]] = {
     "hint_lambda": (lambda config: config.hints > 0, "--hints G"),
     "clip": (lambda config: getattr(config, "objective", "") not in ("kl", "p3o"), "another --objective"),
     "divergence_coef": (lambda config: config.objective == "clip", "--objective clip"),
-    "draw": (lambda config: config.replay > 0, "--replay K"),
+    "draw": (lambda config: config.replay > 0 and getattr(config, "replayed_updates", 1.0) > 0.0, "--replay K"),
+    "segments": (lambda config: config.replayed_updates > 0.0, "--replayed-updates"),
+    "warm_up": (lambda config: config.replayed_updates > 0.0, "--replayed-updates"),
+    "ess": (
+        lambda config: "ess" in (config.cap, config.pull) or config.cap == "ess_per_dim",
+        "--cap ess or --pull ess",
+    ),
+    "behavior_kl": (lambda config: getattr(config, "pull", "ess") != 0.0, "another --pull"),
     "width": (lambda config: config.phi == "mass", "--phi mass"),
     "gp_points": (lambda config: config.prior == "gp", "--prior gp"),
 }

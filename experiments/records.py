@@ -22,6 +22,7 @@ import subprocess
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
@@ -279,14 +280,8 @@ def alone(run: Path, doing: str = "is training this run") -> Iterator[None]:
 
 def origin() -> Record:
     """Versions, machine and git commit, which must be quoted with any figure."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return {
-        "versions": versions,
+        "versions": dict(_versions()),
         "machine": machine.describe(),
         "git_commit": _git_commit(),
         "command": ["ess-rl", *(from_here(word) for word in sys.argv[1:])],
@@ -298,6 +293,19 @@ def from_here(word: str) -> str:
     return word.replace(f"{Path.cwd()}{os.sep}", "")
 
 
+@cache
+def _versions() -> dict[str, str]:
+    """Versions of Python and of PACKAGES, as far as they are installed."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+@cache  # what was imported does not change, even if the checkout does
 def _git_commit() -> str | None:
     """Commit of the checkout that holds this file; "+changes" if it differs from that commit; None if there is none."""
     where = Path(__file__).parent

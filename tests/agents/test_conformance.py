@@ -642,6 +642,13 @@ def test_a_segment_without_a_step_is_refused():
         build("tba", segment_length=0)
 
 
+def test_a_width_that_would_be_cut_is_refused():
+    for log_std in (-7.0, 2.0):
+        config = AGENTS["p3o_prior"].config(log_std=log_std)
+        with pytest.raises(UsageError, match=f"log_std {log_std:g}: must lie between -7 and 1"):
+            AGENTS["p3o_prior"].agent(config, 3, 1)
+
+
 @pytest.mark.parametrize("name", ["p3o", "p3o_2019"])
 def test_the_kl_that_is_logged_is_the_same_whichever_pulls(name: str):
     """With a pull of weight 0 the runs are equal, whatever KL it has."""

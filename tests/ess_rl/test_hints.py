@@ -129,6 +129,10 @@ def test_hints_that_cannot_be_are_refused():
         UsageError, match="hints 8 with num_envs 4: all of a group belong to one member: choose a divisor"
     ):
         next(loop.train(population, env, replay, iterations=2, reset_every=2))
+    for hints in (0, 4):
+        population, env, replay = parts("ppo", hints=hints)
+        with pytest.raises(UsageError, match=f"hints {hints}: {ARM} was made with groups of 2; they must be the same"):
+            next(loop.train(population, env, replay, iterations=2, reset_every=2))
     population, _, replay = parts("ppo")
     with pytest.raises(UsageError, match="hints 2: ess/TwoLinkArmSparse-v0 was not made with hints"):
         next(loop.train(population, envs.make(ARM, 2 * N), replay, iterations=2, reset_every=2))

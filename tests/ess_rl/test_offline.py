@@ -154,3 +154,10 @@ def test_a_model_needs_two_transitions():
 def test_one_episode_is_judged_by_its_end():
     held = behavior.held_out_episodes(torch.arange(20) == 19, 0.1)
     assert held.tolist() == [False] * 18 + [True] * 2
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+@pytest.mark.parametrize("length", [2, 20])  # ten episodes, one
+def test_some_steps_are_held_out_and_some_are_not(share: float, length: int):
+    held = behavior.held_out_episodes(torch.arange(20) % length == length - 1, share)
+    assert held.any() and not held.all()

@@ -342,6 +342,9 @@ def test_what_does_not_fit_is_refused_in_one_line(place: Path):
     assert "no data set 'ess/nothing-v0'" in refused("train", "bc", "--dataset", "ess/nothing-v0")
     assert "--eval-env" in refused(*train, "--eval-env", "Hopper-v5")
     assert "--expectile 1: must be between 0 and 1" in refused(*train, "--expectile", "1")
+    assert "--log-std -5: must be above --log-std-floor, -4" in refused(*train, "--log-std", "-1", "-5")
+    p3o_offline = ["train", "p3o_offline", "--dataset", SET, *QUICK, "--out", "no", "--pull", "0"]
+    assert "--behavior-kl reverse: does nothing here" in refused(*p3o_offline, "--behavior-kl", "reverse")
     assert "--minibatch 1" in refused(*train, "--minibatch", "1")
     assert "at least 1" in refused(*train, "--seeds", "0")
     assert "must be at most 2^53" in refused(*train, "--seeds", "9" * 20)

@@ -315,6 +315,13 @@ def test_a_population_that_cannot_fit_is_refused_before_it_starts(tmp_path: Path
         ("ppo", {"settings": {"objective": "kl"}, "sweep": {"clip": [0.1, 0.2]}}, "--clip 0.1 0.2: does nothing here"),
         ("p3o", {"sweep": {"hint_lambda": [0.5, 1.0]}}, "--hint-lambda 0.5 1: does nothing here; give --hints G too"),
         ("p3o", {"settings": {"draw": "ess"}}, "--draw ess: does nothing here; give --replay K too"),
+        (
+            "p3o",
+            {"settings": {"cap": 1.0, "pull": 0.0, "ess": "batch"}},
+            "--ess batch: does nothing here; give --cap ess",
+        ),
+        ("p3o", {"settings": {"pull": 0.0, "behavior_kl": "k3"}}, "--behavior-kl k3: does nothing here"),
+        ("p3o_2019", {"settings": {"replayed_updates": 0.0, "segments": 7}}, "--segments 7: does nothing here"),
         ("chord", {"settings": {"phi": "one", "width": "fixed"}}, "--width fixed: does nothing here; give --phi mass"),
         (
             "p3o_prior",
