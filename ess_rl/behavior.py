@@ -113,7 +113,7 @@ def fit(
     outside = held_out.nonzero()[:, 0].to(obs.device)
     outside = outside[:: max(1, len(outside) // 20_000)]  # enough to evaluate on
     seed = torch.tensor(seeds, dtype=torch.int64, device=obs.device)
-    stats = normalizer.update(normalizer.init(obs.shape[1:], obs.device), obs[inside])
+    stats = normalizer.of_data(obs[inside])
     floor = torch.tensor(config.log_std_floor, device=obs.device)
     net = vmap(lambda s: gaussian_init(s, obs.shape[1], action.shape[1], config.hidden))(random.fold_in(seed, 0))
     optimizer = vmap(adam_init)(net)

@@ -49,8 +49,7 @@ def fit(obs: Tensor, action: Tensor) -> Tree:
 
     Length scale and noise are the pair from `LENGTH_SCALES` and `NOISES` with the highest marginal likelihood.
     """
-    stats = {"obs": normalizer.init(obs.shape[1:], obs.device), "action": normalizer.init(action.shape[1:], obs.device)}
-    stats = {"obs": normalizer.update(stats["obs"], obs), "action": normalizer.update(stats["action"], action)}
+    stats = {"obs": normalizer.of_data(obs), "action": normalizer.of_data(action)}
     x = normalizer.standardize(stats["obs"], obs.double())
     y = normalizer.standardize(stats["action"], action.double())
     best = max(itertools.product(LENGTH_SCALES, NOISES), key=lambda pair: log_marginal_likelihood(x, y, *pair).item())

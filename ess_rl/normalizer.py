@@ -21,11 +21,28 @@ def init(shape: tuple[int, ...], device: torch.device) -> Tree:
 
 
 def update(stats: Tree, x: Tensor) -> Tree:
-    """Statistics of all data so far plus `x` [..., *shape] (Chan, Golub, LeVeque 1979: parallel variance)."""
-    x = x.to(torch.float64)
+    """Statistics of all data so far plus `x` [..., *shape] (Chan, Golub, LeVeque 1979: parallel variance).
+
+    If several processes train together, of all of their data: each must call this at once, with equally much.
+    """
+    return _joined(stats, *processes.pooled(*_moments(x, stats)))
+
+
+def of_data(x: Tensor) -> Tree:
+    """Statistics of data [N, *shape] that one process has, or each of them whole: nothing is pooled."""
+    empty = init(x.shape[1:], x.device)
+    return _joined(empty, *_moments(x, empty))
+
+
+def _moments(x: Tensor, stats: Tree) -> tuple[int, Tensor, Tensor]:
+    """Count, mean and variance (dividing by n) of x [..., *shape], where `stats` are of values of this shape."""
     axes = tuple(range(x.ndim - stats["mean"].ndim))
-    var, mean = torch.var_mean(x, axes, correction=0)
-    count, mean, var = processes.pooled(x.numel() // stats["mean"].numel(), mean, var)
+    var, mean = torch.var_mean(x.to(torch.float64), axes, correction=0)
+    return x.numel() // stats["mean"].numel(), mean, var
+
+
+def _joined(stats: Tree, count: int, mean: Tensor, var: Tensor) -> Tree:
+    """Statistics of all data so far plus `count` more with this mean and variance."""
     total = stats["count"] + count
     delta = mean - stats["mean"]
     return {

@@ -165,7 +165,7 @@ def update_noise(seed: Tensor, numbers: Tensor, minibatch: int, act_dim: int) ->
 def data_stats(data: Transitions, device: torch.device) -> Tree:
     """Statistics of a whole data set that agents use: those of its observations, and the range of its returns."""
     return {
-        "obs": normalizer.update(normalizer.init(data.obs.shape[1:], device), data.obs.to(device)),
+        "obs": normalizer.of_data(data.obs.to(device)),
         "return_range": return_range(data.reward, data.last).to(device, torch.float32),
     }
 

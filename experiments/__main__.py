@@ -251,7 +251,7 @@ def compare(arguments: list[str]) -> None:
     if out is not None:
         from experiments import figures
 
-        figures.learning_curves(runs, out)
+        figures.learning_curves(tables.folders(runs), out)
         print(f"picture: {out}")
 
 

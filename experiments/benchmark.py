@@ -153,8 +153,9 @@ def _prepare(job: Job, folder: Path) -> None:
 
 def _run_all(suite: Sequence[Job], waiting: list[Job], executor: Executor, failed: dict[str, str]) -> None:
     running: list[Job] = []
-    began, at_first = time.monotonic(), sum(executor.steps(job) for job in suite)
-    total = sum(job.steps * job.members for job in suite if job.name not in failed)
+    counted = [job for job in suite if job.name not in failed]  # a folder that holds another run counts for nothing
+    began, at_first = time.monotonic(), sum(executor.steps(job) for job in counted)
+    total = sum(job.steps * job.members for job in counted)
     unit = records.unit({"dataset": suite[0].dataset})
     with Line() as line:
         while waiting or running:
@@ -171,7 +172,7 @@ def _run_all(suite: Sequence[Job], waiting: list[Job], executor: Executor, faile
                 if reason is not None:
                     failed[job.name] = reason
                 line.say(f"{job.name}: {'done' if reason is None else 'failed'}")
-            done = sum(executor.steps(job) for job in suite)
+            done = sum(executor.steps(job) for job in counted)
             elapsed = time.monotonic() - began
             left = clock(elapsed * (total - done) / (done - at_first)) if done > at_first else "-"
             names = ", ".join(job.name for job in running[:4]) + f" and {len(running) - 4} more" * (len(running) > 4)

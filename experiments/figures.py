@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +89,7 @@ def learning_curves(runs: Sequence[Path], out: Path) -> None:
     for name in collection.made_anew([one.config for one in curves]):
         raise UsageError(f"{name} was recorded again between these runs: draw those of one recording at a time")
     figure, axes = plt.subplots(1, len(PANELS), figsize=(4.6 * len(PANELS), 3.6), layout="constrained")
-    colors = iter(plt.rcParams["axes.prop_cycle"].by_key()["color"] * 10)
+    colors = itertools.cycle(plt.rcParams["axes.prop_cycle"].by_key()["color"])
     backends = sorted({one.config["backend"] for one in curves})
     found: dict[tuple[Series, tuple[int, ...]], list[tuple[Curves, list[int]]]] = {}
     for one in curves:

@@ -96,10 +96,7 @@ def make(
         file += demonstrations.check(agent, shown, probe, config)
         source = old_data.contents(shown)
     probe.close()
-    if episode is None:
-        raise UsageError(
-            f"{env_id} has no time limit, so an evaluation may never end: register it with max_episode_steps"
-        )
+    episode = time_limit(env_id, episode)
     iterations = math.ceil(steps / (config.num_envs * config.rollout))
     if iterations < 2:
         raise UsageError(
@@ -253,6 +250,15 @@ def check_episodes(members: int, episodes: int) -> None:
             f"--episodes {episodes}: {members:,} members of {episodes:,} environments each, and an evaluation has "
             f"{MOST:,} of them at most: --episodes {max(MOST // members, 1)}"
         )
+
+
+def time_limit(env_id: str, max_episode_steps: int | None) -> int:
+    """Return the time limit of a task. Raises UsageError if it has none."""
+    if max_episode_steps is None:
+        raise UsageError(
+            f"{env_id} has no time limit, so an evaluation may never end: register it with max_episode_steps"
+        )
+    return max_episode_steps
 
 
 def check_seeds(seeds: Sequence[int]) -> None:

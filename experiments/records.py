@@ -242,6 +242,13 @@ def check_file(out: Path | None) -> None:
         raise UsageError(f"--out {out} is a folder: name a file")
 
 
+def write_file(out: Path | None, record: Record) -> None:
+    """Write a JSON file that was asked for, and make its folder; None: it was not."""
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(out, record)
+
+
 def prepare_published(out: Path, names: Collection[str]) -> None:
     """Make `out` a folder that holds nothing except what is to be published there (`names`), or refuse.
 

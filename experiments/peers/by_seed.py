@@ -9,7 +9,7 @@ import dataclasses
 import multiprocessing
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -47,9 +47,18 @@ def begin(record: Record, out: Path, same: Sequence[str], *, overwrite: bool) ->
                 f"--out {out} holds seeds {before['seeds']}, which are not all asked for: ask for them too"
             )
         if before["seeds"] != record["seeds"]:  # a result of fewer seeds is rebuilt from the seeds' own files
+            if (out / "result.json").exists() and not all(_file(out, seed).exists() for seed in before["seeds"]):
+                raise UsageError(
+                    f"--out {out} holds a published run, which cannot be extended with more seeds: choose another place"
+                )
             (out / "result.json").unlink(missing_ok=True)
             records.write_json(out / "config.json", {**before, "seeds": record["seeds"]})
     return out
+
+
+def _file(run: Path, seed: int) -> Path:
+    """The file of a seed that is done."""
+    return run / f"seed-{seed}.json"
 
 
 def train_missing(run: Path, jobs: int | None, train: Callable[[Record, int], Record], **more: Any) -> Record:
@@ -63,9 +72,9 @@ def train_missing(run: Path, jobs: int | None, train: Callable[[Record, int], Re
         config = records.read_config(run)
         if (run / "result.json").exists():
             return records.read_json(run / "result.json")
-        missing = [seed for seed in config["seeds"] if not (run / f"seed-{seed}.json").exists()]
+        missing = [seed for seed in config["seeds"] if not _file(run, seed).exists()]
         _train(run, config, missing, jobs or machine.available_cores(), train)
-        parts = [records.read_json(run / f"seed-{seed}.json") for seed in config["seeds"]]
+        parts = [records.read_json(_file(run, seed)) for seed in config["seeds"]]
         kept = ("format", "agent", "dataset", "references", "env", "backend", "seeds", "sweep", "device", "compiled")
         finals, steps = [part["final_return"] for part in parts], records.steps_name(config)
         result = {
@@ -85,23 +94,35 @@ def train_missing(run: Path, jobs: int | None, train: Callable[[Record, int], Re
 
 
 def _train(run: Path, config: Record, seeds: Sequence[int], jobs: int, train: Callable[[Record, int], Record]) -> None:
+    """Train seeds, `jobs` at a time. After one has failed no other begins; those in training end and are kept."""
     task = config.get("dataset") or config["env"]
     print(f"{config['agent']} on {task}: {len(seeds)} seeds to train, {jobs} at a time", flush=True)
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    waiting, failed = list(seeds), None
+    running: dict[Future[Record], int] = {}
     with ProcessPoolExecutor(max_workers=jobs, mp_context=context, initializer=_end_with_command) as pool:
-        waiting = {pool.submit(train, config, seed): seed for seed in seeds}
-        try:
-            for done in as_completed(waiting):
-                records.write_json(run / f"seed-{waiting[done]}.json", done.result())
-                print(f"seed {waiting[done]}: final return {done.result()['final_return']:.1f}", flush=True)
-        except BrokenProcessPool:
-            raise LostProcessError(
-                f"{run}: a process that trained a seed is gone (killed, or out of memory); finished seeds are kept, "
-                f"and 'ess-rl resume {run}' continues"
-            ) from None
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # waiting seeds would only delay the error
-            raise
+        while waiting or running:
+            while waiting and len(running) < jobs:  # no more than that: a seed handed to the pool is trained
+                seed = waiting.pop(0)
+                running[pool.submit(train, config, seed)] = seed
+            for done in wait(running, return_when=FIRST_COMPLETED).done:
+                seed = running.pop(done)
+                try:
+                    part = done.result()
+                except BrokenProcessPool:
+                    raise LostProcessError(
+                        f"{run}: a process that trained a seed is gone (killed, or out of memory); finished seeds are "
+                        f"kept, and 'ess-rl resume {run}' continues"
+                    ) from None
+                except Exception as error:
+                    failed, waiting = failed or error, []
+                    if running:
+                        print(f"seed {seed} failed: waiting for the {len(running)} that are in training", flush=True)
+                    continue
+                records.write_json(_file(run, seed), part)
+                print(f"seed {seed}: final return {part['final_return']:.1f}", flush=True)
+    if failed is not None:
+        raise failed
 
 
 def _end_with_command() -> None:

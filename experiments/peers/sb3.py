@@ -14,7 +14,7 @@ import numpy as np
 import envs
 from ess_rl.child import peak_memory_mib
 from ess_rl.errors import NonFiniteError, UsageError
-from experiments import records
+from experiments import plan, records
 from experiments.peers import by_seed
 from experiments.records import Record
 
@@ -154,7 +154,9 @@ def start(
         )
     if config.num_envs * getattr(config, "rollout", 2) < 2:
         raise UsageError("--num-envs 1 --rollout 1: one step has no spread to standardize; --rollout 2 or more")
-    envs.make(env_id, 1, backend="gymnasium").close()  # refuse an unavailable task before a folder is made
+    probe = envs.make(env_id, 1, backend="gymnasium")  # refuse an unavailable task before a folder is made
+    plan.time_limit(env_id, probe.max_episode_steps)
+    probe.close()
     record = {
         "format": records.FORMAT, "agent": agent, "env": env_id, "backend": "gymnasium",
         "seeds": list(seeds), "sweep": {}, "steps": steps, "episodes": episodes,

@@ -95,7 +95,8 @@ def best_of(group: Group) -> str:
 def profiles(group: Group, points: int = 61) -> tuple[Array, dict[str, tuple[Array, Interval | None]]]:
     """-> (thresholds, label -> (share of runs above each, its pointwise interval)) of the normalized scores"""
     everything = np.concatenate([scores.ravel() for scores in group.normalized.values()])
-    thresholds = np.linspace(min(0.0, float(everything.min())), float(everything.max()) * 1.02, points)
+    low, high = min(0.0, float(everything.min())), float(everything.max())
+    thresholds = np.linspace(low, high + 0.02 * (high - low), points)  # beyond the highest, where no run is left
 
     def profile(scores: Scores) -> Array:
         return statistics.performance_profile(scores, thresholds)

@@ -171,7 +171,7 @@ def _profiles(group: Group, number: int, series: dict[str, int]) -> str:
         share, interval = made[label]
         low, high = interval or (None, None)
         lines.append(Line(label, series[label], thresholds, share, low, high))
-    half = "; ".join(f"{one.label} {np.interp(1.0, one.x, one.y):.0%}" for one in lines)
+    half = "; ".join(f"{one.label} {np.interp(1.0, one.x, one.y, right=0.0):.0%}" for one in lines)
     description = f"Performance profiles. Share of runs with a normalized score above 1: {half}"
     plot = plots.panel(f"profile-{number}", lines, x_label="normalized score", unit=True, description=description)
     caption = "Performance profile: share of runs with a score above the one on the axis, and its 95 % interval"

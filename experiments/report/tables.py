@@ -49,6 +49,11 @@ def summary(folder: Path, result: Record) -> str:
     return "\n".join(lines)
 
 
+def folders(paths: Sequence[Path]) -> list[Path]:
+    """The run folders among `paths`: DIR/* includes the logs and reports that lie next to them."""
+    return [path for path in paths if not path.is_file()] or list(paths)
+
+
 def comparison(runs: Sequence[Path], against: str | None = None) -> str:
     """A row for each method on a task: IQM of the final return with a bootstrap 95 % interval, mean, extremes, speed.
 
@@ -60,7 +65,7 @@ def comparison(runs: Sequence[Path], against: str | None = None) -> str:
     Raises:
         UsageError: no run, two runs with a seed in common, or nothing to compare with `against`.
     """
-    runs = [run for run in runs if not run.is_file()] or list(runs)  # DIR/* may include a report next to the runs
+    runs = folders(runs)
     if not runs:
         raise UsageError("name at least one run folder")
     head = [

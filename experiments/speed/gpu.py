@@ -36,7 +36,7 @@ def measure(
 
     Args:
         out: the JSON file; parts in it that passed are not repeated. It must be from this commit, device, --seconds and
-            library versions; if the commit is unknown, or files differ from it, all parts are repeated.
+            library versions; if the commit is unknown, or files differ from it, all of its parts must be repeated.
         device: cpu runs most parts, at a small scale, to test them.
         seconds: how long each rate is measured.
         only: names of the parts to run; default: all.
@@ -58,9 +58,16 @@ def measure(
         for name in ("device", "seconds", "git_commit", "versions"):
             if older.get(name) != record[name]:
                 raise UsageError(f"{out} is of another {name}, {older.get(name)}: move it away, or choose --out")
+        kept = {name: part for name, part in older["parts"].items() if only and name not in only}
         if record["git_commit"] and not record["git_commit"].endswith("+changes"):
-            record["parts"] = {name: part for name, part in older["parts"].items() if part.get("passed") is True}
-        print(f"{out}: {len(record['parts'])} parts that passed are kept")
+            kept |= {name: part for name, part in older["parts"].items() if part.get("passed") is True}
+        elif kept:
+            raise UsageError(
+                f"{out} holds parts that --only leaves as they are ({', '.join(kept)}), and the code may have changed "
+                "since: move it away, or choose --out"
+            )
+        record["parts"] = kept
+        print(f"{out}: {len(kept)} parts are kept")
     for name, (function, *arguments) in parts.items():
         if name in record["parts"] or (only and name not in only):
             continue

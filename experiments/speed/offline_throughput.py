@@ -8,8 +8,6 @@ alone, always on the same minibatch, is given next to it. A population of K seed
 
 from __future__ import annotations
 
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +16,7 @@ from ess_rl.errors import UsageError
 from experiments import machine, records
 from experiments.records import Record
 from experiments.report.text import table
-from experiments.speed.throughput import apart, per_second
+from experiments.speed.throughput import apart, per_second, side_by_side
 
 
 def measure(
@@ -47,7 +45,7 @@ def measure(
         compile: compile our agents; auto: on if a C++ compiler is found.
         peers: also measure d3rlpy.
         trust_env_spec: import the code that the data set's env spec names.
-        out: a JSON file to write.
+        out: a JSON file to write, after each subject.
     """
     import torch
 
@@ -73,30 +71,30 @@ def measure(
         d3rlpy.library()
     data = minari_data.load(dataset, trust=trust_env_spec)  # refuses an unavailable set, and flattens a new one
     found: dict[str, Record] = {}
-    if peers and beside is not None:
-        cores = machine.available_cores()
-        # One process with one torch thread and with all, the better of the two; and one process per core.
-        tried = [apart(_theirs, beside, dataset, shape, seconds / 2, n, trust_env_spec) for n in sorted({1, cores})]
-        found[f"{beside}, 1 seed"] = max(tried, key=lambda one: one["updates_per_second"])
-        if cores > 1:
-            found[f"{beside}, {cores} seeds, a process each"] = _several(
-                cores, beside, dataset, shape, seconds / 2, 1, trust_env_spec
-            )
-    for count in seeds:
-        name = f"{agent}, {count} seed{'s' * (count > 1)}"
-        found[name] = apart(_ours, agent, dataset, count, shape, seconds, where, compiled, trust_env_spec)
-    base = next(iter(found.values()))["updates_per_second"]
-    for one in found.values():
-        one["ratio"] = one["updates_per_second"] / base
-    print(f"{dataset}, {len(data.transitions.reward):,} transitions, hidden {hidden}, minibatch {minibatch}, {where}")
-    print(table(_rows(found)))
     record = {
         "dataset": dataset, "source": data.source, "agent": agent, "hidden": list(hidden), "minibatch": minibatch,
         "device": where, "compiled": compiled, "subjects": found, **records.origin(),
     }  # fmt: skip
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        records.write_json(out, record)
+
+    def note(name: str, one: Record) -> None:
+        base = next(iter(found.values()), one)["updates_per_second"]
+        found[name] = one | {"ratio": one["updates_per_second"] / base}
+        print(f"{name}: {one['updates_per_second']:,.0f} updates/s", flush=True)
+        records.write_file(out, record)
+
+    if peers and beside is not None:
+        cores = machine.available_cores()
+        # One process with one torch thread and with all, the better of the two; and one process per core.
+        tried = [apart(_theirs, beside, dataset, shape, seconds / 2, n, trust_env_spec) for n in sorted({1, cores})]
+        note(f"{beside}, 1 seed", max(tried, key=lambda one: one["updates_per_second"]))
+        if cores > 1:
+            several = _several(cores, beside, dataset, shape, seconds / 2, 1, trust_env_spec)
+            note(f"{beside}, {cores} seeds, a process each", several)
+    for count in seeds:
+        name = f"{agent}, {count} seed{'s' * (count > 1)}"
+        note(name, apart(_ours, agent, dataset, count, shape, seconds, where, compiled, trust_env_spec))
+    print(f"{dataset}, {len(data.transitions.reward):,} transitions, hidden {hidden}, minibatch {minibatch}, {where}")
+    print(table(_rows(found)))
     return record
 
 
@@ -179,7 +177,6 @@ def _theirs(peer: str, dataset: str, shape: Record, seconds: float, threads: int
 
 def _several(count: int, *arguments: Any) -> Record:
     """Sums of the same in `count` processes at once."""
-    with ProcessPoolExecutor(max_workers=count, mp_context=multiprocessing.get_context("spawn")) as pool:
-        parts = [one.result() for one in [pool.submit(_theirs, *arguments) for _ in range(count)]]
+    parts = side_by_side(count, _theirs, *arguments)
     total = {name: sum(part[name] for part in parts) for name in ("updates_per_second", "update_alone")}
     return {**total, "threads": 1, "peak_memory_mib": sum(part["peak_memory_mib"] for part in parts)}

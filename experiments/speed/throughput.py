@@ -15,6 +15,7 @@ import multiprocessing
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -24,8 +25,8 @@ import tyro
 import envs
 from ess_rl.child import peak_memory_mib
 from ess_rl.contract import InTurns, VectorEnv
-from ess_rl.errors import UsageError
-from experiments import machine, records
+from ess_rl.errors import LostProcessError, UsageError
+from experiments import machine, memory, records
 from experiments.records import Record
 from experiments.report.text import table
 
@@ -70,7 +71,7 @@ def measure(
         peers: also measure SB3 PPO and an eager loop.
         asynchronous: measure our agents a second time, with another process that collects for them, at a lag of 1.
         split: above 1: measure a second time those of our populations that can be split over this many processes.
-        out: a JSON file to write.
+        out: a JSON file to write, after each subject.
     """
     shape = {"num_envs": num_envs, "rollout": rollout, "epochs": epochs, "minibatch": minibatch}
     from agents import AGENTS
@@ -94,8 +95,18 @@ def measure(
     records.check_file(out)
     probe = envs.make(env, 1, backend=backend)
     where, compiled = plan.device_of(device, probe.backend), plan.compiled_of(compile)
+    made = AGENTS[agent].agent(config, probe.obs_dim, probe.act_dim)
+    for count in seeds:
+        memory.check(made, config, probe.obs_dim, probe.act_dim, count, where)
     probe.close()
     found: dict[str, Record] = {}
+    record = {"env": env, **shape, "device": where, "compiled": compiled, "subjects": found, **records.origin()}
+
+    def note(name: str, one: Record) -> None:
+        found[name] = one | {"ratio": one["steps_per_second"] / next(iter(found.values()), one)["steps_per_second"]}
+        print(f"{name}: {one['steps_per_second']:,.0f} env steps/s", flush=True)
+        records.write_file(out, record)
+
     if peers:
         # With one torch thread and with all: a peer gets the better of the two.
         threads = sorted({1, machine.available_cores()})
@@ -104,26 +115,19 @@ def measure(
             rivals = {"sb3-ppo, 1 seed": _sb3, **rivals}
         for name, rival in rivals.items():
             tried = [apart(rival, env, shape, seconds / 2, count, backend) for count in threads]
-            found[name] = max(tried, key=lambda one: one["steps_per_second"])
+            note(name, max(tried, key=lambda one: one["steps_per_second"]))
     for count in seeds:
         name = f"{agent}, {count} seed{'s' * (count > 1)}"
-        found[name] = apart(ours, env, agent, count, shape, seconds, where, compiled, backend)
+        note(name, apart(ours, env, agent, count, shape, seconds, where, compiled, backend))
         several: dict[str, Record] = {"async": {"asynchronous": True}} if asynchronous else {}
         several |= {f"split {split}": {"split": split}} if 1 < split <= count else {}
         for kind, how in several.items():
             function = partial(ours_in_several, **how)
             rate = apart(function, env, agent, count, shape, seconds, where, compiled, backend)
-            found[f"{name}, {kind}"] = rate | {"bound": found[name]["bound"]}
-    base = next(iter(found.values()))["steps_per_second"]
-    for one in found.values():
-        one["ratio"] = one["steps_per_second"] / base
+            note(f"{name}, {kind}", rate | {"bound": found[name]["bound"]})
     print(f"{env}, {num_envs} envs a seed, {rollout} steps, {epochs} epochs, minibatch {minibatch}, device {where}")
     print(table(_speeds(found)))
     print(table(_profiles(found)))
-    record = {"env": env, **shape, "device": where, "compiled": compiled, "subjects": found, **records.origin()}
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        records.write_json(out, record)
     return record
 
 
@@ -149,9 +153,23 @@ def _profiles(found: Record) -> list[list[str]]:
 
 
 def apart(function: Any, *arguments: Any) -> Record:
-    """Call a function in a fresh process: neither memory nor thread pools of one subject affect the next."""
-    with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
+    """Call a function in a fresh process: neither memory nor thread pools of one subject affect the next.
+
+    Raises:
+        LostProcessError: the process is gone.
+    """
+    return side_by_side(1, function, *arguments)[0]
+
+
+def side_by_side(count: int, function: Any, *arguments: Any) -> list[Record]:
+    """As `apart`, in `count` processes at once. -> what each returned"""
+    with ProcessPoolExecutor(max_workers=count, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            return [one.result() for one in [pool.submit(function, *arguments) for _ in range(count)]]
+        except BrokenProcessPool:
+            raise LostProcessError(
+                "a process that measured a subject is gone (killed, or out of memory); --out has the subjects before it"
+            ) from None
 
 
 def per_second(piece: Callable[[], int], seconds: float, device: str = "cpu") -> float:

@@ -52,12 +52,16 @@ def judge(outcome: Outcome) -> Verdict:
     sentences = []
     for name, of_lag in _scores(outcome).items():
         first, last = min(of_lag), max(of_lag)
-        left[name] = d = kept(of_lag[last], of_lag[first])
         levels = ", ".join(f"{level(of_lag[lag]).value:.2f} at lag {lag}" for lag in sorted(of_lag))
-        sentences.append(f"{name}: {levels}; keeps {d.value:.0f} [{d.low:.0f}, {d.high:.0f}] %")
-    if left["TBA"].high < BEARS or left["uncorrected"].low > PAYS:
+        if level(of_lag[first]).value > 0.0:
+            left[name] = d = kept(of_lag[last], of_lag[first])
+            sentences.append(f"{name}: {levels}; keeps {d.value:.0f} [{d.low:.0f}, {d.high:.0f}] %")
+        else:
+            sentences.append(f"{name}: {levels}; has nothing to keep")
+    tba, uncorrected = left.get("TBA"), left.get("uncorrected")
+    if (tba and tba.high < BEARS) or (uncorrected and uncorrected.low > PAYS):
         return Verdict("refuted", tuple(sentences))
-    sure = left["TBA"].low > BEARS and left["uncorrected"].high < PAYS
+    sure = tba and uncorrected and tba.low > BEARS and uncorrected.high < PAYS
     return Verdict("supported" if sure else "undecided", tuple(sentences))
 
 

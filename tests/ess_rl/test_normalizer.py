@@ -16,6 +16,12 @@ def test_update_in_pieces_equals_the_whole():
     torch.testing.assert_close(stats["var"], x.var((0, 1), correction=0), rtol=1e-9, atol=0.0)
 
 
+def test_statistics_of_a_whole_data_set_are_an_update_from_nothing():
+    x = 1e3 + torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
+    for name, value in normalizer.update(normalizer.init((3,), CPU), x).items():
+        assert torch.equal(normalizer.of_data(x)[name], value)
+
+
 def test_a_long_count_still_moves():
     # A float32 count would stop at 2^24.
     stats = normalizer.update({**normalizer.init((1,), CPU), "count": torch.tensor(2.0**24).double()}, torch.ones(1, 1))

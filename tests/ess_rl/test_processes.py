@@ -22,7 +22,7 @@ from torch import distributed as dist
 import envs
 from agents import AGENTS
 from torch.func import vmap
-from ess_rl import loop, normalizer, processes, random
+from ess_rl import behavior, loop, normalizer, processes, random
 from ess_rl.errors import NonFiniteError
 from ess_rl.ess import effective_sample_size
 from ess_rl.normalizer import standardize_batch
@@ -99,6 +99,9 @@ if __name__ == "__main__":
     rank, meet, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
     dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=2)
     found = {v: learn(v) for v in VARIANTS}
+    if rank == 0:  # alone, as where a run is planned: it must not wait for the other
+        obs, last = torch.arange(20.0).view(10, 2), torch.arange(10) % 5 == 4
+        behavior.fit(obs, obs[:, :1].sin(), last, config=behavior.Config(hidden=(4,), minibatch=4, max_updates=2))
     x = torch.arange(12.0).view(3, 4).sin() * (1 + rank)
     found["eager"] = batch_numbers(x)
     found["compiled"] = Program(batch_numbers, compiled=shutil.which("g++") is not None)(x)

@@ -1,6 +1,7 @@
 """Suites: run once, gone on with, and what they do with a job that fails."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -110,6 +111,35 @@ def test_a_place_that_holds_another_run_is_refused(suite: str, tmp_path: Path, m
     assert "holds another run, of seeds [0, 1, 2, 3, 4], not [" in line
     with pytest.raises(UsageError, match="unknown suite 'no': choose one of smoke, classic, mujoco"):
         benchmark.benchmark("no", tmp_path)
+
+
+class Instant:
+    """An executor whose jobs are done at once."""
+
+    def __init__(self) -> None:
+        self.running: list[Job] = []
+
+    def room(self) -> bool:
+        return not self.running
+
+    def start(self, job: Job) -> None:
+        self.running.append(job)
+
+    def ended(self) -> list[tuple[Job, str | None]]:
+        done, self.running = [(job, None) for job in self.running], []
+        return done
+
+    def steps(self, job: Job) -> int:
+        return job.steps * job.members
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_job_whose_place_is_taken_counts_for_no_progress(suite: str, capsys: pytest.CaptureFixture[str]):
+    taken, other, *_ = suites.SUITES[suite]
+    benchmark._run_all([taken, other], [other], Instant(), {taken.name: "holds another run"})
+    assert re.search(r"^100 % +1,024 env steps", capsys.readouterr().out, flags=re.MULTILINE)
 
 
 def test_two_do_not_carry_out_one_suite_in_one_place(suite: str, tmp_path: Path):

@@ -128,7 +128,8 @@ def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_compare_and_lists(run: Path) -> None:
-    done = ess_rl("compare", run, "--out", "picture.png", cwd=run.parent)
+    (run.parent / "study.json").write_text("{}")  # DIR/* names it too
+    done = ess_rl("compare", run, "study.json", "--out", "picture.png", cwd=run.parent)
     assert "ppo clip 0.1" in done.stdout and "ppo clip 0.3" in done.stdout and "95 % interval" in done.stdout
     assert (run.parent / "picture.png").exists()
     assert "p3o" in ess_rl("agents", cwd=run.parent).stdout

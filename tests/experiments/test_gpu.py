@@ -53,6 +53,8 @@ def test_a_part_that_fails_is_kept_as_failed_and_tried_again(
         measure(out, "environments", "nothing waits")
     assert "no kernel image" in records.read_json(out)["parts"]["environments"]["error"]
     assert "FAILED  RuntimeError: no kernel image" in capsys.readouterr().out
+    with pytest.raises(UsageError, match=r"1 of 2 parts failed"):  # the part that failed is not forgotten
+        measure(out, "nothing waits")
     monkeypatch.setattr(gpu_checks, "environments", works)
     monkeypatch.setattr(gpu_checks, "nothing_waits", breaks)  # has been measured, and is not called again
     parts = measure(out, "environments", "nothing waits")
@@ -69,6 +71,9 @@ def test_what_other_code_may_have_measured_is_not_kept(
     for _ in range(2):
         measure(tmp_path / "gpu.json", "nothing waits")
     assert len(calls) == 2
+    with pytest.raises(UsageError, match=r"parts that --only leaves as they are \(nothing waits\)"):
+        measure(tmp_path / "gpu.json", "environments")
+    assert records.read_json(tmp_path / "gpu.json")["parts"]["nothing waits"]["passed"]
     monkeypatch.setattr(records, "origin", lambda: {"git_commit": commit, "versions": {"torch": "2.9"}})
     with pytest.raises(UsageError, match="is of another versions"):
         measure(tmp_path / "gpu.json", "nothing waits")

@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 import tyro
+from cycler import cycler
+from matplotlib import rc_context
 
 from ess_rl.errors import UsageError
 from experiments import collection, options, records, references
-from experiments.figures import read_curves
+from experiments.figures import learning_curves, read_curves
 from experiments.report import aggregates, data, pages, picture, text
 
 ROOT = Path(__file__).parents[2]
@@ -356,6 +358,23 @@ def test_curves_have_the_capped_fraction_and_damage_is_named(tmp_path: Path) -> 
     problems = "\n".join(data.build(tmp_path / "a").found.problems)
     assert "run: no curves, metrics.jsonl: line 1 is damaged" in problems
     assert "published: no curves, curves.csv: not the curves of 10 members" in problems
+
+
+def test_a_picture_of_more_methods_than_colors(tmp_path: Path) -> None:
+    sweep = {"clip": [0.1 * (1 + i) for i in range(11)]}
+    run = make_run(tmp_path / "run", seeds=(0,) * 11, sweep=sweep)
+    with rc_context({"axes.prop_cycle": cycler(color=["red"])}):
+        learning_curves([run], tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").exists()
+
+
+def test_a_profile_ends_at_0_though_all_scores_are_below_it(tmp_path: Path) -> None:
+    for number, agent in enumerate(("ppo", "p3o")):
+        make_run(tmp_path / agent, agent=agent, finals=[-900.0 + number, -500.0, -200.0])  # a random policy has 18
+    (group,) = aggregates.groups(collection.collect(tmp_path))
+    thresholds, made = aggregates.profiles(group)
+    assert thresholds[-1] > max(scores.max() for scores in group.normalized.values())
+    assert all(share[0] > 0.0 and share[-1] == 0.0 for share, _ in made.values())
 
 
 def test_names_from_files_are_escaped(tmp_path: Path) -> None:

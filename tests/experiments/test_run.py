@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,43 @@ def test_a_peer_leaves_the_same_records_and_goes_on_where_it_was(tmp_path: Path)
     assert not _is_done_as(out, seeds=range(3)) and "of steps 1024, not 4" in _is_done_as(out, steps=4)
     assert "of learning_rate 0.0003, not 0.1" in _is_done_as(out, settings={"num_envs": 2, "learning_rate": 0.1})
     assert result["seeds"] == [0, 1, 2] and result["final_return"][0] == -7.0
+
+
+def _diverges_at_once(config: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Stands in for a peer's training: seed 0 fails while seed 1 is in training."""
+    if seed == 0:
+        raise NonFiniteError("seed 0 diverged")
+    time.sleep(1.0)
+    return {"final_return": -3.0}
+
+
+def test_a_seed_that_fails_costs_no_other_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, how = tmp_path / "sb3", {"settings": {"num_envs": 2}, "steps": 1024, "episodes": 2}
+    sb3.start("sb3-ppo", "Pendulum-v1", out=out, seeds=range(4), **how)
+    with pytest.raises(NonFiniteError, match="seed 0 diverged"):
+        by_seed.train_missing(out, 2, _diverges_at_once)
+    assert "seed 0 failed: waiting for the 1 that are in training" in capsys.readouterr().out
+    assert [path.name for path in out.glob("seed-*")] == ["seed-1.json"]  # and the last two did not begin
+
+
+def test_a_published_run_of_a_peer_is_not_taken_apart(tmp_path: Path) -> None:
+    out = tmp_path / "published"
+    shutil.copytree(Path(__file__).parents[2] / "experiments" / "results" / "mujoco" / "sb3-ppo-Hopper-v5", out)
+    config, before = records.read_config(out), (out / "result.json").read_bytes()
+    how = {"settings": config["config"], "steps": config["steps"], "episodes": config["episodes"]}
+    with pytest.raises(UsageError, match="holds a published run, which cannot be extended with more seeds"):
+        sb3.start("sb3-ppo", "Hopper-v5", out=out, seeds=range(10), **how)
+    assert (out / "result.json").read_bytes() == before
+
+
+def test_a_peer_needs_a_time_limit(tmp_path: Path) -> None:
+    gymnasium.register("Endless-v0", "gymnasium.envs.classic_control.pendulum:PendulumEnv")
+    try:
+        with pytest.raises(UsageError, match="Endless-v0 has no time limit, so an evaluation may never end"):
+            sb3.start("sb3-ppo", "Endless-v0", settings={}, seeds=[0], steps=100, out=tmp_path / "no")
+    finally:
+        del gymnasium.registry["Endless-v0"]
+    assert not (tmp_path / "no").exists()
 
 
 def _is_done_as(out: Path, **changes: Any) -> str:

@@ -318,6 +318,13 @@ def test_the_verdict_on_balance(tba: float, uncorrected: float, word: str):
     assert "P3O: 1.00 at lag 1, 0.90 at lag 16; keeps 90 [90, 90] %" in verdict.sentences
 
 
+def test_a_share_of_nothing_decides_nothing():
+    levels = {"TBA lag 1": 1.0, "uncorrected lag 1": -0.2, "TBA lag 16": 0.99, "uncorrected lag 16": -0.3}
+    verdict = balance.judge(normalized_outcome(levels))
+    assert verdict.word == "undecided"
+    assert "uncorrected: -0.20 at lag 1, -0.30 at lag 16; has nothing to keep" in verdict.sentences
+
+
 def divergences(**reused: float) -> study.Outcome:
     """All at half of the way on both tasks, but what is said of replayed data."""
     outcome = {}

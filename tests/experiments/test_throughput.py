@@ -1,5 +1,6 @@
 """What `ess-rl throughput` measures, and that the eager loop beside it is the PPO it claims to be."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from agents import AGENTS
 from agents.ppo import Config
 from ess_rl import random
 from ess_rl.contract import Step
-from ess_rl.errors import UsageError
+from ess_rl.errors import LostProcessError, UsageError
 from ess_rl.population import Population
 from experiments import records
 from experiments.speed import eager_loop, throughput
@@ -86,7 +87,18 @@ def test_all_subjects_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "of the bound" in capsys.readouterr().out
 
 
+def _killed() -> None:
+    os._exit(9)
+
+
+def test_a_killed_subject_is_named_in_one_line():
+    with pytest.raises(LostProcessError, match=r"a process that measured a subject is gone .* has the subjects before"):
+        throughput.apart(_killed)
+
+
 def test_what_cannot_be_measured_is_refused():
+    with pytest.raises(UsageError, match=r"1,000,000 members of .* GiB are free"):
+        throughput.measure("Pendulum-v1", seeds=(1_000_000,))
     with pytest.raises(UsageError, match="--agent tba_group: it needs environments in groups"):
         throughput.measure(agent="tba_group")
     with pytest.raises(UsageError, match="unknown agent 'sac'"):
