@@ -126,8 +126,8 @@ class Instant:
         self.running.append(job)
 
     def ended(self) -> list[tuple[Job, str | None]]:
-        done, self.running = [(job, None) for job in self.running], []
-        return done
+        done, self.running = self.running, []
+        return [(job, None) for job in done]
 
     def steps(self, job: Job) -> int:
         return job.steps * job.members
