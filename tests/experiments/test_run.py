@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +183,10 @@ def _diverges_at_once(config: dict[str, Any], seed: int) -> dict[str, Any]:
     return {"final_return": -3.0}
 
 
-def test_a_seed_that_fails_costs_no_other_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_seed_that_fails_costs_no_other_seed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(by_seed, "ProcessPoolExecutor", lambda max_workers, **how: ThreadPoolExecutor(max_workers))
     out, how = tmp_path / "sb3", {"settings": {"num_envs": 2}, "steps": 1024, "episodes": 2}
     sb3.start("sb3-ppo", "Pendulum-v1", out=out, seeds=range(4), **how)
     with pytest.raises(NonFiniteError, match="seed 0 diverged"):

@@ -87,13 +87,9 @@ def test_all_subjects_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "of the bound" in capsys.readouterr().out
 
 
-def _killed() -> None:
-    os._exit(9)
-
-
 def test_a_killed_subject_is_named_in_one_line():
     with pytest.raises(LostProcessError, match=r"a process that measured a subject is gone .* has the subjects before"):
-        throughput.apart(_killed)
+        throughput.apart(os._exit, 9)
 
 
 def test_what_cannot_be_measured_is_refused():
