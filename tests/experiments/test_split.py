@@ -37,11 +37,11 @@ def one_thread_each(monkeypatch: pytest.MonkeyPatch):
 
 
 def start(out: Path, env: str = "ess/TwoLinkArm-v0", agent: str = "p3o", **changes: Any) -> Path:
-    options: dict[str, Any] = {"seeds": [3, 4, 5], "sweep": {"learning_rate": (1e-3, 1e-4)}, "steps": 6000}
+    options: dict[str, Any] = {"seeds": [3, 4, 5], "sweep": {"learning_rate": (1e-3, 1e-4)}, "steps": 2500}
     options |= {"settings": SETTINGS, "episodes": 2, "compiled": "off"}
     folder = run.start(agent, env, out=out, **(options | changes))
-    # Fresh starts more often than four episodes last: 24 iterations, a checkpoint after each 10th.
-    records.write_json(folder / "config.json", records.read_config(folder) | {"reset_every": 10})
+    # Fresh starts more often than four episodes last: 10 iterations, a checkpoint after each fourth.
+    records.write_json(folder / "config.json", records.read_config(folder) | {"reset_every": 4})
     return folder
 
 
