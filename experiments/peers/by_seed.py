@@ -109,18 +109,18 @@ def _train(run: Path, config: Record, seeds: Sequence[int], jobs: int, train: Ca
                 seed = running.pop(done)
                 try:
                     part = done.result()
-                except BrokenProcessPool:
-                    raise LostProcessError(
-                        f"{run}: a process that trained a seed is gone (killed, or out of memory); finished seeds are "
-                        f"kept, and 'ess-rl resume {run}' continues"
-                    ) from None
                 except Exception as error:
                     failed, waiting = failed or error, []
-                    if running:
+                    if running and not isinstance(error, BrokenProcessPool):  # else all of them are lost
                         print(f"seed {seed} failed: waiting for the {len(running)} that are in training", flush=True)
                     continue
                 records.write_json(_file(run, seed), part)
                 print(f"seed {seed}: final return {part['final_return']:.1f}", flush=True)
+    if isinstance(failed, BrokenProcessPool):
+        raise LostProcessError(
+            f"{run}: a process that trained a seed is gone (killed, or out of memory); finished seeds are kept, "
+            f"and 'ess-rl resume {run}' continues"
+        )
     if failed is not None:
         raise failed
 
