@@ -51,7 +51,6 @@ def measure(
     unknown = [name for name in only if name not in parts]
     if unknown:
         raise UsageError(f"--only {' '.join(unknown)}: the parts are {', '.join(map(repr, parts))}")
-    out.parent.mkdir(parents=True, exist_ok=True)
     record: Record = {"device": _device(device), "seconds": seconds, **records.origin(), "parts": {}}
     if out.exists():
         older = records.read_json(out)
@@ -77,7 +76,7 @@ def measure(
         except Exception as error:  # the other parts are still worth having; the command fails at its end
             found = {"error": f"{type(error).__name__}: {str(error)[:2000]}"}
         record["parts"][name] = {**found, "took_seconds": time.perf_counter() - began}
-        records.write_json(out, record)
+        records.write_file(out, record)
         print(f"{name:28} {_line(found)}", flush=True)
     failed = [name for name, part in record["parts"].items() if "error" in part or part.get("passed") is False]
     if failed:
