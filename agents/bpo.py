@@ -159,8 +159,4 @@ class BPO:
         return {**state, "params": params, "optimizer": optimizer}, metrics
 
     def observe(self, state: State, rollout: Transitions) -> State:
-        obs_stats = normalizer.update(state["obs_stats"], rollout.obs)
-        return_scale = normalizer.return_scale_update(
-            state["return_scale"], rollout.reward, rollout.last, state["hyper"]["discount"]
-        )
-        return {**state, "obs_stats": obs_stats, "return_scale": return_scale}
+        return {**state, **normalizer.seen(state, rollout)}

@@ -183,10 +183,6 @@ class P3O:
         new, obs = state["params"]["policy"], normalizer.standardize(state["obs_stats"], rollout.obs)
         after, before = (policy(net, obs).log_prob(rollout.action) for net in (new, state["before"]))
         rate_factor = held_back(state["rate_factor"], after - before, state["hyper"]["keep_ess"])
-        obs_stats = normalizer.update(state["obs_stats"], rollout.obs)
-        return_scale = normalizer.return_scale_update(
-            state["return_scale"], rollout.reward, rollout.last, state["hyper"]["discount"]
-        )
-        seen = {"obs_stats": obs_stats, "return_scale": return_scale}
+        seen = normalizer.seen(state, rollout)
         before = tree_map(torch.clone, new)  # separate tensors: a checkpoint cannot store a tensor twice
         return {**state, **seen, "before": before, "rate_factor": rate_factor}

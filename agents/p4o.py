@@ -160,10 +160,6 @@ class P4O:
         new, obs = state["params"]["policy"], normalizer.standardize(state["obs_stats"], rollout.obs)
         after, before = (policy(net, obs).log_prob(rollout.action) for net in (new, state["before"]))
         rate_factor = held_back(state["rate_factor"], after - before, state["hyper"]["keep_ess"])
-        obs_stats = normalizer.update(state["obs_stats"], rollout.obs)
-        return_scale = normalizer.return_scale_update(
-            state["return_scale"], rollout.reward, rollout.last, state["hyper"]["discount"]
-        )
-        seen = {"obs_stats": obs_stats, "return_scale": return_scale}
+        seen = normalizer.seen(state, rollout)
         before, proximal = (tree_map(torch.clone, new) for _ in range(2))  # a checkpoint cannot store a tensor twice
         return {**state, **seen, "before": before, "proximal": proximal, "rate_factor": rate_factor}

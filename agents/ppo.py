@@ -167,12 +167,7 @@ class PPO:
         return ppo_kl(log_prob, behavior_log_prob, advantage, kl(b, pi), kl_coef=coefficient)
 
     def observe(self, state: State, rollout: Transitions) -> State:
-        obs_stats = normalizer.update(state["obs_stats"], rollout.obs)
-        return_scale = normalizer.return_scale_update(
-            state["return_scale"], rollout.reward, rollout.last, state["hyper"]["discount"]
-        )
-        state = {**state, "kl_coef": self._adapted(state, rollout)}
-        return {**state, "obs_stats": obs_stats, "return_scale": return_scale}
+        return {**state, **normalizer.seen(state, rollout), "kl_coef": self._adapted(state, rollout)}
 
     def _adapted(self, state: State, rollout: Transitions) -> Tensor:
         """The weight of a penalty: doubled or halved if the penalized quantity has left its range (Section 4), and

@@ -173,11 +173,7 @@ class TBAGroup:
         return {**state, "params": params, "optimizer": optimizer}, metrics
 
     def observe(self, state: State, rollout: Transitions) -> State:
-        obs_stats = normalizer.update(state["obs_stats"], rollout.obs)
-        return_scale = normalizer.return_scale_update(
-            state["return_scale"], rollout.reward, rollout.last, state["hyper"]["discount"]
-        )
         reference = state["reference"]
         if self.config.reference == "iteration":  # a copy: a checkpoint cannot store a tensor twice
             reference = tree_map(torch.clone, state["params"]["policy"])
-        return {**state, "obs_stats": obs_stats, "return_scale": return_scale, "reference": reference}
+        return {**state, **normalizer.seen(state, rollout), "reference": reference}

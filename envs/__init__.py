@@ -28,7 +28,7 @@ from envs.pendulum import Pendulum
 from envs.torch_vector import Dynamics, TorchVectorEnv
 from envs.two_link_arm import TwoLinkArm
 from envs.two_link_arm_sparse import TwoLinkArmSparse
-from ess_rl.contract import VectorEnv
+from ess_rl.contract import VectorEnv, option
 from ess_rl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ __all__ = [
     "Entry",
     "backends_of",
     "make",
+    "make_for",
     "make_grouped",
     "make_hinted",
     "make_torch",
@@ -138,6 +139,20 @@ def make(
     if options.pop("staggered", False):
         raise UsageError(f"{env_id} (backend gymnasium) cannot be staggered: its copies keep their own clocks")
     return GymnasiumVectorEnv(env_id, num_envs, **options)
+
+
+def make_for(config: Any, env_id: str, num_envs: int, **options: Any) -> VectorEnv:
+    """Like `make`, with the staggered starts, hints or groups that an agent's Config asks for.
+
+    Raises UsageError if the task cannot have them, too.
+    """
+    if option(config, "starts") == "staggered":
+        options["staggered"] = True
+    if hints := option(config, "hints"):
+        return make_hinted(env_id, num_envs, hints, **options)
+    if group := option(config, "group"):
+        return make_grouped(env_id, num_envs, group, **options)
+    return make(env_id, num_envs, **options)
 
 
 def make_torch(env_id: str, num_envs: int, device: torch.device | str = "cpu", **options: Any) -> TorchVectorEnv:

@@ -32,15 +32,11 @@ class ReplayedUpdates:
     and how much it holds.
     """
 
-    def __init__(self, population: Population, replay: Replay, config: AlternatingConfig, purpose: int):
-        """`purpose` is that of the random numbers: see `ess_rl.random`.
-
-        Raises:
-            UsageError: a mean number of updates is out of the range of `ess_rl.random.poisson`.
-        """
+    def __init__(self, population: Population, replay: Replay, config: AlternatingConfig):
+        """Raises UsageError if a mean number of updates is out of the range of `ess_rl.random.poisson`."""
         if not all(0.0 <= mean <= 20.0 for mean in population.numbers["replayed_updates"]):
             raise UsageError(f"replayed_updates {population.numbers['replayed_updates']}: must lie between 0 and 20")
-        self._population, self._replay, self._config, self._purpose = population, replay, config, purpose
+        self._population, self._replay, self._config = population, replay, config
         device, numbers = population.device, population.numbers["replayed_updates"]
         self._iteration, self._head, self._held = torch.zeros(3, dtype=torch.int64, device=device).unbind(0)
         self._done = torch.zeros(population.size, dtype=torch.int64, device=device)  # turns of each member so far
@@ -63,7 +59,7 @@ class ReplayedUpdates:
             x.zero_()
         self._head.fill_(self._replay.head)
         self._held.fill_(self._replay.size // self._config.rollout)
-        seeds = random.fold_in(random.fold_in(self._seeds_on_host, self._purpose), iteration)
+        seeds = random.fold_in(random.fold_in(self._seeds_on_host, random.REPLAYED), iteration)
         turns = random.poisson(seeds, self._mean_on_host).clamp(min=1)
         # Members with most turns left go first, so the number of calls is the largest number of turns of a member, or
         # the turns of all members at `taking` per call, whichever is more.
@@ -74,7 +70,7 @@ class ReplayedUpdates:
 
         Averaged over the updates that a member made; if it has none to make, of the batch it would have begun with.
         """
-        seeds = random.fold_in(random.fold_in(self._population.seed, self._purpose), self._iteration)  # [P]
+        seeds = random.fold_in(random.fold_in(self._population.seed, random.REPLAYED), self._iteration)  # [P]
         count = random.poisson(seeds, self._mean)
         left = count.clamp(min=1) - self._done
         chosen = left.topk(taking(len(left))).indices  # [K]

@@ -184,7 +184,8 @@ class Agent(Protocol):
     """A few pure functions of tensors, written for one agent: `Population` adds the population axis from outside.
 
     None of them draws random numbers, reads a clock or branches on data. `state` holds at least
-    "hyper" (name -> 0-dim tensor) and "progress" (0-dim, the fraction of training that is done; the loop sets it).
+    "hyper" (name -> 0-dim tensor), "progress" (0-dim, the fraction of training that is done; the loop sets it) and
+    "params", the networks (of any structure; `rollout_precision` is applied to all of it).
 
     Several processes may share a run (`ess_rl.processes`). Each then calls the same functions on its equal share of
     environments and samples, with a Config that holds the sizes of this share. So an agent takes its gradient with
@@ -201,14 +202,15 @@ class Agent(Protocol):
         ...
 
     def act(self, state: State, obs: Tensor) -> Gaussian:
-        """The policy at raw observations [..., obs_dim]."""
+        """The policy at raw observations [..., obs_dim]. `state` may lack "optimizer": acting copies all else."""
         ...
 
     def prepare(self, state: State, rollout: Transitions) -> dict[str, Tensor]:
         """Once per iteration, before its updates: transitions [T, N] to flat samples [T * N, ...] with targets.
 
         They include "advantage" and "log_ratio" [T * N], the log density of the current policy minus that of the
-        behavior, at the action. With replay, this is called separately for each rollout, fresh or old.
+        behavior, at the action: for the ESS of the rollout, and not handed to `update`. With replay, this is called
+        separately for each rollout, fresh or old.
         """
         ...
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ess_rl import processes
+from ess_rl import checks, processes
 from ess_rl.contract import Metrics
 from ess_rl.ess import advantage_weighted_ess, effective_sample_size
 from ess_rl.gaussian import Gaussian, kl
@@ -69,11 +69,12 @@ def affinity(log_ratio: Tensor, advantage: Tensor, epsilon: float | Tensor) -> M
 
     Args:
         log_ratio: [n], any shape.
-        advantage: same shape; its scale does not matter.
+        advantage: same shape (ValueError otherwise); its scale does not matter.
 
     Returns:
         `affinity`, `affinity_eur`, `affinity_uc`; 0-dim, the same on all processes.
     """
+    checks.same_shape(log_ratio=log_ratio, advantage=advantage)
     log_ratio, weight = log_ratio.detach(), advantage.detach().abs()
     band = torch.where((log_ratio.exp() - 1.0).abs() <= epsilon, weight, 0.0)
     inner = torch.where(band > 0.0, log_ratio, 0.0)  # values outside may be infinite
@@ -86,7 +87,9 @@ def affinity(log_ratio: Tensor, advantage: Tensor, epsilon: float | Tensor) -> M
 
 
 def share(weight: Tensor, mask: Tensor) -> Tensor:
-    """sum |weight| where `mask`, over sum |weight|: 0-dim in [0, 1], and 0 if all weights are."""
+    """sum |weight| where `mask` (bool, same shape), over sum |weight|: 0-dim in [0, 1], and 0 if all weights are."""
+    checks.flags(mask=mask)
+    checks.same_shape(weight=weight, mask=mask)
     size = weight.detach().abs()
     part, whole = processes.all_sum(torch.stack([torch.where(mask, size, 0.0).sum(), size.sum()])).unbind(0)
     return part / whole.clamp(min=torch.finfo(size.dtype).tiny)

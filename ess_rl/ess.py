@@ -23,6 +23,9 @@ def effective_sample_size(
         mask: bool, same shape (ValueError otherwise); False elements do not count, whatever they hold.
         dim: axes of the samples; None means all axes.
 
+    Raises:
+        ValueError: no samples, or a mask that is not bool or has another shape.
+
     Returns:
         e in [1/n, 1], shaped like `log_ratio` without `dim`, on its device, without gradient or host synchronization.
         NaN if a ratio that counts is infinite or NaN, or if nothing counts: such a batch has no meaningful ESS. Under
@@ -32,6 +35,8 @@ def effective_sample_size(
     if mask is not None:
         checks.flags(mask=mask)
         checks.same_shape(log_ratio=log_ratio, mask=mask)
+    if log_ratio.numel() == 0:
+        raise ValueError(f"log_ratio {list(log_ratio.shape)}: no samples, and so no effective sample size")
     log_ratio = log_ratio.detach().to(torch.promote_types(log_ratio.dtype, torch.float32))
     dims = tuple(range(log_ratio.ndim)) if dim is None else dim
     valid = torch.ones_like(log_ratio, dtype=torch.bool) if mask is None else mask

@@ -34,14 +34,13 @@ def what_broke(env: VectorEnv, population: Population, iteration: int, rollout: 
     )
 
 
-def check_metrics(env: VectorEnv, population: Actors, where: str, metrics: dict[str, Tensor]) -> None:
+def check_metrics(population: Actors, where: str, metrics: dict[str, Tensor]) -> None:
+    """Raises NonFiniteError, naming the metric and the member, if one of the metrics [P] is not a finite number."""
     for name, x in metrics.items():
         if not torch.isfinite(x).all():
             member = int((~torch.isfinite(x)).nonzero()[0])
-            raise NonFiniteError(
-                f"{env.env_id}: non-finite {name} in {_who(population, member)}, {where}; "
-                "stopped, older checkpoints are kept"
-            )
+            who = _who(population, member)
+            raise NonFiniteError(f"non-finite {name} in {who} {where}; stopped, older checkpoints are kept")
 
 
 def _who(population: Actors, member: int) -> str:

@@ -83,6 +83,11 @@ def train(
             describes the environments. Requires a single process, no hints, and a lag of 1 or more.
     """
     config, device = population.agent.config, population.device
+    if env.num_envs != population.size * config.num_envs:
+        raise ValueError(
+            f"{env.env_id} has {env.num_envs} environments; {population.size} members of num_envs {config.num_envs} "
+            f"need {population.size * config.num_envs}"
+        )
     if replay.capacity < (1 + config.replay) * config.rollout or replay.capacity % config.rollout:
         raise ValueError(
             f"a replay of {replay.capacity} steps cannot hold {1 + config.replay} whole rollouts of "
@@ -91,8 +96,7 @@ def train(
     if reset_every < 1 or (start % reset_every and start < iterations):
         raise ValueError(f"start={start} is not a multiple of reset_every={reset_every}, a number from 1 on")
     batches.check_minibatch(config)
-    _check_hints(config, env)
-    _check_group(config, env)
+    check_env(config, env)
     if collector is not None and config.lag < 1:
         raise ValueError("a collector acts with an older policy while the current one learns: lag must be 1 or more")
     samples = config.rollout * config.num_envs  # per rollout, in this process
@@ -103,9 +107,7 @@ def train(
     obs = torch.zeros(env.num_envs, env.obs_dim, device=env.device)
     running = torch.zeros(population.size, config.num_envs, dtype=torch.float64, device=device)
     short = torch.zeros(population.size, config.num_envs, dtype=torch.bool, device=device)  # staggered first episodes
-    replayed = (
-        ReplayedUpdates(population, replay, config, random.REPLAYED) if isinstance(config, AlternatingConfig) else None
-    )
+    replayed = ReplayedUpdates(population, replay, config) if isinstance(config, AlternatingConfig) else None
     shape = (config.rollout, population.size, config.num_envs)
     # Where only the fresh rollout is learned from, it is read from one fixed place, wherever in the ring it lies.
     alone = replayed is not None or (config.replay == 0 and replay.capacity > config.rollout)
@@ -209,7 +211,7 @@ def train(
         if broken.any():
             raise NonFiniteError(processes.first_word(finite.what_broke(env, population, iteration, rollout)))
         metrics = {name: x.float() for name, x in found.items()}
-        finite.check_metrics(env, population, f"in the updates of iteration {iteration + 1}", metrics)
+        finite.check_metrics(population, f"in the updates of iteration {iteration + 1} on {env.env_id}", metrics)
         if population.on_policy and iteration < CHECKED:
             _check_recorded(metrics)
         yield Progress(
@@ -228,12 +230,13 @@ def _to_host(found: dict[str, Tensor]) -> dict[str, Tensor]:
     return dict(zip(found, rows, strict=True))
 
 
-def _check_hints(config: AgentConfig, env: VectorEnv) -> None:
-    """Raises UsageError if an agent's hints are not those that its environments give, or for hints with replay.
+def check_env(config: AgentConfig, env: VectorEnv) -> None:
+    """Raises UsageError if environments lack the hints or groups that an agent's Config asks for, or have others.
 
-    Replayed steps are told apart by their age only: it is not recorded whether their episode began from a hint.
+    Hints go without replay: replayed steps are told apart by their age only, and it is not recorded whether their
+    episode began from a hint. With groups a rollout is one episode.
     """
-    hints = option(config, "hints")
+    hints, group = option(config, "hints"), option(config, "group")
     if hints and not isinstance(env, StartsFromHints):
         raise UsageError(f"hints {hints}: {env.env_id} was not made with hints; use envs.make_hinted")
     if hints and config.num_envs % hints:
@@ -244,11 +247,6 @@ def _check_hints(config: AgentConfig, env: VectorEnv) -> None:
         raise UsageError(f"hints {hints}: {env.env_id} was made with groups of {env.group}; they must be the same")
     if hints and config.replay:
         raise UsageError(f"hints {hints} with replay {config.replay}: replayed steps are not marked; use replay 0")
-
-
-def _check_group(config: AgentConfig, env: VectorEnv) -> None:
-    """Raises UsageError if an agent asks for groups (one start, one episode per rollout) that `env` does not form."""
-    group = option(config, "group")
     if group and (getattr(env, "group", 0) != group or isinstance(env, StartsFromHints)):
         raise UsageError(f"group {group}: {env.env_id} was not made so; envs.make_grouped(..., group={group}) does it")
     if group and env.max_episode_steps != config.rollout:
@@ -303,6 +301,10 @@ def evaluate(
         NonFiniteError: if a return is not a finite number.
     """
     members, num_envs = population.size, env.num_envs // population.size
+    if env.num_envs % members:
+        raise ValueError(
+            f"{env.env_id} has {env.num_envs} environments: give a multiple of the {members} members"
+        )
     seeds = random.fold_in(random.fold_in(population.seed, random.EVALUATION), seed)
     obs = env.reset(env_seeds(seeds, num_envs).to(env.device))
     total = torch.zeros(env.num_envs, dtype=torch.float64, device=env.device)
@@ -316,7 +318,7 @@ def evaluate(
         obs = step.obs
         if not running.any():
             returns = total.view(members, num_envs).cpu()
-            finite.check_metrics(env, population, "in an evaluation", {"return": returns.sum(1)})
+            finite.check_metrics(population, f"in an evaluation on {env.env_id}", {"return": returns.sum(1)})
             return returns
     raise UsageError(f"{env.env_id}: {int(running.sum())} episodes did not end within {max_steps} steps")
 

@@ -6,9 +6,10 @@ Statistics are float64: a float32 count stops increasing at 2^24 steps.
 import torch
 from torch import Tensor
 
-from ess_rl import processes
-from ess_rl.contract import Tree
+from ess_rl import checks, processes
+from ess_rl.contract import State, Tree
 from ess_rl.returns import reverse_recurrence
+from ess_rl.transitions import Transitions
 
 
 def init(shape: tuple[int, ...], device: torch.device) -> Tree:
@@ -80,6 +81,8 @@ def return_scale_update(scale: Tree, reward: Tensor, last: Tensor, discount: flo
     Dividing rewards by std(R) is the reward normalization of OpenAI Baselines' VecNormalize; R is the discounted sum of
     past rewards, not of future ones, which is what can be maintained while stepping.
     """
+    checks.flags(last=last)
+    checks.same_shape(reward=reward, last=last)
     reward = reward.to(torch.float64)
     goes_on = torch.cat([torch.ones_like(last[:1]), ~last[:-1]])
     decay = discount * goes_on.to(torch.float64)
@@ -88,6 +91,15 @@ def return_scale_update(scale: Tree, reward: Tensor, last: Tensor, discount: flo
     running = reverse_recurrence(torch.cat([start, reward[1:]]).flip(0), decay.flip(0)).flip(0)
     stats = update({key: scale[key] for key in ("count", "mean", "var")}, running)
     return {**stats, "running": torch.where(last[-1], 0.0, running[-1])}
+
+
+def seen(state: State, rollout: Transitions) -> Tree:
+    """The part of an agent's new state that a rollout [T, N] gives: "obs_stats" and "return_scale"."""
+    discount = state["hyper"]["discount"]
+    return {
+        "obs_stats": update(state["obs_stats"], rollout.obs),
+        "return_scale": return_scale_update(state["return_scale"], rollout.reward, rollout.last, discount),
+    }
 
 
 def scale_reward(scale: Tree, reward: Tensor, clip: float = 10.0) -> Tensor:

@@ -579,8 +579,9 @@ def expert_mass(pi: Gaussian, action: Tensor) -> Tensor:
 
     u is 1 at the mean and tends to 0 far from it; it is uniform, whatever act_dim is, if the actions are drawn from
     `pi`. Unlike the density, it has no unit, so it can take the place of the probability in a method for discrete
-    actions. Ours; no source.
+    actions. Ours; no source. ValueError unless the actions have act_dim dimensions.
     """
+    pi.check(action)
     z = (action - pi.mean.detach()) * torch.exp(-pi.log_std.detach())
     distance = z.square().sum(-1)
     return torch.special.gammaincc(torch.full_like(distance, 0.5 * action.shape[-1]), 0.5 * distance)

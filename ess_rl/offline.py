@@ -20,9 +20,8 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ess_rl import normalizer, random
+from ess_rl import finite, normalizer, random
 from ess_rl.contract import Metrics, OfflineAgent, State, Tree
-from ess_rl.errors import NonFiniteError
 from ess_rl.gaussian import Gaussian
 from ess_rl.graphs import Graphs
 from ess_rl.population import acting, initial_state, is_small, move, one_thread, values_of
@@ -228,13 +227,7 @@ def train(
         done = updates * (block + 1) // blocks
         found = population.updates(columns, first, done - first, updates, population.prepare(data))
         metrics = {name: x.float().cpu() for name, x in found.items()}
-        for name, x in metrics.items():
-            if not torch.isfinite(x).all():
-                member = int((~torch.isfinite(x)).nonzero()[0])
-                raise NonFiniteError(
-                    f"non-finite {name} in member {member} (seed {population.seeds[member]}) in updates {first + 1:,} "
-                    f"to {done:,}; training stopped, older checkpoints are kept"
-                )
+        finite.check_metrics(population, f"in updates {first + 1:,} to {done:,}", metrics)
         yield OfflineProgress(block + 1, done, metrics, time.perf_counter() - began)
 
 

@@ -172,6 +172,7 @@ class Population:
         def replayed(state: State, segments: Transitions, chosen: Tensor, active: Tensor) -> tuple[State, Metrics]:
             def one(state: State, segments: Transitions, active: Tensor) -> tuple[State, Metrics]:
                 data = agent.prepare(state, segments)
+                del data["log_ratio"]
                 data["age"] = torch.ones_like(data["advantage"])
                 after, metrics = agent.update(state, data)
                 return tree_map(lambda old, new: torch.where(active, new, old), state, after), metrics

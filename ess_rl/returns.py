@@ -261,6 +261,8 @@ def return_range(reward: Tensor, last: Tensor) -> Tensor:
 
     Source: the reward scale in IQL's code (Kostrikov et al. 2021, arXiv 2110.06169), 1000 / range.
     """
+    checks.flags(last=last)
+    checks.same_shape(reward=reward, last=last)
     first = torch.cat([torch.ones_like(last[:1]), last[:-1]])
     returns = reverse_recurrence(reward.double(), (~last).double())[first]
     span = returns.max() - returns.min()

@@ -176,7 +176,7 @@ def evaluate(arguments: list[str]) -> None:
     from experiments.report import tables
 
     def command(
-        run: tyro.conf.Positional[Path], episodes: int = 20, seed: int = 0, trust_env_spec: bool = False
+        run: tyro.conf.Positional[Path], episodes: int = records.EPISODES, seed: int = 0, trust_env_spec: bool = False
     ) -> tuple[Path, int, int, bool]:
         """Score the newest checkpoint.
 
@@ -193,7 +193,7 @@ def evaluate(arguments: list[str]) -> None:
     )
     records.check_positive({"episodes": episodes})
     plan.check_seeds([seed])
-    population, config, iteration = run.load_run(folder, trust=trust)
+    population, config, iteration, _ = run.load_run(folder, trust=trust)
     plan.check_episodes(population.size, episodes)
     returns = run.evaluate(population, config, episodes, seed)
     print(f"{run.describe(config)}; checkpoint of iteration {iteration} of {config['iterations']}")

@@ -130,7 +130,7 @@ def _prepare(job: Job, folder: Path) -> None:
         if (folder / "result.json").exists():  # checked here: `start` needs the peer's library, and its data
             config = dataclasses.asdict(module.PEERS[job.agent].config(**job.settings))
             now = {"agent": job.agent, task: source, "steps": job.steps, "config": config}
-            now |= {"sweep": {}, "episodes": 20, **job.options}
+            now |= {"sweep": {}, "episodes": records.EPISODES, **job.options}
             before = records.read_config(folder)
             if words := collection.differing(before, now, ("agent", task, "steps", "episodes", "config")):
                 raise UsageError(f"{folder} holds another run, of {words}: choose another --out")
@@ -145,9 +145,7 @@ def _prepare(job: Job, folder: Path) -> None:
         start(job.agent, source, sweep=job.sweep, out=folder, **common)
         return
     before, now = records.read_config(folder), kind.make(job.agent, source, sweep=job.sweep, **common)
-    names = ["agent", "env", "dataset", "backend", "seeds", "sweep", "steps", "reset_every", "episodes", "config"]
-    names += ["source"] * ("source" in before)  # acting runs of earlier versions lack it
-    if words := collection.differing(before, now, names):
+    if words := collection.differing(before, now, (*collection.SAME, "reset_every")):
         raise UsageError(f"{folder} holds another run, of {words}: choose another --out")
 
 

@@ -251,13 +251,20 @@ def full_settings(config: Record) -> Record:
     return settings
 
 
-def differing(before: Record, now: Record, names: Iterable[str]) -> str:
+# What makes two runs the same, apart from where and by what version they are trained.
+SAME = ("agent", "env", "dataset", "source", "backend", "seeds", "sweep", "steps", "episodes", "config")
+
+
+def differing(before: Record, now: Record, names: Iterable[str] = SAME) -> str:
     """How an existing run differs from what is requested now, in words; "" if it agrees in all of `names`.
 
-    Fields of the agent's Config that the run's version lacked count as what that version did (`full_settings`).
+    Fields of the agent's Config that the run's version lacked count as what that version did (`full_settings`), and
+    data of unknown content ("source", which acting runs of earlier versions lack) as the same.
     """
     now = _as_json(now)
     for name in names:
+        if name == "source" and not (name in before and name in now):
+            continue
         there, asked = {name: before.get(name)}, {name: now.get(name)}
         if name == "config":
             there, asked = full_settings(before), full_settings(now)

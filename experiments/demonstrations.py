@@ -23,8 +23,6 @@ from ess_rl.random import fold_in
 from experiments import old_data, records
 from experiments.records import Record
 
-COPIED = "demonstrations.safetensors"
-
 
 def check(agent: str, source: str, env: VectorEnv, config: Any) -> int:
     """Check that an agent that needs demonstrations can take them from data set `source`. -> bytes of their copy
@@ -60,14 +58,14 @@ def copy(source: str, run: Path) -> None:
     """Copy the demonstrations into a new run folder."""
     found = minari_data.demonstrations(source)
     columns = {"obs": found.obs, "action": found.action}
-    checkpoint.save(run / COPIED, columns, {"source": source, "count": len(found.obs)})
+    checkpoint.save(run / records.DEMONSTRATIONS, columns, {"source": source, "count": len(found.obs)})
 
 
 def read(run: Path, config: Record, env: VectorEnv) -> Tree:
     """Read the copy in a run folder: obs [M, obs_dim], action [M, act_dim], on the CPU; empty if the run has none."""
     if not config["config"].get("demonstrations"):
         return {}
-    path = run / COPIED
+    path = run / records.DEMONSTRATIONS
     return checkpoint.load(path, room(checkpoint.info(path)["count"], env))[0]
 
 

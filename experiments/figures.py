@@ -158,9 +158,7 @@ def check_publishable(run: Path, out: Path, *, overwrite: bool) -> tuple[Record,
     collection.check_result(config, result)
     if (out / "config.json").exists() and not overwrite:
         there = records.read_config(out)
-        names = ["agent", "env", "dataset", "backend", "seeds", "sweep", "steps", "episodes", "config"]
-        names += ["source"] * ("source" in there and "source" in config)
-        if words := collection.differing(there, config, names):
+        if words := collection.differing(there, config):
             raise UsageError(f"{out} holds another run, of {words}: choose another place, or --overwrite")
     return config, result
 

@@ -32,6 +32,11 @@ def _bytes(state: State) -> int:
     return sum(x.nbytes for x in tree_leaves(state))
 
 
+def _widest(config: Any) -> int:
+    """Units of the widest hidden layer; 1 for an agent that has none."""
+    return max(getattr(config, "hidden", (1,)))
+
+
 def needed(agent: Agent, config: Any, obs_dim: int, act_dim: int, members: int, kept: int = 0) -> int:
     """Bytes that the tensors of a population hold at the same time while it learns.
 
@@ -43,7 +48,7 @@ def needed(agent: Agent, config: Any, obs_dim: int, act_dim: int, members: int, 
     """
     of_step, state = of_one_step(obs_dim, act_dim), _state(agent, config)
     steps = config.rollout * config.num_envs
-    of_layer = 4 * max(config.hidden)  # float32
+    of_layer = 4 * _widest(config)  # float32
     of_sample = min(getattr(config, "segment_length", 0), config.rollout)
     # Samples that are segments: observation and action of each of their steps, for each step at which one begins.
     of_segment = 4 * (obs_dim + act_dim) * of_sample * (1 + config.replay)
@@ -60,7 +65,7 @@ def needed_offline(agent: OfflineAgent, config: Any, obs_dim: int, act_dim: int,
 
     A lower bound, as in `needed`: the state twice, and a minibatch with input and output of a hidden layer.
     """
-    of_sample = of_one_step(obs_dim, act_dim) + 2 * 4 * max(config.hidden)
+    of_sample = of_one_step(obs_dim, act_dim) + 2 * 4 * _widest(config)
     return members * (2 * _bytes(_state(agent, config)) + config.minibatch * of_sample)
 
 
@@ -96,7 +101,7 @@ def check(
 def check_offline(agent: OfflineAgent, config: Any, obs_dim: int, act_dim: int, members: int, device: str) -> None:
     """Raises UsageError if an offline population cannot fit into the free memory, with the data set already loaded."""
     need = needed_offline(agent, config, obs_dim, act_dim, members)
-    _refuse(need, device, f"{members:,} members with layers of {max(config.hidden)} units", "smaller --hidden layers")
+    _refuse(need, device, f"{members:,} members with layers of {_widest(config)} units", "smaller --hidden layers")
 
 
 def _refuse(need: int, device: str, what: str, remedy: str) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 import envs
@@ -58,7 +57,7 @@ def make(
     device: str = "auto",
     compiled: str = "auto",
     checkpoints: int = 10,
-    episodes: int = 20,
+    episodes: int = records.EPISODES,
 ) -> Record:
     """Check a configuration. -> what config.json will hold
 
@@ -81,7 +80,7 @@ def make(
     plan.check_acting(config, sweep)
     task, dimensions = task_of(dataset_id, eval_env=eval_env, trust=trust, download=download, backend=backend)
     settings_of = members(seeds, sweep)
-    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else plan.device_of(device, "")
+    where = plan.device_of(device)
     own_agent = OFFLINE_AGENTS[agent].agent(config, *dimensions)
     memory.check_offline(own_agent, config, *dimensions, len(settings_of), where)
     blocks = min(BLOCKS, steps)
@@ -190,7 +189,7 @@ def data_of(config: Record, *, trust: bool) -> DataSet:
 
 
 def _carry_on(folder: Path, config: Record, data: DataSet) -> Record:
-    population, _ = training.restore_population(config)
+    population = training.restore_population(config)
     run.check_fields(folder, config, dataclasses.asdict(population.agent.config))
     block = run.load_newest(folder, config, population)
     rows = records.cut_metrics(folder, block)
@@ -198,16 +197,14 @@ def _carry_on(folder: Path, config: Record, data: DataSet) -> Record:
     print(run.describe(config), flush=True)
     compile_seconds = 0.0
     if population.compiled and block < config["iterations"]:
-        print("compiling ...", end=" ", flush=True)
-        compile_seconds = offline.warm_up(population, data.transitions)
-        print(f"{compile_seconds:.0f} s", flush=True)
+        compile_seconds = training.compiling(True, lambda: offline.warm_up(population, data.transitions))
     progress = offline.train(
         population, data.transitions, updates=config["steps"], blocks=config["iterations"], start=block
     )
     with run.log(folder, config, block, rows) as write:
         for done in progress:
             trained += done.seconds
-            saves = done.block % config["reset_every"] == 0 or done.block == config["iterations"]
+            saves = training.is_checkpoint(config, done.block)
             write(_row(done, trained, _on_the_way(population, config, done) if saves else None))
             if saves:
                 path = folder / "checkpoints" / f"{done.updates:09d}.safetensors"

@@ -25,10 +25,9 @@ from ess_rl.contract import Tree, VectorEnv
 from ess_rl.errors import UsageError
 from ess_rl.replay import Replay
 from ess_rl.transitions import Transitions
-from experiments import memory
+from experiments import memory, records
 from experiments.records import Record
 
-SAVED, COPIED = "replay.safetensors", "replay-from.safetensors"
 # KL(pi || b) and its gradient grow as 1 / sigma_b^2. In units of [-1, 1]; a policy begins at 0.37.
 SMALLEST_STD = 1e-3
 
@@ -51,7 +50,7 @@ def save(run: Path, kept: Tree, env: VectorEnv, config: Record) -> None:
         "steps": len(kept["reward"]),
         "iterations": config["iterations"],
     }
-    checkpoint.save(run / SAVED, kept, info)
+    checkpoint.save(run / records.REPLAY, kept, info)
 
 
 def check(source: str, env: VectorEnv, config: Any) -> int:
@@ -72,11 +71,11 @@ def check(source: str, env: VectorEnv, config: Any) -> int:
         check_task(where, data, env)
         _check_length(source, len(data.transitions.reward), config)
         return _wanted(config) * memory.of_one_step(env.obs_dim, env.act_dim)
-    path = Path(source) / SAVED
+    path = Path(source) / records.REPLAY
     if not path.exists():
         raise UsageError(
             f"{source!r} is neither a data set on this machine ({', '.join(minari_data.local()) or 'there are none'}) "
-            f"nor a run folder that holds {SAVED}: a run leaves one at its end if it was given --save-replay K"
+            f"nor a run folder that holds {records.REPLAY}: a run leaves one at its end if it was given --save-replay K"
         )
     said = checkpoint.info(path)
     _check_same(where, said, _task(env) | {"num_envs": config.num_envs})
@@ -92,13 +91,13 @@ def contents(source: str) -> str:
     """A hash of what a replay is filled from: a data set, or the rollouts that a run left."""
     if is_data_set(source):
         return minari_data.source_of(source)
-    with open(Path(source) / SAVED, "rb") as file:
+    with open(Path(source) / records.REPLAY, "rb") as file:
         return hashlib.file_digest(file, "sha1").hexdigest()[:16]
 
 
 def is_data_set(source: str) -> bool:
     """Return whether `source` names a Minari data set that is here, and not a run folder."""
-    return not (Path(source) / SAVED).exists() and source in minari_data.local()
+    return not (Path(source) / records.REPLAY).exists() and source in minari_data.local()
 
 
 def check_task(where: str, data: minari_data.DataSet | minari_data.Demonstrations, env: VectorEnv) -> None:
@@ -156,11 +155,11 @@ def copy(source: str, run: Path, config: Any) -> None:
             "source": data.source,
         }
         rollouts = as_rollouts(data.transitions, config.replay, config.rollout, config.num_envs)
-        checkpoint.save(run / COPIED, rollouts, info)
+        checkpoint.save(run / records.REPLAY_FROM, rollouts, info)
     else:
-        part = run / (COPIED + ".part")
-        shutil.copyfile(Path(source) / SAVED, part)
-        part.replace(run / COPIED)
+        part = run / (records.REPLAY_FROM + ".part")
+        shutil.copyfile(Path(source) / records.REPLAY, part)
+        part.replace(run / records.REPLAY_FROM)
 
 
 def as_rollouts(data: Transitions, count: int, steps: int, num_envs: int) -> Tree:
@@ -186,7 +185,7 @@ def fill(run: Path, replay: Replay, config: Any) -> Tensor:
     that run has fewer members. A behavior standard deviation below SMALLEST_STD is raised to it: the recorded density
     is then not quite that of the behavior policy, but gradients stay bounded.
     """
-    path = run / COPIED
+    path = run / records.REPLAY_FROM
     said = checkpoint.info(path)
     _, members, num_envs, obs_dim = replay.store.obs.shape
     act_dim = replay.store.action.shape[-1]

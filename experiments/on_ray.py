@@ -105,11 +105,6 @@ class Ray:
             return self._running[job.name].last.steps
         return steps_done(job, self._out / job.name)
 
-    def worker(self, job: Job) -> tuple[str, int] | None:
-        """Host and process that a job was last heard from; None: its present worker has not reported yet."""
-        last = self._running[job.name].last
-        return (last.host, last.pid) if last.pid else None
-
     def close(self) -> None:
         self._ray.shutdown()  # its tasks end with it
 

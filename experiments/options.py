@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import tyro
 
 from ess_rl.errors import UsageError
+from experiments import records
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,7 @@ class Options:
     """the first seed; the others follow it"""
     steps: int = 1_000_000
     """env steps of each seed"""
-    episodes: int = 20
+    episodes: int = records.EPISODES
     """episodes of the final evaluation, for each member"""
     out: Path | None = None
     """the run folder; default: runs/AGENT-ENV, or runs/AGENT-ENV-from-DATASET"""
@@ -77,7 +78,7 @@ class DataOptions:
     """the first seed; the others follow it"""
     steps: int = 100_000
     """gradient updates of each seed"""
-    episodes: int = 20
+    episodes: int = records.EPISODES
     """episodes of the final evaluation, for each seed; those of our own agents during training take at most 5"""
     out: Path | None = None
     """the run folder; default: runs/AGENT-DATASET"""
@@ -136,8 +137,12 @@ def of_offline(config: type) -> type:
 
 def _with_fields(config: type, base: type, *, sweeps: bool) -> type:
     hints, help_texts = get_type_hints(config), remarks(config)
+    taken = {field.name for field in dataclasses.fields(base)}
     made: list[Any] = []
     for field in dataclasses.fields(config):
+        if field.name in taken:
+            where = f"{config.__module__}.{config.__qualname__}"
+            raise UsageError(f"{where}: {field.name!r} is the name of an option of every run: give the field another")
         kind, default = hints[field.name], field.default
         swept = sweeps and kind is float
         if swept:

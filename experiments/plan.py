@@ -15,7 +15,7 @@ import torch
 
 import envs
 from agents import AGENTS
-from ess_rl import batches, processes
+from ess_rl import batches, loop, processes
 from ess_rl.contract import AlternatingConfig, option
 from ess_rl.errors import UsageError
 from ess_rl.population import members
@@ -40,7 +40,7 @@ def make(
     device: str = "auto",
     compiled: str = "auto",
     checkpoints: int = 10,
-    episodes: int = 20,
+    episodes: int = records.EPISODES,
     save_replay: int = 0,
     asynchronous: bool = False,
     split: int = 1,
@@ -73,20 +73,16 @@ def make(
     own = share(config, processes.world_size())
     counts = {"replay": (config.replay, "older rollouts"), "lag": (config.lag, "iterations")}
     counts |= {"warm-up": (config.warm_up, "iterations")} if isinstance(config, AlternatingConfig) else {}
-    hints = option(config, "hints")
-    counts |= {"hints": (hints, "environments of a group")}
+    counts |= {"hints": (option(config, "hints"), "environments of a group")}
     for name, (count, of) in (counts | {"save-replay": (save_replay, "rollouts")}).items():
         if count < 0:
             raise UsageError(f"--{name} {count}: must be 0 or more {of}")
     check_members(seeds, sweep, episodes)
     check_numbers(config, sweep)
     check_acting(config, sweep)
-    staggered: Any = {"staggered": True} if option(config, "starts") == "staggered" else {}
-    probe = envs.make(env_id, 1, backend=backend, **staggered)  # raises, before a folder is made, if unavailable
-    if hints:
-        check_hints(env_id, own, backend)
-    if option(config, "group"):
-        check_group(env_id, own, backend)
+    together = option(own, "hints") or option(own, "group")  # environments that come in groups of a given size
+    probe = envs.make_for(own, env_id, own.num_envs if together else 1, backend=backend)  # raises if unavailable
+    loop.check_env(own, probe)
     resolved_backend, episode, dimensions = probe.backend, probe.max_episode_steps, (probe.obs_dim, probe.act_dim)
     older = option(config, "replay_from")
     file = old_data.check(older, probe, config) if older else 0
@@ -187,27 +183,6 @@ def check_split(
         )
 
 
-def check_hints(env_id: str, config: Any, backend: str) -> None:
-    """Raises UsageError unless one process's environments can be given hints in groups of `config.hints`."""
-    if config.starts == "staggered":
-        raise UsageError(
-            f"--hints {config.hints} --starts staggered: a group's episodes begin alike; --starts together"
-        )
-    if config.replay:
-        raise UsageError(f"--hints {config.hints} --replay {config.replay}: replayed steps are not marked; --replay 0")
-    envs.make_hinted(env_id, config.num_envs, config.hints, backend=backend).close()
-
-
-def check_group(env_id: str, config: Any, backend: str) -> None:
-    """Raises UsageError unless one process's environments can begin a group's episodes alike, each one rollout long."""
-    env = envs.make_grouped(env_id, config.num_envs, config.group, backend=backend)
-    if config.rollout != env.max_episode_steps:
-        raise UsageError(
-            f"--rollout {config.rollout}: a group's trajectories are whole episodes, and those of {env_id} take "
-            f"{env.max_episode_steps} steps: --rollout {env.max_episode_steps}"
-        )
-
-
 _Range = tuple[Callable[[float], bool], str]
 _POSITIVE: _Range = (lambda x: x > 0.0, "above 0")
 _NOT_NEGATIVE: _Range = (lambda x: x >= 0.0, "0 or more")
@@ -295,22 +270,30 @@ def check_numbers(config: Any, sweep: Mapping[str, Sequence[float]]) -> None:
             raise UsageError(f"{flag(name)} {given}: equal values would train the same member twice")
 
 
+def _given(name: str, fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """The condition that a Config's field fits; it holds if there is no such field."""
+    return lambda config: not hasattr(config, name) or fits(getattr(config, name))
+
+
+def _uses_ess(config: Any) -> bool:
+    cap, pull = getattr(config, "cap", "ess"), getattr(config, "pull", "ess")
+    return "ess" in (cap, pull) or cap == "ess_per_dim"
+
+
+_REPLAYS = _given("replayed_updates", lambda mean: mean > 0.0)
 # Fields that do nothing unless another is set: the condition, and the option that meets it.
 _ACTS_IF: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "target_kl": (lambda config: config.objective == "kl", "--objective kl"),
-    "hint_lambda": (lambda config: config.hints > 0, "--hints G"),
-    "clip": (lambda config: getattr(config, "objective", "") not in ("kl", "p3o"), "another --objective"),
-    "divergence_coef": (lambda config: config.objective == "clip", "--objective clip"),
-    "draw": (lambda config: config.replay > 0 and getattr(config, "replayed_updates", 1.0) > 0.0, "--replay K"),
-    "segments": (lambda config: config.replayed_updates > 0.0, "--replayed-updates"),
-    "warm_up": (lambda config: config.replayed_updates > 0.0, "--replayed-updates"),
-    "ess": (
-        lambda config: "ess" in (config.cap, config.pull) or config.cap == "ess_per_dim",
-        "--cap ess or --pull ess",
-    ),
-    "behavior_kl": (lambda config: getattr(config, "pull", "ess") != 0.0, "another --pull"),
-    "width": (lambda config: config.phi == "mass", "--phi mass"),
-    "gp_points": (lambda config: config.prior == "gp", "--prior gp"),
+    "target_kl": (_given("objective", lambda name: name == "kl"), "--objective kl"),
+    "hint_lambda": (_given("hints", lambda group: group > 0), "--hints G"),
+    "clip": (_given("objective", lambda name: name not in ("kl", "p3o")), "another --objective"),
+    "divergence_coef": (_given("objective", lambda name: name == "clip"), "--objective clip"),
+    "draw": (lambda config: config.replay > 0 and _REPLAYS(config), "--replay K"),
+    "segments": (_REPLAYS, "--replayed-updates"),
+    "warm_up": (_REPLAYS, "--replayed-updates"),
+    "ess": (_uses_ess, "--cap ess or --pull ess"),
+    "behavior_kl": (_given("pull", lambda pull: pull != 0.0), "another --pull"),
+    "width": (_given("phi", lambda phi: phi == "mass"), "--phi mass"),
+    "gp_points": (_given("prior", lambda prior: prior == "gp"), "--prior gp"),
 }
 
 
@@ -329,8 +312,8 @@ def flag(name: str) -> str:
     return f"--{name.strip('_').replace('_', '-')}"
 
 
-def device_of(asked: str, backend: str) -> str:
-    """Resolve `asked`. auto: cuda if there is one and the environments run on it too, else the CPU."""
+def device_of(asked: str, backend: str = "torch") -> str:
+    """Resolve `asked`. auto: cuda if there is one and the environments, if any, run on it too, else the CPU."""
     if asked == "auto":
         asked = "cuda" if torch.cuda.is_available() and backend in ("torch", "warp") else "cpu"
     if asked == "cuda" and not torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""The files of a run folder, read and written here and nowhere else. No torch: reports read thousands of them.
+"""The files of a run folder: their names, and reading and writing those that need no torch, as reports do.
 
 config.json       first: everything the run is a function of, and where and with what it ran
 metrics.jsonl     one line per iteration; every list has one entry per member
@@ -33,6 +33,8 @@ from ess_rl.errors import UsageError
 from experiments import machine
 
 FORMAT = 1
+EPISODES = 20  # of each member in the final evaluation, unless more or fewer are asked for
+REPLAY, REPLAY_FROM, DEMONSTRATIONS = "replay.safetensors", "replay-from.safetensors", "demonstrations.safetensors"
 FILES = (
     "config.json",
     "metrics.jsonl",
@@ -41,13 +43,13 @@ FILES = (
     "curve.png",
     "curves.csv",  # of a published run that a new run replaces
     "result.json",
-    "replay.safetensors",
-    "replay-from.safetensors",
-    "demonstrations.safetensors",
+    REPLAY,
+    REPLAY_FROM,
+    DEMONSTRATIONS,
     "seed-*.json",
     "*.part",
 )
-COPIED = ("replay-from.safetensors", "demonstrations.safetensors")  # written before config.json: what a run begins with
+COPIED = (REPLAY_FROM, DEMONSTRATIONS)  # written before config.json: what a run begins with
 REQUIRED = ("agent", "env", "backend", "seeds", "sweep", "steps", "episodes", "device", "compiled", "config")
 PACKAGES = (
     "torch",

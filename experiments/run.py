@@ -111,7 +111,7 @@ def _carry_on(run: Path, config: Record) -> Record:
             if done.iteration == 1 and raised is not None:
                 row["behavior_std_raised"] = raised
             write(row)
-            if is_checkpoint(config, done):
+            if is_checkpoint(config, done.iteration):
                 _save(run, config, population, replay, done)
     if config.get("save_replay"):
         old_data.save(run, old_data.last(replay, config), env, config)
@@ -192,24 +192,21 @@ def follow() -> None:
     del room, shown
     with training(config, population, env, replay, begun) as found:
         for done in found.progress:
-            if is_checkpoint(config, done):
+            if is_checkpoint(config, done.iteration):
                 past.tree(config, replay, population)  # the first process writes it
     if config.get("save_replay"):
         old_data.last(replay, config)  # and this
     env.close()
 
 
-def load_run(run: Path, *, trust: bool = False) -> tuple[Any, Record, int]:
-    """A trained population from a run folder, for evaluation. -> (population, config, iteration of its checkpoint)"""
-    population, config, iteration, _ = load_checkpoint(run, trust=trust)
-    return population, config, iteration
+def load_run(run: Path, steps: int | None = None, *, trust: bool = False) -> tuple[Any, Record, int, Path]:
+    """Load a run's population for evaluation, on the CPU, from the checkpoint nearest to `steps`; None: the newest.
 
-
-def load_checkpoint(run: Path, steps: int | None = None, *, trust: bool = False) -> tuple[Any, Record, int, Path]:
-    """As `load_run`, from the checkpoint nearest to `steps`; None: the newest. -> (..., the checkpoint's file)"""
+    -> (population, config.json, iteration of the checkpoint, its file)
+    """
     config = records.read_config(run) | {"compiled": False, "device": "cpu"}  # evaluation is small
     trust_spec(config, trust)
-    population, _ = restore_population(config)
+    population = restore_population(config)
     found = records.checkpoints(run)
     if not found:
         if (run / "result.json").exists():

@@ -139,6 +139,13 @@ def bootstrap_interval(
     return _percentiles(np.concatenate(parts), confidence)
 
 
+def interval_of(scores: Scores, estimator: Estimator, *, resamples: int = 2000) -> Interval | None:
+    """`bootstrap_interval` from a fixed random seed, or None if there is only one run."""
+    if len(scores) < 2:
+        return None
+    return bootstrap_interval(scores, estimator, np.random.default_rng(0), resamples=resamples)
+
+
 def bootstrap_interval_of_two(
     x: Scores,
     y: Scores,

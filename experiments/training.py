@@ -29,7 +29,7 @@ from agents import AGENTS, OFFLINE_AGENTS
 from ess_rl import loop, processes
 from ess_rl.asynchronous import ProcessCollector
 from ess_rl.child import Child, Parent, close
-from ess_rl.contract import Tree, VectorEnv, option
+from ess_rl.contract import Tree, VectorEnv
 from ess_rl.errors import UsageError
 from ess_rl.offline import OfflinePopulation
 from ess_rl.population import Population
@@ -74,8 +74,19 @@ def parts(config: Record) -> tuple[Population, VectorEnv, Replay]:
     return population, env, replay
 
 
-def is_checkpoint(config: Record, done: loop.Progress) -> bool:
-    return done.iteration % config["reset_every"] == 0 or done.iteration == config["iterations"]
+def is_checkpoint(config: Record, iteration: int) -> bool:
+    """Return whether a run is saved after this iteration, or this stretch of one on a data set."""
+    return iteration % config["reset_every"] == 0 or iteration == config["iterations"]
+
+
+def compiling(compiled: bool, work: Callable[[], float]) -> float:
+    """Call `work`, which returns the seconds of compilation, between the two halves of a line that says so."""
+    if compiled:
+        print("compiling ...", end=" ", flush=True)
+    seconds = work()
+    if compiled:
+        print(f"{seconds:.0f} s", flush=True)
+    return seconds
 
 
 @contextmanager
@@ -112,9 +123,7 @@ def _here(
     del older, shown
     compile_seconds = 0.0
     if population.compiled and begun.iteration < config["iterations"]:
-        print("compiling ...", end=" ", flush=True)
-        compile_seconds = loop.warm_up(population, env, acts=collector is None)
-        print(f"{compile_seconds:.0f} s", flush=True)
+        compile_seconds = compiling(True, lambda: loop.warm_up(population, env, acts=collector is None))
     if collector is not None:
         collector.ready()
     progress = loop.train(
@@ -171,11 +180,7 @@ def _split(config: Record, population: Population, replay: Replay, begun: Begun)
             past_of = _along_members(lambda x, dim, share=share: x.narrow(dim, share.start, len(share)), older)
             child.ask(_to_numpy((state, begun.iteration, past_of, shown)))
         del older, shown
-        if population.compiled:
-            print("compiling ...", end=" ", flush=True)
-        compile_seconds = max(child.answer() for child in children)
-        if population.compiled:
-            print(f"{compile_seconds:.0f} s", flush=True)
+        compile_seconds = compiling(population.compiled, lambda: max(child.answer() for child in children))
         yield Training(_in_step(config, population, replay, begun.iteration, children), compile_seconds, children)
     finally:
         close(children)
@@ -195,7 +200,7 @@ def _in_step(
         before, progress = max(took), [loop.Progress(**_to_torch(part["progress"])) for part in parts]
         took = [total + sum(part.seconds.values()) for total, part in zip(took, progress, strict=True)]
         done = _merged(progress, max(took) - before)
-        if is_checkpoint(config, done):
+        if is_checkpoint(config, done.iteration):
             states, pasts = ([_to_torch(part[name]) for part in parts] for name in ("state", "past"))
             population.state = tree_map(lambda *x: torch.cat(x), *states)
             past.take_up(_along_members(lambda *x: torch.cat(x[:-1], x[-1]), *pasts), replay, population)
@@ -208,7 +213,7 @@ def _in_step(
 def _waits(config: Record, done: loop.Progress) -> bool:
     """Return whether the processes wait until all have come this far and the run is saved: otherwise one could have
     finished by then, with its messages still waiting in the pipe."""
-    return is_checkpoint(config, done) and done.iteration < config["iterations"]
+    return is_checkpoint(config, done.iteration) and done.iteration < config["iterations"]
 
 
 def _merged(parts: Sequence[loop.Progress], seconds: float) -> loop.Progress:
@@ -254,7 +259,7 @@ def _serve(parent: Parent, config: Record, first_member: int) -> None:
     parent.tell(found.compile_seconds)
     for done in found.progress:
         told: dict[str, Any] = {"progress": vars(done)}
-        if is_checkpoint(config, done):
+        if is_checkpoint(config, done.iteration):
             told |= {"state": population.state, "past": past.tree(config, replay, population)}
         parent.tell(_to_numpy(told))
         if _waits(config, done):
@@ -271,23 +276,16 @@ def _to_torch(tree: Any) -> Any:
 
 
 def _population_and_env(config: Record) -> tuple[Population, VectorEnv]:
-    population, agent_config = restore_population(config)
+    population = restore_population(config)
     if config.get("split", 1) > 1:  # one that only describes the task: other processes act
         return population, envs.make(config["env"], 1, backend=config["backend"], device=config["device"])
-    staggered = option(agent_config, "starts") == "staggered"
-    make: Callable[..., VectorEnv] = partial(envs.make, staggered=True) if staggered else envs.make
-    if hints := option(agent_config, "hints"):
-        make = partial(envs.make_hinted, group=hints)
-    if group := option(agent_config, "group"):
-        make = partial(envs.make_grouped, group=group)
-    env = make(
-        config["env"], population.size * agent_config.num_envs, backend=config["backend"], device=config["device"]
-    )
-    return population, env
+    own = population.agent.config
+    where = {"backend": config["backend"], "device": config["device"]}
+    return population, envs.make_for(own, config["env"], population.size * own.num_envs, **where)
 
 
-def restore_population(config: Record) -> tuple[Any, Any]:
-    """The untrained population that a config.json describes (online or offline), and its agent's Config.
+def restore_population(config: Record) -> Any:
+    """The untrained population that a config.json describes, online or offline.
 
     With several processes: this one's share.
     """
@@ -304,13 +302,7 @@ def restore_population(config: Record) -> tuple[Any, Any]:
         probe = envs.make(config["env"], 1, backend=config["backend"], **config.get("env_options", {}))
         agent = entry.agent(agent_config, probe.obs_dim, probe.act_dim)
         probe.close()
-        population = kind(
-            agent,
-            config["seeds"],
-            config["sweep"],
-            device=plan.device_of(config["device"], ""),
-            compiled=config["compiled"],
-        )
+        where = plan.device_of(config["device"])
+        return kind(agent, config["seeds"], config["sweep"], device=where, compiled=config["compiled"])
     except (KeyError, TypeError) as error:
         raise UsageError(f"config.json does not fit this version of {name}: {error}") from None
-    return population, agent_config

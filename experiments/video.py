@@ -26,7 +26,7 @@ def film(run: Path, member: int, out: Path, steps: int, seed: int, trust_env_spe
     plan.check_seeds([seed])
     if out.suffix not in (".mp4", ".gif"):
         raise UsageError(f"--out {out}: the name must end in .mp4 or .gif")
-    population, config, _ = runs.load_run(run, trust=trust_env_spec)
+    population, config, *_ = runs.load_run(run, trust=trust_env_spec)
     if not 0 <= member < population.size:
         raise UsageError(f"--member {member}: the run has members 0 to {population.size - 1}")
     env = envs.render_env(config["env"], **config.get("env_options", {}))

@@ -46,7 +46,12 @@ def show(dataset_id: Positional[str], trust_env_spec: bool = False) -> str:
     lines.append(f"observations: {len(data.obs_names)} numbers: {', '.join(data.obs_names[:12])}")
     lines[-1] += " ..." if len(data.obs_names) > 12 else ""
     lines.append(f"actions: {data.transitions.action.shape[1]} numbers, scaled to [-1, 1]")
-    lines.append(f"behavior: {'recorded' if data.recorded_behavior else 'not recorded, a fitted model stands in'}")
+    lines.append("behavior: recorded")
+    if not data.recorded_behavior:
+        lines[-1] = (
+            f"behavior: not recorded; a fitted model stands in, its nll {data.behavior_nll:.3f} nats on held-out "
+            f"episodes, its std at the floor in {data.behavior_floored:.1%} of the states"
+        )
     hidden = ("observation_space", "action_space", "env_spec", "eval_env_spec")
     lines += [f"{name}: {value}" for name, value in data.metadata.items() if name not in hidden]
     lines.append(f"env: {minari_env.id_in(minari_env.spec_text(data.metadata)) or 'not named'}")

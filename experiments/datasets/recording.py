@@ -208,7 +208,7 @@ def _of_run(source: Path, member: int, checkpoint: int | None, trust: bool) -> t
     """Load a run's policy. -> (the policy, the run's configuration, a description)"""
     from experiments import run
 
-    population, config, _, path = run.load_checkpoint(source, checkpoint, trust=trust)
+    population, config, _, path = run.load_run(source, checkpoint, trust=trust)
     if not 0 <= member < population.size:
         raise UsageError(f"--member {member}: the run has members 0 to {population.size - 1}")
     population.state = tree_map(lambda x: x[member : member + 1], population.state)

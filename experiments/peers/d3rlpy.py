@@ -211,7 +211,7 @@ def start(
     seeds: Sequence[int],
     steps: int,
     out: Path,
-    episodes: int = 20,
+    episodes: int = records.EPISODES,
     eval_env: str | None = None,
     trust: bool = False,
     download: bool = False,

@@ -131,7 +131,7 @@ def start(
     seeds: Sequence[int],
     steps: int,
     out: Path,
-    episodes: int = 20,
+    episodes: int = records.EPISODES,
     overwrite: bool = False,
 ) -> Path:
     """Check a configuration, make its folder and write config.json. -> the folder

@@ -26,6 +26,13 @@ class Estimate(NamedTuple):
     interval: tuple[float, float] | None = None  # None: one seed
 
 
+class Profiles(NamedTuple):
+    """Performance profiles over the normalized scores of a group."""
+
+    thresholds: Array
+    shares: dict[str, tuple[Array, Interval | None]]  # label -> share of runs above each, and its pointwise interval
+
+
 @dataclass
 class Group:
     """Methods and the tasks that all of them ran."""
@@ -57,10 +64,10 @@ def aggregate(scores: Scores) -> dict[str, Estimate]:
         estimators = (statistics.iqm, statistics.median, statistics.mean, statistics.optimality_gap)
         return np.stack([estimator(x) for estimator in estimators], axis=-1)
 
-    values = all_of(scores)
-    if len(scores) < 2:
+    values, interval = all_of(scores), statistics.interval_of(scores, all_of)
+    if interval is None:
         return {name: Estimate(float(value)) for name, value in zip(STATISTICS, values, strict=True)}
-    low, high = statistics.bootstrap_interval(scores, all_of, np.random.default_rng(0))
+    low, high = interval
     return {name: Estimate(float(values[i]), (float(low[i]), float(high[i]))) for i, name in enumerate(STATISTICS)}
 
 
@@ -92,8 +99,10 @@ def best_of(group: Group) -> str:
     return max(scores, key=lambda label: float(statistics.iqm(scores[label])))
 
 
-def profiles(group: Group, points: int = 61) -> tuple[Array, dict[str, tuple[Array, Interval | None]]]:
-    """-> (thresholds, label -> (share of runs above each, its pointwise interval)) of the normalized scores"""
+def profiles(group: Group, points: int = 61) -> Profiles | None:
+    """The performance profiles of a group; None if nothing in it is scored."""
+    if not group.normalized:
+        return None
     everything = np.concatenate([scores.ravel() for scores in group.normalized.values()])
     low, high = min(0.0, float(everything.min())), float(everything.max())
     thresholds = np.linspace(low, high + 0.02 * (high - low), points)  # beyond the highest, where no run is left
@@ -101,13 +110,11 @@ def profiles(group: Group, points: int = 61) -> tuple[Array, dict[str, tuple[Arr
     def profile(scores: Scores) -> Array:
         return statistics.performance_profile(scores, thresholds)
 
-    made: dict[str, tuple[Array, Interval | None]] = {}
-    for label, scores in group.normalized.items():
-        interval = None
-        if len(scores) > 1:
-            interval = statistics.bootstrap_interval(scores, profile, np.random.default_rng(0), resamples=500)
-        made[label] = (profile(scores), interval)
-    return thresholds, made
+    shares = {
+        label: (profile(scores), statistics.interval_of(scores, profile, resamples=500))
+        for label, scores in group.normalized.items()
+    }
+    return Profiles(thresholds, shares)
 
 
 def missing(found: Collection) -> list[str]:

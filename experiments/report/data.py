@@ -15,7 +15,7 @@ from experiments import collection, figures, statistics
 from experiments.collection import Collection, Row
 from experiments.figures import CURVES, Curves
 from experiments.report import aggregates
-from experiments.report.aggregates import Estimate, Group
+from experiments.report.aggregates import Estimate, Group, Profiles
 from experiments.statistics import Array, Interval
 
 
@@ -46,6 +46,7 @@ class GroupReport:
     group: Group
     aggregates: dict[str, dict[str, Estimate]]  # label -> statistic -> estimate; empty if nothing is scored
     improvements: dict[tuple[str, str], Estimate]
+    profiles: Profiles | None  # None if nothing is scored
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def build(root: Path) -> Report:
             group,
             {label: aggregates.aggregate(scores) for label, scores in group.normalized.items()},
             aggregates.improvements(group),
+            aggregates.profiles(group),
         )
         for group in aggregates.groups(found)
     ]
@@ -90,12 +92,9 @@ def build(root: Path) -> Report:
 def summarize(row: Row) -> Summary:
     """Summarize the final returns of a row, without an interval if it has only one seed."""
     scores = statistics.score_matrix([[score] for score in row.finals])
-    iqm, interval = float(statistics.iqm(scores)), None
-    if len(scores) > 1:
-        low, high = statistics.bootstrap_interval(scores, statistics.iqm, np.random.default_rng(0))
-        interval = (float(low), float(high))
+    iqm, interval = float(statistics.iqm(scores)), statistics.interval_of(scores, statistics.iqm)
     return Summary(
-        Estimate(iqm, interval),
+        Estimate(iqm, None if interval is None else (float(interval.low), float(interval.high))),
         float(scores.mean()),
         float(scores.min()),
         float(scores.max()),
@@ -140,9 +139,5 @@ def _curves(row: Row, read: Mapping[str, Curves | None], problems: list[str]) ->
 
 
 def _band(steps: np.ndarray, values: Array) -> Band:
-    interval = None
-    if len(values) > 1:
-        interval = statistics.bootstrap_interval(
-            values, statistics.iqm_over_runs, np.random.default_rng(0), resamples=500
-        )
+    interval = statistics.interval_of(values, statistics.iqm_over_runs, resamples=500)
     return Band(steps.astype(np.float64), statistics.iqm_over_runs(values), interval)

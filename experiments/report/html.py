@@ -13,7 +13,7 @@ from experiments import references
 from experiments.collection import Row, Task, span
 from experiments.figures import CURVES
 from experiments.report import aggregates, plots, text
-from experiments.report.aggregates import Estimate, Group
+from experiments.report.aggregates import Estimate, Profiles
 from experiments.report.data import Band, GroupReport, Report, Summary
 from experiments.report.plots import Line
 
@@ -123,9 +123,9 @@ def _score_line(row: Row, summary: Summary, scale: tuple[float, float], series: 
 def _group(one: GroupReport, number: int, series: dict[str, int]) -> str:
     tasks = ", ".join(f"{task.name} ({task.backend})" for task in one.group.tasks)
     parts = [f'<p class="note">{escape(tasks)}; {text.seeds_of(one)}.</p>']
-    if one.aggregates:
+    if one.profiles is not None:
         title = escape(text.scores_title(one))
-        parts += [f"<h3>{title}</h3>", _aggregates(one, series), _profiles(one.group, number, series)]
+        parts += [f"<h3>{title}</h3>", _aggregates(one, series), _profiles(one.profiles, number, series)]
     if one.improvements:
         parts += ["<h3>Probability of improvement</h3>", _improvements(one, series)]
     parts += [f'<p class="note">Left out: {escape(line)}.</p>' for line in one.group.left_out]
@@ -153,7 +153,7 @@ def _improvements(one: GroupReport, series: dict[str, int]) -> str:
     if len(one.group.raw) > aggregates.PAIRS_UP_TO:
         best = escape(aggregates.best_of(one.group))
         note = f'<p class="note">Each against {best}, the highest IQM of {len(one.group.raw)}.</p>'
-    return note + _scroll("Probability of improvement", _head(["X", "Y", "P(X &gt; Y)"], raw=True), "".join(body))
+    return note + _scroll("Probability of improvement", _head(["X", "Y", "P(X > Y)"]), "".join(body))
 
 
 def _estimate(value: Estimate, scale: tuple[float, float], series: int, mark: float | None = None) -> str:
@@ -164,11 +164,11 @@ def _estimate(value: Estimate, scale: tuple[float, float], series: int, mark: fl
     return f'<td><span class="main">{value.value:.2f}</span>{interval}{picture}</td>'
 
 
-def _profiles(group: Group, number: int, series: dict[str, int]) -> str:
-    thresholds, made = aggregates.profiles(group)
+def _profiles(profiles: Profiles, number: int, series: dict[str, int]) -> str:
+    thresholds, shares = profiles
     lines = []
-    for label in _shown(list(made), {label: made[label][0].mean() for label in made}):
-        share, interval = made[label]
+    for label in _shown(list(shares), {label: share.mean() for label, (share, _) in shares.items()}):
+        share, interval = shares[label]
         low, high = interval or (None, None)
         lines.append(Line(label, series[label], thresholds, share, low, high))
     half = "; ".join(f"{one.label} {np.interp(1.0, one.x, one.y, right=0.0):.0%}" for one in lines)
@@ -292,7 +292,7 @@ def _task(task: Task) -> str:
     return f"{escape(task.name)} <small>{escape(task.backend)}, {task.steps:,} {task.unit}</small>"
 
 
-def _head(names: Sequence[str], *, raw: bool = False) -> str:
+def _head(names: Sequence[str]) -> str:
     words = (
         "IQM",
         "95 % interval",
@@ -308,8 +308,7 @@ def _head(names: Sequence[str], *, raw: bool = False) -> str:
     )
     numeric = words if "each seed" in names else ()
     cells = "".join(
-        f'<th scope="col"{" class=number" if name in numeric else ""}>{name if raw else escape(name)}</th>'
-        for name in names
+        f'<th scope="col"{" class=number" if name in numeric else ""}>{escape(name)}</th>' for name in names
     )
     return f"<thead><tr>{cells}</tr></thead>"
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from experiments import statistics
-from experiments.report import aggregates, text
+from experiments.report import text
 from experiments.report.aggregates import Estimate
 from experiments.report.data import GroupReport, Report
 
@@ -28,7 +28,7 @@ def write(report: Report, path: Path) -> bool:
     from matplotlib.figure import Figure
 
     one = max(report.groups, key=lambda one: len(one.group.raw) * len(one.group.tasks))
-    panels = _panels(one)
+    panels = _panels(report, one)
     scores = one.group.normalized or one.group.raw
     best = sorted(scores, key=lambda label: float(statistics.iqm(scores[label])), reverse=True)[:METHODS_UP_TO]
     shown = [label for label in scores if label in best]
@@ -52,7 +52,7 @@ def write(report: Report, path: Path) -> bool:
     return True
 
 
-def _panels(one: GroupReport) -> dict[str, Mapping[str, Estimate]]:
+def _panels(report: Report, one: GroupReport) -> dict[str, Mapping[str, Estimate]]:
     """title -> method -> IQM"""
     panels: dict[str, Mapping[str, Estimate]] = {}
     if one.aggregates and len(one.group.scored) > 1:
@@ -61,14 +61,10 @@ def _panels(one: GroupReport) -> dict[str, Mapping[str, Estimate]]:
     titles = [task.dataset or task.name for task in one.group.tasks]  # longer titles would overlap
     if len(set(titles)) < len(titles):
         titles = [task.name for task in one.group.tasks]
-    for column, title in enumerate(titles):
-        panels[title] = {label: _iqm(raw[:, [column]]) for label, raw in one.group.raw.items()}
+    iqms = {(row.label, row.task): of.iqm for row, of in zip(report.found.rows, report.summaries, strict=True)}
+    for task, title in zip(one.group.tasks, titles, strict=True):
+        panels[title] = {label: iqms[label, task] for label in one.group.raw}
     return panels
-
-
-def _iqm(scores: statistics.Scores) -> Estimate:
-    """IQM of one task's scores [seeds, 1]."""
-    return aggregates.aggregate(scores)["IQM"]
 
 
 def _dots(axis: Any, values: Mapping[str, Estimate]) -> None:

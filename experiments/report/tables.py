@@ -111,10 +111,8 @@ def comparison(runs: Sequence[Path], against: str | None = None) -> str:
             )
         scores, digits = np.array(finals)[:, None], text.decimals(min(finals), max(finals))
         scores_of[Series(task, method)] = scores
-        interval = "-"  # one seed says nothing about how far off the next may be
-        if len(finals) > 1:
-            low, high = statistics.bootstrap_interval(scores, statistics.iqm, np.random.default_rng(0))
-            interval = f"{low:.{digits}f} to {high:.{digits}f}"
+        ends = statistics.interval_of(scores, statistics.iqm)
+        interval = "-" if ends is None else f"{ends.low:.{digits}f} to {ends.high:.{digits}f}"
         known = [x for x in trainings if x is not None]
         training = f"{statistics.iqm(np.array(known)[:, None]):.{digits}f}" if known else "-"
         numbers = (float(statistics.iqm(scores)), float(np.mean(finals)), min(finals), max(finals))

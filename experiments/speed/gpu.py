@@ -43,7 +43,7 @@ def measure(
     """
     from experiments import plan
 
-    plan.device_of(device, "")
+    plan.device_of(device)
     if not 0 < seconds < math.inf:
         raise UsageError(f"--seconds {seconds:g}: must be a number above 0")
     records.check_file(out)

@@ -47,9 +47,8 @@ def _population(device: str, compiled: bool, replay: int = 0, name: str = "p3o")
     entry = AGENTS[name]
     grouped = {"group": 4} if hasattr(entry.config, "group") else {}
     config = entry.config(num_envs=32, rollout=32, epochs=4, minibatch=256, replay=replay, **grouped)
-    env = envs.make_torch("Pendulum-v1", 4 * 32, device)
-    if grouped:
-        env = envs.make_grouped("Pendulum-v1", 4 * 32, 4, device=device, max_episode_steps=config.rollout)
+    of_one_rollout = {"max_episode_steps": config.rollout} if grouped else {}
+    env = envs.make_for(config, "Pendulum-v1", 4 * 32, device=device, **of_one_rollout)
     population = Population(entry.agent(config, env.obs_dim, env.act_dim), range(4), device=device, compiled=compiled)
     if hasattr(config, "demonstrations"):
         generator = torch.Generator().manual_seed(0)

@@ -47,8 +47,6 @@ def measure(
         trust_env_spec: import the code that the data set's env spec names.
         out: a JSON file to write, after each subject.
     """
-    import torch
-
     from agents import OFFLINE_AGENTS
     from envs import minari_data
     from experiments import plan
@@ -62,8 +60,7 @@ def measure(
     if not seconds > 0:
         raise UsageError(f"--seconds {seconds:g}: must be above 0")
     records.check_file(out)
-    found_cuda = "cuda" if torch.cuda.is_available() else "cpu"
-    where, compiled = found_cuda if device == "auto" else plan.device_of(device, ""), plan.compiled_of(compile)
+    where, compiled = plan.device_of(device), plan.compiled_of(compile)
     beside = next((name for name, peer in d3rlpy.PEERS.items() if peer.ours == agent), None)
     if peers and beside is None:
         raise UsageError(f"d3rlpy is not measured beside {agent}: give --no-peers")

@@ -109,7 +109,7 @@ def test_half_of_the_members_take_a_turn_and_two_at_the_least():
 def test_all_updates_that_were_drawn_are_made_in_as_few_turns_as_half_of_the_members_can(mean: list[float]):
     seeds = list(range(len(mean)))
     population, replay, _ = trained(seeds, 3, {"replayed_updates": mean})
-    turns = ReplayedUpdates(population, replay, cast(Any, population.agent.config), random.REPLAYED)
+    turns = ReplayedUpdates(population, replay, cast(Any, population.agent.config))
     purpose = random.fold_in(torch.tensor(seeds), random.REPLAYED)
     for iteration in range(3, 9):
         before = population.state["optimizer"]["step"].clone()

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from agents import AGENTS, OFFLINE_AGENTS
-from ess_rl import objectives, returns
+from ess_rl import diagnostics, objectives, returns
 from ess_rl.errors import UsageError
 from ess_rl.ess import advantage_weighted_ess, effective_sample_size
-from ess_rl.gaussian import Gaussian
+from ess_rl.gaussian import Gaussian, kl
 from ess_rl.networks import in_precision
 from ess_rl.offline import OfflinePopulation
 from ess_rl.population import Population
@@ -43,6 +43,9 @@ BROADCASTS: dict[str, Callable[[], Any]] = {
     "vtrace": lambda: returns.vtrace(STEP[:, :1], STEP, STEP, STEP, FLAG, FLAG, **DISCOUNTS),
     "retrace": lambda: returns.retrace(STEP, STEP, STEP, STEP[:1], FLAG, FLAG, **DISCOUNTS),
     "divergence_ahead": lambda: returns.divergence_ahead(STEP, STEP[:, :1], FLAG, discount=0.9),
+    "return_range": lambda: returns.return_range(STEP, FLAG[:, :1]),
+    "affinity": lambda: diagnostics.affinity(ROW, COLUMN, 0.2),
+    "share": lambda: diagnostics.share(COLUMN, ROW > 0.0),
 }
 
 
@@ -53,8 +56,23 @@ def test_samples_are_not_paired_with_others(name: str):
 
 
 def test_an_action_has_the_dimensions_of_the_mean():
-    with pytest.raises(ValueError, match=r"actions \[4\] of a Gaussian of \[4, 1\]"):
-        Gaussian(COLUMN, COLUMN).log_prob(ROW)
+    """With one dimension [4] would pair each of four means [4, 1] with all four actions."""
+    one = Gaussian(COLUMN, COLUMN)
+    for function in (
+        lambda: one.log_prob(ROW),
+        lambda: kl(one, Gaussian(ROW, ROW)),
+        lambda: objectives.expert_mass(one, ROW),
+        lambda: objectives.imitation(one, ROW),
+    ):
+        with pytest.raises(ValueError, match=r"actions \[4\] of a Gaussian of \[4, 1\]: give \[\.\.\., act_dim\]"):
+            function()
+
+
+def test_a_width_has_the_dimensions_of_the_mean():
+    wrong = Gaussian(COLUMN, ROW)
+    for function in (lambda: wrong.log_prob(COLUMN), wrong.entropy, lambda: kl(Gaussian(COLUMN, COLUMN), wrong)):
+        with pytest.raises(ValueError, match=r"log_std \[4\] of a Gaussian of \[4, 1\]: give \[act_dim\]"):
+            function()
 
 
 @pytest.mark.parametrize("kind", [torch.uint8, torch.int64, torch.float32])
@@ -65,6 +83,13 @@ def test_an_end_is_no_number(kind: torch.dtype):
             returns.gae(STEP, STEP, STEP, *ends, **DISCOUNTS)
     with pytest.raises(ValueError, match=r"mask is .*, not bool"):
         effective_sample_size(ROW, torch.ones(N).to(kind))
+    with pytest.raises(ValueError, match=r"last is .*, not bool"):
+        returns.return_range(STEP, FLAG.to(kind))
+
+
+def test_no_samples_have_no_ess():
+    with pytest.raises(ValueError, match=r"log_ratio \[3, 0\]: no samples"):
+        effective_sample_size(torch.zeros(3, 0))
 
 
 WORDS = [

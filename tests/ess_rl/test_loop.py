@@ -516,7 +516,7 @@ def test_an_observation_is_named_before_the_action_it_spoils(monkeypatch: pytest
 def test_parameters_that_are_no_numbers_stop_the_run():
     population, env, replay = build()
     population.state["params"]["value"]["0"]["weight"][0] = math.nan
-    with pytest.raises(NonFiniteError, match=r"member 0 \(seed 3\), in the updates of iteration 2"):
+    with pytest.raises(NonFiniteError, match=r"member 0 \(seed 3\) in the updates of iteration 2 on RandomWorld-v0"):
         run((population, env, replay), iterations=2, reset_every=2)
 
 
@@ -529,7 +529,11 @@ def test_refusals():
         run(build(minibatch=7), iterations=1, reset_every=1)
     with pytest.raises(ValueError, match="start=3 is not a multiple of reset_every=2"):
         run(build(), iterations=4, reset_every=2, start=3)
-    population, env, _ = build()
+    population, env, replay = build()
+    with pytest.raises(ValueError, match="has 6 environments; 2 members of num_envs 4 need 8"):
+        run((population, RandomWorld(6), replay), iterations=1, reset_every=1)
+    with pytest.raises(ValueError, match="has 3 environments: give a multiple of the 2 members"):
+        evaluate(population, RandomWorld(3))
     with pytest.raises(ValueError, match="a replay of 8 steps cannot hold 1 whole rollouts of 6 steps, and no part"):
         run((population, env, Replay(8, 2, N, OBS, ACT, "cpu")), iterations=1, reset_every=1)
     _, env, replay = build()

@@ -69,7 +69,7 @@ def the_line(done: subprocess.CompletedProcess) -> str:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run: two seeds times two clip ranges."""
     folder = tmp_path_factory.mktemp("finished")
-    done = apart(
+    done = ess_rl(
         "train", "ppo", "--env", "Pendulum-v1", "--clip", "0.1", "0.3", "--seeds", "2", "--seed0", "5",
         "--steps", "12000", "--checkpoints", "4", "--out", "run", *QUICK, cwd=folder,
     )  # fmt: skip
@@ -229,9 +229,9 @@ def test_a_folder_that_holds_something_is_refused(run: Path, tmp_path: Path) -> 
 def test_a_run_that_is_being_trained_is_left_alone(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     with records.alone(tmp_path / "run"):
-        assert "another process" in the_line(apart("resume", "run", cwd=tmp_path))
+        assert "another process" in refused("resume", "run", cwd=tmp_path)
         train = ["train", "p3o", "--env", "Pendulum-v1", "--out", "run", "--overwrite", *QUICK]
-        assert "another process" in the_line(apart(*train, cwd=tmp_path))
+        assert "another process" in refused(*train, cwd=tmp_path)
     assert (tmp_path / "run" / "result.json").exists()
     assert ess_rl("resume", "run", cwd=tmp_path).returncode == 0
 

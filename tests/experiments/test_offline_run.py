@@ -236,7 +236,7 @@ def test_several_checkpoints_share_the_steps_of_a_set(place: Path):
     assert "p3o of seed 0 after 3,328 env steps, then p3o of seed 0 after 5,120 env steps" in said
     data = minari_data.load("ess/pendulum/two-v0").transitions
     for steps, part in ((100, slice(0, 400)), (10_000, slice(400, 800))):
-        population, *_ = run.load_checkpoint(place / "source", steps)
+        population, *_ = run.load_run(place / "source", steps)
         b = population.policy(data.obs[part].expand(2, -1, -1))
         torch.testing.assert_close(data.behavior_mean[part], b.mean[0], rtol=1e-4, atol=1e-5)
 
@@ -244,7 +244,7 @@ def test_several_checkpoints_share_the_steps_of_a_set(place: Path):
 def test_what_acted_is_what_was_recorded(place: Path):
     """The means are those of the checkpoint's policy at the recorded observations, and the actions are drawn there."""
     data = minari_data.load(SET)
-    population, _, _, path = run.load_checkpoint(place / "source", 100)
+    population, _, _, path = run.load_run(place / "source", 100)
     assert path.stem == "000003328" and data.recorded_behavior and data.references == (-1205.0, -178.3)
     b = population.policy(data.transitions.obs.expand(2, -1, -1))
     torch.testing.assert_close(data.transitions.behavior_mean, b.mean[1], rtol=1e-4, atol=1e-5)

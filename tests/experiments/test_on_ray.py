@@ -31,8 +31,8 @@ class Unlucky(on_ray.Ray):
     def ended(self) -> list[tuple[Job, str | None]]:
         over = super().ended()
         if not self.killed and records.checkpoints(self._out / LONG.name):
-            self.killed = Unlucky.killed = self.worker(LONG)
-            os.kill(self.killed[1], signal.SIGKILL)
+            self.killed = Unlucky.killed = self._running[LONG.name].last.pid
+            os.kill(self.killed, signal.SIGKILL)
         return over
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from ess_rl.errors import UsageError
-from experiments import collection, figures, options, records
+from experiments import collection, figures, options, plan, records
 from experiments.report import tables
 from experiments.run import training_return
 
@@ -234,6 +235,31 @@ def test_options_come_from_the_config_and_its_remarks() -> None:
         assert entry.config(**settings) == entry.config() and not sweep
         settings, sweep = options.split(entry.config, kind(env="Pendulum-v1", learning_rate=(1e-3, 1e-4)))
         assert sweep == {"learning_rate": (1e-3, 1e-4)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Own:
+    """Of an agent of a user's own, which has some of the fields that the agents here have, and lacks others."""
+
+    target_kl: float = 0.02  # of something of its own
+    ess: str = "batch"  # the same
+    segments: int = 4  # the same
+    width: float = 1.0  # the same
+    gp_points: int = 7  # the same
+
+
+@dataclasses.dataclass(frozen=True)
+class Splitting:
+    split: float = 0.5
+
+
+def test_an_agent_of_ones_own_may_have_fields_by_known_names() -> None:
+    config = Own(target_kl=0.1, ess="minibatch", segments=8, width=0.5, gp_points=9)
+    plan.check_acting(config, {"target_kl": [0.1, 0.2]})
+    with pytest.raises(
+        UsageError, match=r"Splitting: 'split' is the name of an option of every run: give the field an"
+    ):
+        options.of_agent(Splitting)
 
 
 def test_published_results_are_whole() -> None:

@@ -140,15 +140,15 @@ def test_page_is_one_file_that_needs_nothing(published: Path) -> None:
 def test_the_picture_has_a_panel_of_all_tasks_and_one_of_each(published: Path, tmp_path: Path) -> None:
     assert published.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert published.with_suffix(".png").stat().st_size > 10_000
-    (one, _) = data.build(published.parent).groups
-    panels = picture._panels(one)
+    report = data.build(published.parent)
+    panels = picture._panels(report, report.groups[0])
     assert list(panels) == ["3 tasks, normalized", "HalfCheetah-v5", "Hopper-v5", "Walker2d-v5"]
     assert panels["Hopper-v5"]["p3o"].value == pytest.approx(3038, abs=0.5)  # 2520 to 3240, in the README
     assert panels["Hopper-v5"]["p3o"].interval == pytest.approx((2520, 3240), abs=0.5)
     for number in range(picture.METHODS_UP_TO + 2):  # on a task without a reference: no first panel
         make_run(tmp_path / str(number), env="LunarLanderContinuous-v3", settings={"clip": 0.1 + number})
-    (many,) = data.build(tmp_path).groups
-    assert list(picture._panels(many)) == ["LunarLanderContinuous-v3"]
+    many = data.build(tmp_path)
+    assert list(picture._panels(many, *many.groups)) == ["LunarLanderContinuous-v3"]
     lines = pages.write(tmp_path).splitlines()
     assert lines[-1] == str(tmp_path / "report.png") and (tmp_path / "report.png").stat().st_size > 10_000
 
@@ -372,7 +372,9 @@ def test_a_profile_ends_at_0_though_all_scores_are_below_it(tmp_path: Path) -> N
     for number, agent in enumerate(("ppo", "p3o")):
         make_run(tmp_path / agent, agent=agent, finals=[-900.0 + number, -500.0, -200.0])  # a random policy has 18
     (group,) = aggregates.groups(collection.collect(tmp_path))
-    thresholds, made = aggregates.profiles(group)
+    profiles = aggregates.profiles(group)
+    assert profiles is not None
+    thresholds, made = profiles
     assert thresholds[-1] > max(scores.max() for scores in group.normalized.values())
     assert all(share[0] > 0.0 and share[-1] == 0.0 for share, _ in made.values())
 

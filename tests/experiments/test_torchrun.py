@@ -56,7 +56,7 @@ def test_two_processes_write_one_run_and_resume_it_bit_for_bit(tmp_path: Path):
         assert (cut / name).read_bytes() == (whole / name).read_bytes()
     returns = [records.read_json(folder / "result.json")["final_return"] for folder in (whole, cut)]
     assert returns[0] == returns[1]
-    population, config, iteration = run.load_run(whole)  # one process can look at it
+    population, config, iteration, _ = run.load_run(whole)  # one process can look at it
     assert iteration == 16 and run.evaluate(population, config, 1).flatten().tolist() == returns[0]
     line = collection.command(records.read_config(whole))
     assert line is not None and line.startswith(
