@@ -32,11 +32,12 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from envs import minari_env
+from envs import spaces as action_spaces
 from ess_rl import behavior
 from ess_rl.errors import UsageError
 from ess_rl.transitions import Transitions
 
-CACHE = ".ess-rl"  # next to the namespaces; Minari does not look into hidden folders
+CACHE = ".ess-rl"  # next to the namespaces; hidden, so Minari does not look into it
 _VERSION = 3  # of the files in the cache
 _INFOS = ("behavior_mean", "behavior_log_std", "sampled_action")  # in units of [-1, 1]
 
@@ -52,9 +53,7 @@ class DataSet:
     starts: torch.Tensor  # [episodes] int64, of the episodes as recorded
     action_range: tuple[tuple[float, float], ...]  # of each action, in the simulator's units; scaled to [-1, 1] here
     obs_names: tuple[str, ...]  # of the obs_dim components of an observation
-    recorded_behavior: bool  # if False, the behavior is that of a fitted model
-    behavior_nll: float | None  # of a fitted model on held-out episodes, nats
-    behavior_floored: float | None  # share of states in which its log_std is limited by its floor
+    recorded_behavior: bool  # if False, the behavior is that of a fitted model, or NaN if none was to be fitted
     cut: int  # episodes whose last step had no end flag; it counts as truncated
 
     @property
@@ -82,10 +81,29 @@ def root() -> Path:
 
 
 def local() -> dict[str, dict[str, Any]]:
-    """Metadata of the local data sets."""
+    """Metadata of the local data sets.
+
+    Raises:
+        UsageError: a folder there that looks like one has another kind of name.
+    """
     import minari
 
+    for place in sorted(root().glob("**/data")):
+        parts = place.parent.relative_to(root()).parts
+        hidden = any(part.startswith(".") for part in parts)  # Minari does not look into those
+        if not hidden and not _is_name("/".join(parts)):
+            raise UsageError(f"{place.parent} is not named as a data set, NAME-v0: rename it, or move it away")
     return minari.list_local_datasets()
+
+
+def _is_name(dataset_id: str) -> bool:
+    from minari.dataset.minari_dataset import parse_dataset_id
+
+    try:
+        parse_dataset_id(dataset_id)
+    except (ValueError, TypeError):
+        return False
+    return True
 
 
 def folder_of(dataset_id: str) -> Path:
@@ -94,12 +112,8 @@ def folder_of(dataset_id: str) -> Path:
     Raises:
         UsageError: the name is invalid, or there is no such local set.
     """
-    from minari.dataset.minari_dataset import parse_dataset_id
-
-    try:
-        parse_dataset_id(dataset_id)
-    except (ValueError, TypeError):
-        raise UsageError(f"{dataset_id!r} is not a name of a data set: NAMESPACE/NAME-v0") from None
+    if not _is_name(dataset_id):
+        raise UsageError(f"{dataset_id!r} is not a name of a data set: NAMESPACE/NAME-v0")
     folder = root() / dataset_id / "data"
     if not (folder / "metadata.json").exists():
         having = ", ".join(local()) or "none"
@@ -135,10 +149,13 @@ def references_of(metadata: Mapping[str, Any]) -> tuple[float, float] | None:
     return (low, high) if math.isfinite(low) and math.isfinite(high) and low != high else None
 
 
-def check_order(dataset_id: str, obs_names: Sequence[str], env_id: str, options: Mapping[str, Any]) -> None:
+def check_order(
+    dataset_id: str, obs_names: Sequence[str], env_id: str, options: Mapping[str, Any], say: Callable[[str], None]
+) -> None:
     """Raise UsageError if a task has the parts of its observations in another order than a data set of it.
 
     A set has the keys of a dictionary in alphabetical order, because Gymnasium reads its space back so; a task may not.
+    `say` is called with a warning if the task does not name the parts.
     """
     import envs
 
@@ -153,6 +170,11 @@ def check_order(dataset_id: str, obs_names: Sequence[str], env_id: str, options:
         raise UsageError(
             f"{dataset_id} has its observations in the order {_keys(obs_names)}, {env_id} in the order {_keys(here)}: "
             "declare the keys of its observation space in alphabetical order"
+        )
+    if sorted(here) != sorted(obs_names):
+        say(
+            f"warning: {dataset_id} has the observations {_keys(obs_names)}; {env_id} does not name its own: they are "
+            "taken to be in the same, alphabetical, order"
         )
 
 
@@ -184,6 +206,7 @@ def load(
     *,
     trust: bool = False,
     fit: behavior.Config | None = None,
+    needs_behavior: bool = True,
     say: Callable[[str], None] = lambda text: None,
 ) -> DataSet:
     """Load a local data set as tensors on the CPU; from the second time on, within seconds.
@@ -191,6 +214,7 @@ def load(
     Args:
         trust: let Minari make the environment of a set that did not record its spaces, whatever code that imports.
         fit: how a behavior model is fitted if the set did not record the behavior.
+        needs_behavior: if False, no model is fitted: a behavior that was not recorded is NaN.
         say: called with a message before anything slow.
 
     Raises:
@@ -198,19 +222,19 @@ def load(
             an episode is empty, or a number is not finite (with its place).
     """
     metadata, source, place, info, columns = _cached(dataset_id, trust, say)
-    nll = floored = None
-    if not info["recorded_behavior"]:
+    names = ("behavior_mean", "behavior_log_std")
+    if not info["recorded_behavior"] and needs_behavior:
         model = _fitted(place, columns, fit or behavior.Config(), say)
-        columns |= {name: _map(model / f"{name}.npy") for name in ("behavior_mean", "behavior_log_std")}
-        found = json.loads((model / "info.json").read_text())
-        nll, floored = found["nll"], found["floored"]
+        columns |= {name: _map(model / f"{name}.npy") for name in names}
+    elif not info["recorded_behavior"]:
+        columns |= {name: torch.full((1, 1), math.nan).expand_as(columns["action"]) for name in names}
     starts = columns.pop("starts")
     version = torch.full((1,), -1, dtype=torch.int64).expand(len(columns["reward"]))
     return DataSet(
         id=dataset_id, metadata=metadata, source=source, transitions=Transitions(**columns, version=version),
         starts=starts, action_range=_ranges(info),
         obs_names=tuple(info["obs_names"]), recorded_behavior=info["recorded_behavior"],
-        behavior_nll=nll, behavior_floored=floored, cut=info["cut"],
+        cut=info["cut"],
     )  # fmt: skip
 
 
@@ -320,7 +344,9 @@ def _fitted(place: Path, columns: dict[str, torch.Tensor], config: behavior.Conf
         floored = np.average([behavior.floored(model, x) for x in obs.split(100_000)], weights=[
             len(x) for x in obs.split(100_000)
         ])  # fmt: skip
-        _write(folder, arrays, {"nll": model.held_out_nll[0].item(), "floored": float(floored)})
+        nll = model.held_out_nll[0].item()
+        _write(folder, arrays, {"nll": nll, "floored": float(floored)})
+        say(f"  its nll on held-out episodes is {nll:.3f} nats; its std is at the floor in {floored:.1%} of the states")
     return folder
 
 
@@ -334,7 +360,7 @@ def _flatten(dataset_id: str, folder: Path) -> tuple[dict[str, NDArray[Any]], di
         obs_space, action_space = data.observation_space, data.action_space
     except Exception as error:  # a damaged file, or one from another version of Minari or Gymnasium
         raise UsageError(f"{dataset_id} cannot be read ({type(error).__name__}: {_one_line(error)})") from None
-    low, high = _bounds(dataset_id, action_space)
+    low, high = bounds(dataset_id, action_space)
     names = tuple(_names(dataset_id, obs_space, ""))
     half_range, center = 0.5 * (high - low), 0.5 * (high + low)
     parts: dict[str, list[NDArray[Any]]] = {}
@@ -349,10 +375,10 @@ def _flatten(dataset_id: str, folder: Path) -> tuple[dict[str, NDArray[Any]], di
                 raise UsageError(f"{dataset_id}: episode {number} has {steps} steps and {len(obs)} observations")
             action: NDArray[Any] = (np.asarray(episode.actions, np.float32).reshape(steps, -1) - center) / half_range
             found: dict[str, NDArray[Any]] = {
-                "obs": obs[:-1], "action": action, "reward": np.asarray(episode.rewards, np.float32),
-                "terminated": np.asarray(episode.terminations, bool), "next_obs": obs[1:],
+                "obs": obs[:-1], "action": action, "reward": np.asarray(episode.rewards, np.float32).reshape(steps),
+                "terminated": np.asarray(episode.terminations, bool).reshape(steps), "next_obs": obs[1:],
             }  # fmt: skip
-            ended = np.array(episode.truncations, bool)
+            ended = np.array(episode.truncations, bool).reshape(steps)
             if not (ended[-1] or found["terminated"][-1]):
                 ended[-1], cut = True, cut + 1
             found["truncated"] = ended
@@ -382,15 +408,15 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def _bounds(dataset_id: str, space: spaces.Space) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    if not isinstance(space, spaces.Box) or not np.issubdtype(space.dtype, np.floating):
-        raise UsageError(
-            f"{dataset_id} has the action space {space}; the policies of this suite are Gaussian over real-valued Box "
-            "actions: choose a set with continuous actions"
-        )
-    low, high = space.low.astype(np.float32).ravel(), space.high.astype(np.float32).ravel()
-    if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
-        raise UsageError(f"{dataset_id} has the action space {space}, whose bounds do not give a scale of [-1, 1]")
+def bounds(name: str, space: spaces.Space) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Bounds [act_dim] of an action space, as `envs.spaces.bounds`, between which each action has a width to scale.
+
+    Raises:
+        UsageError: it is not such a space.
+    """
+    low, high = (x.ravel() for x in action_spaces.bounds(name, space))
+    if not (low < high).all():
+        raise UsageError(f"{name} has the action space {space}, whose bounds do not give a scale of [-1, 1]")
     return low, high
 
 

@@ -64,6 +64,8 @@ def is_of(metadata: dict[str, Any], env_id: str, options: dict[str, Any]) -> boo
     if env_id == _trusted_id(own):
         return True
     known, spec = _registered(own), json.loads(text or "{}")
+    if spec.get("additional_wrappers"):  # which may change rewards, and are made only with the set's own spec
+        return False
     there = {} if known is None else _other(dict(spec.get("kwargs", {})), known) | _other_limit(spec, known)
     return env_id.rpartition(":")[2] == own and options == there
 

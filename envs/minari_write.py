@@ -14,12 +14,14 @@ from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
+import torch
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 
 import envs
 from envs import minari_data
+from envs.spaces import BoxAction
 from ess_rl.errors import UsageError
 
 _PART = f".recording-{platform.node()}-"  # prefix of a folder being written; then the id of the process that writes it
@@ -42,12 +44,13 @@ def spaces_of(env_id: str, **options: Any) -> tuple[spaces.Box, spaces.Box]:
     """Flat observation space and action space of a task, with `options` of Gymnasium's `make`.
 
     Raises:
-        UsageError: Gymnasium does not have the task.
+        UsageError: Gymnasium does not have the task, or its actions have no scale (`minari_data.bounds`).
     """
     if "gymnasium" not in envs.backends_of(env_id):
         raise UsageError(f"Gymnasium does not know {env_id}, and data sets name their task as Gymnasium does")
     env = gymnasium.make(env_id, **options)
     try:
+        minari_data.bounds(env_id, env.action_space)
         flat = spaces.flatten_space(env.observation_space)
         assert isinstance(flat, spaces.Box) and isinstance(env.action_space, spaces.Box)
         return flat, env.action_space
@@ -142,10 +145,9 @@ def _fill(
     from minari.dataset.minari_storage import MinariStorage
 
     obs_space, action_space = spaces_of(env_id, **options)
-    half_range, center = 0.5 * (action_space.high - action_space.low), 0.5 * (action_space.high + action_space.low)
+    to_simulator = BoxAction(env_id, action_space)
 
     def buffer(episode: Episode) -> EpisodeBuffer:
-        clipped = np.clip(episode.action, -1.0, 1.0).reshape(-1, *action_space.shape)
         infos = {}
         if episode.behavior_mean is not None and episode.behavior_log_std is not None:
             infos = {
@@ -155,7 +157,7 @@ def _fill(
             }
         return EpisodeBuffer(
             observations=episode.obs.astype(obs_space.dtype),  # type: ignore[arg-type] (an array is as good as a list)
-            actions=(center + half_range * clipped).astype(action_space.dtype),  # type: ignore[arg-type]
+            actions=to_simulator(torch.from_numpy(episode.action)),  # type: ignore[arg-type]
             rewards=episode.reward,  # type: ignore[arg-type]
             terminations=episode.terminated,  # type: ignore[arg-type]
             truncations=episode.truncated,  # type: ignore[arg-type]

@@ -103,7 +103,8 @@ class MujocoWarpVectorEnv:
         self.obs_dim = self.task.observe(_nothing(self._model)).shape[-1]
         self._seconds = float(self._model.opt.timestep) * self.task.frame_skip  # of a control step
         low, high = self._tensor(self._model.actuator_ctrlrange).unbind(-1)
-        self.action_range = [(float(a), float(b)) for a, b in self._model.actuator_ctrlrange]
+        # In float32, as the other simulators have it: two ranges of one task are compared exactly.
+        self.action_range = [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
         self._half_range, self._center = 0.5 * (high - low), 0.5 * (high + low)  # [nu]
         self._qpos0 = self._tensor(self._model.qpos0)  # [nq]
         self._qvel0 = torch.zeros(self._model.nv, device=self.device)  # [nv]

@@ -8,25 +8,37 @@ from torch import Tensor
 from ess_rl.errors import UsageError
 
 
+def bounds(name: str, space: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper bounds, float32, of the action space of a task or a data set: a bounded, real-valued Box.
+
+    Raises:
+        UsageError: `space`, a gymnasium.spaces.Space, is another one.
+    """
+    if type(space).__name__ != "Box" or not np.issubdtype(space.dtype, np.floating):
+        raise UsageError(
+            f"{name} has the action space {space}; the policies of this suite are Gaussian over real-valued Box "
+            "actions: choose one with continuous actions"
+        )
+    with np.errstate(over="ignore"):
+        low, high = space.low.astype(np.float32), space.high.astype(np.float32)
+        finite = np.isfinite(high - low).all()  # not if the bounds are the largest numbers there are
+    if not finite:
+        raise UsageError(
+            f"{name} has an action space with infinite bounds, {space}; actions in [-1, 1] cannot be scaled to it: "
+            "wrap it with gymnasium.wrappers.TransformAction, which takes a finite Box, or choose another"
+        )
+    return low, high
+
+
 class BoxAction:
     """Map from [-1, 1]^act_dim, the units of policies, onto the Box of one simulator: clip, then affine."""
 
-    def __init__(self, env_id: str, space: Any) -> None:
-        """`space` is a gymnasium.spaces.Space; anything but a bounded, real-valued Box is refused."""
-        if type(space).__name__ != "Box" or not np.issubdtype(space.dtype, np.floating):
-            raise UsageError(
-                f"{env_id} has the action space {space}; the policies of this suite are Gaussian over real-valued Box "
-                "actions: choose a task with continuous actions"
-            )
-        if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
-            raise UsageError(
-                f"{env_id} has an action space with infinite bounds, {space}; actions in [-1, 1] cannot be scaled to "
-                "it: wrap it with gymnasium.wrappers.RescaleAction or choose another task"
-            )
+    def __init__(self, name: str, space: Any) -> None:
+        """Raises as `bounds`."""
+        low, high = bounds(name, space)
         self.shape: tuple[int, ...] = space.shape
         self.act_dim = int(np.prod(space.shape))
-        low, high = space.low.astype(np.float32), space.high.astype(np.float32)
-        self._dtype = space.dtype
+        self._space = space
         self._half_range = 0.5 * (high - low)
         self._center = 0.5 * (high + low)
         self.range = [(float(a), float(b)) for a, b in zip(low.flatten(), high.flatten(), strict=True)]
@@ -35,9 +47,10 @@ class BoxAction:
     def __call__(self, action: Tensor) -> np.ndarray:
         """[B, act_dim] in policy units -> [B, *shape] in the simulator's units and dtype. NaN stays NaN."""
         clipped = np.clip(action.detach().cpu().numpy(), -1.0, 1.0).reshape(-1, *self.shape)
-        if not self._is_identity:
-            clipped = self._center + self._half_range * clipped
-        return clipped.astype(self._dtype, copy=False)
+        if self._is_identity:
+            return clipped.astype(self._space.dtype, copy=False)
+        scaled = (self._center + self._half_range * clipped).astype(self._space.dtype, copy=False)
+        return np.clip(scaled, self._space.low, self._space.high)  # rounding may have passed them
 
 
 def check_shape(what: str, x: Tensor, shape: tuple[int, ...]) -> None:

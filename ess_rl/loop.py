@@ -302,9 +302,7 @@ def evaluate(
     """
     members, num_envs = population.size, env.num_envs // population.size
     if env.num_envs % members:
-        raise ValueError(
-            f"{env.env_id} has {env.num_envs} environments: give a multiple of the {members} members"
-        )
+        raise ValueError(f"{env.env_id} has {env.num_envs} environments: give a multiple of the {members} members")
     seeds = random.fold_in(random.fold_in(population.seed, random.EVALUATION), seed)
     obs = env.reset(env_seeds(seeds, num_envs).to(env.device))
     total = torch.zeros(env.num_envs, dtype=torch.float64, device=env.device)

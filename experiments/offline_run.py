@@ -139,7 +139,7 @@ def task_of(
             f"{dataset_id} has actions in {_pairs(data.action_range)}, {task.env_id} in {_pairs(here)}: evaluate in "
             "another task with --eval-env"
         )
-    minari_data.check_order(dataset_id, data.obs_names, task.env_id, task.options)
+    minari_data.check_order(dataset_id, data.obs_names, task.env_id, task.options, _say)
     return {
         "dataset": dataset_id,
         "source": data.source,

@@ -111,7 +111,7 @@ def check_task(where: str, data: minari_data.DataSet | minari_data.Demonstration
     }
     here = _task(env) | {"env": env.env_id.rpartition(":")[2], "choice of options": {}}  # without the module of an id
     _check_same(where, said, here)
-    minari_data.check_order(where, data.obs_names, env.env_id, {})
+    minari_data.check_order(where, data.obs_names, env.env_id, {}, print)
 
 
 def _task(env: VectorEnv) -> Record:

@@ -41,17 +41,12 @@ def show(dataset_id: Positional[str], trust_env_spec: bool = False) -> str:
         dataset_id: name of the data set.
         trust_env_spec: import the code that the set's env spec names, if it recorded no spaces.
     """
-    data = minari_data.load(dataset_id, trust=trust_env_spec, say=print)
+    data = minari_data.load(dataset_id, trust=trust_env_spec, needs_behavior=False, say=print)
     lines = [f"{dataset_id}: {len(data.transitions.reward):,} steps in {len(data.starts):,} episodes"]
     lines.append(f"observations: {len(data.obs_names)} numbers: {', '.join(data.obs_names[:12])}")
     lines[-1] += " ..." if len(data.obs_names) > 12 else ""
     lines.append(f"actions: {data.transitions.action.shape[1]} numbers, scaled to [-1, 1]")
-    lines.append("behavior: recorded")
-    if not data.recorded_behavior:
-        lines[-1] = (
-            f"behavior: not recorded; a fitted model stands in, its nll {data.behavior_nll:.3f} nats on held-out "
-            f"episodes, its std at the floor in {data.behavior_floored:.1%} of the states"
-        )
+    lines.append(f"behavior: {'recorded' if data.recorded_behavior else 'not recorded, a fitted model stands in'}")
     hidden = ("observation_space", "action_space", "env_spec", "eval_env_spec")
     lines += [f"{name}: {value}" for name, value in data.metadata.items() if name not in hidden]
     lines.append(f"env: {minari_env.id_in(minari_env.spec_text(data.metadata)) or 'not named'}")
@@ -69,7 +64,8 @@ def audit(dataset_id: Positional[str], model_updates: int = 3000, trust_env_spec
     from experiments.datasets import audit
 
     records.check_positive({"model_updates": model_updates})
-    return audit.audit(minari_data.load(dataset_id, trust=trust_env_spec, say=print), model_updates)
+    data = minari_data.load(dataset_id, trust=trust_env_spec, needs_behavior=False, say=print)
+    return audit.audit(data, model_updates)
 
 
 def score(dataset_id: Positional[str], runs: Positional[tuple[Path, ...]]) -> str:

@@ -119,10 +119,30 @@ class TestMistakes:
 
     def test_infinite_bounds(self, recorder_id: str) -> None:
         assert "infinite bounds" in complaint(recorder_id, 1, high=np.inf)
+        most = np.finfo(np.float32).max  # finite, but the width of this Box is not
+        with pytest.raises(UsageError, match="infinite bounds"):
+            BoxAction("Task-v0", gymnasium.spaces.Box(-most, most, (2,), np.float32))
+
+    def test_the_remedy_for_infinite_bounds(self, recorder_id: str) -> None:
+        from gymnasium.wrappers import TransformAction
+
+        inner = gymnasium.make(recorder_id, high=np.inf)
+        finite = gymnasium.spaces.Box(-1.0, 1.0, inner.action_space.shape)  # type: ignore[arg-type]
+        assert BoxAction("Task-v0", TransformAction(inner, lambda x: 3.0 * x, finite).action_space).act_dim
 
     def test_integer_box(self) -> None:
         with pytest.raises(UsageError, match="real-valued Box"):
             BoxAction("Task-v0", gymnasium.spaces.Box(0, 5, (2,), np.int64))
+
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    def test_actions_stay_in_the_box(self, dtype: Any) -> None:
+        """Also where rounding in float32 passes a bound: 0.4 is 0.4000000059604645 there."""
+        drawn = np.random.default_rng(0).integers(-50, 50, (200, 2)) / 10.0
+        for low, high in (*drawn[drawn[:, 0] < drawn[:, 1]], (-0.4, 0.4)):
+            box = gymnasium.spaces.Box(low, high, (1,), dtype)
+            to_simulator = BoxAction("Task-v0", box)
+            for action in to_simulator(torch.tensor([[-1.0], [0.3], [1.0], [7.0]])):
+                assert box.contains(action), (box, action)
 
     @pytest.mark.parametrize("num_envs", [0, -3])
     def test_no_environments(self, num_envs: int) -> None:

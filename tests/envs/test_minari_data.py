@@ -1,5 +1,6 @@
 """Data sets in and out: what goes in comes back, and what is wrong is said in one line. All are made here, in small."""
 
+import dataclasses
 import json
 import math
 import os
@@ -122,11 +123,32 @@ def test_a_fitted_model_stands_in_for_an_unrecorded_behavior(monkeypatch: pytest
     write_raw("a-v0", [buffer(), buffer(), buffer()], OBS, ACTION)
     said: list[str] = []
     data = minari_data.load("a-v0", fit=QUICK, say=said.append)
-    assert not data.recorded_behavior and data.behavior_nll is not None and data.behavior_floored is not None
-    assert data.transitions.behavior_mean.shape == (12, 1) and len(said) == 2
+    assert not data.recorded_behavior and data.transitions.behavior_mean.shape == (12, 1)
+    assert len(said) == 3 and "nats; its std is at the floor in 0.0% of the states" in said[2]
     monkeypatch.setattr(behavior, "fit", lambda *_, **__: pytest.fail("fitted twice"))
     again = minari_data.load("a-v0", fit=QUICK, say=said.append)
-    assert len(said) == 2 and torch.equal(again.transitions.behavior_mean, data.transitions.behavior_mean)
+    assert len(said) == 3 and torch.equal(again.transitions.behavior_mean, data.transitions.behavior_mean)
+    unfitted = minari_data.load("a-v0", fit=dataclasses.replace(QUICK, max_updates=9), needs_behavior=False)
+    assert unfitted.transitions.behavior_mean.isnan().all() and not unfitted.recorded_behavior
+
+
+def test_columns_of_one_number_a_step_lose_their_second_axis():
+    """[T, 1], as a replay buffer may have them: broadcast against [T] they would give targets of [T, T]."""
+    columns: dict[str, Any] = {name: np.zeros((4, 1), bool) for name in ("terminations", "truncations")}
+    columns["rewards"] = np.arange(4.0)[:, None]
+    write_raw("a-v0", [buffer(**columns)], OBS, ACTION)
+    data = minari_data.load("a-v0", fit=QUICK, needs_behavior=False).transitions
+    assert data.reward.tolist() == [0.0, 1.0, 2.0, 3.0]
+    assert data.terminated.shape == (4,) and data.truncated.tolist() == [False, False, False, True]
+
+
+def test_another_folder_among_the_sets_is_named(home: Path):
+    (home / ".half" / "written" / "data").mkdir(parents=True)
+    assert minari_data.local() == {}
+    (home / "hopper-backup" / "data").mkdir(parents=True)
+    for function in (minari_data.local, lambda: minari_data.metadata_of("ess/nothere-v0")):
+        with pytest.raises(UsageError, match=r"hopper-backup is not named as a data set, NAME-v0: rename it, or"):
+            function()
 
 
 def test_a_set_that_changed_is_flattened_again():
@@ -354,9 +376,15 @@ def test_another_order_of_observations_is_refused():
     there = ("angle/0", "position/0", "position/1")
     order = "a-v0 has its observations in the order angle, position, Parts-v0 in the order position, angle"
     with pytest.raises(UsageError, match=order):
-        minari_data.check_order("a-v0", there, "Parts-v0", {})
-    minari_data.check_order("a-v0", (*there[1:], there[0]), "Parts-v0", {})
+        minari_data.check_order("a-v0", there, "Parts-v0", {}, pytest.fail)
+    minari_data.check_order("a-v0", (*there[1:], there[0]), "Parts-v0", {}, pytest.fail)
     del gymnasium.registry["Parts-v0"]
+    said: list[str] = []
+    minari_data.check_order("a-v0", there, "Pendulum-v1", {}, said.append)
+    assert said == [
+        "warning: a-v0 has the observations angle, position; Pendulum-v1 does not name its own: they are taken to be "
+        "in the same, alphabetical, order"
+    ]
 
 
 def test_which_task_a_set_is_of():
@@ -369,6 +397,8 @@ def test_which_task_a_set_is_of():
     drawn, heavy = metadata(kwargs={"render_mode": "human"}), metadata(kwargs={"g": 5.0})
     assert minari_env.task_of(drawn) == ("Pendulum-v1", {}, None) and minari_env.is_of(drawn, "Pendulum-v1", {})
     assert minari_env.is_of(heavy, "Pendulum-v1", {"g": 5.0}) and not minari_env.is_of(heavy, "Pendulum-v1", {})
+    wrapped = metadata(additional_wrappers=[{"name": "TransformReward", "entry_point": "a:B", "kwargs": {}}])
+    assert not minari_env.is_of(wrapped, "Pendulum-v1", {})  # its returns may be of another scale
     assert not minari_env.is_of(drawn, "Hopper-v5", {}) and minari_env.is_of({}, "Hopper-v5", {})
     assert minari_env.task_of(metadata(max_episode_steps=None)) == ("Pendulum-v1", {"max_episode_steps": -1}, None)
 
