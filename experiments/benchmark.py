@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ess_rl.errors import UsageError
-from experiments import collection, machine, records
+from experiments import configurations, machine, records
 from experiments.display import Line, clock
 from experiments.report import tables
 from experiments.suites import SUITES, Job, how_to_record
@@ -132,7 +132,7 @@ def _prepare(job: Job, folder: Path) -> None:
             now = {"agent": job.agent, task: source, "steps": job.steps, "config": config}
             now |= {"sweep": {}, "episodes": records.EPISODES, **job.options}
             before = records.read_config(folder)
-            if words := collection.differing(before, now, ("agent", task, "steps", "episodes", "config")):
+            if words := configurations.differing(before, now, ("agent", task, "steps", "episodes", "config")):
                 raise UsageError(f"{folder} holds another run, of {words}: choose another --out")
             if before["seeds"] == list(job.seeds):
                 return
@@ -145,7 +145,7 @@ def _prepare(job: Job, folder: Path) -> None:
         start(job.agent, source, sweep=job.sweep, out=folder, **common)
         return
     before, now = records.read_config(folder), kind.make(job.agent, source, sweep=job.sweep, **common)
-    if words := collection.differing(before, now, (*collection.SAME, "reset_every")):
+    if words := configurations.differing(before, now, (*configurations.SAME, "reset_every")):
         raise UsageError(f"{folder} holds another run, of {words}: choose another --out")
 
 

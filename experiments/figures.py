@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ess_rl.errors import UsageError
-from experiments import collection, records
+from experiments import collection, configurations, records
 from experiments.collection import Series
 from experiments.records import Record
 
@@ -86,7 +86,7 @@ def learning_curves(runs: Sequence[Path], out: Path) -> None:
     sets = sorted({one.config.get("dataset") or "" for one in curves})
     if len(sets) > 1:
         raise UsageError(f"a picture shows one data set, not {' and '.join(x or 'an env' for x in sets)}")
-    for name in collection.made_anew([one.config for one in curves]):
+    for name in configurations.made_anew([one.config for one in curves]):
         raise UsageError(f"{name} was recorded again between these runs: draw those of one recording at a time")
     figure, axes = plt.subplots(1, len(PANELS), figsize=(4.6 * len(PANELS), 3.6), layout="constrained")
     colors = itertools.cycle(plt.rcParams["axes.prop_cycle"].by_key()["color"])
@@ -155,10 +155,10 @@ def check_publishable(run: Path, out: Path, *, overwrite: bool) -> tuple[Record,
     if run.resolve() in (out.resolve(), *out.resolve().parents):
         raise UsageError(f"{out} lies in the run folder {run} itself: choose another place")
     config, result = records.read_config(run), records.read_result(run)
-    collection.check_result(config, result)
+    configurations.check_result(config, result)
     if (out / "config.json").exists() and not overwrite:
         there = records.read_config(out)
-        if words := collection.differing(there, config):
+        if words := configurations.differing(there, config):
             raise UsageError(f"{out} holds another run, of {words}: choose another place, or --overwrite")
     return config, result
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ess_rl.errors import LostProcessError, UsageError
-from experiments import collection, machine, plan, records
+from experiments import configurations, machine, plan, records
 from experiments.records import Record
 
 
@@ -40,7 +40,7 @@ def begin(record: Record, out: Path, same: Sequence[str], *, overwrite: bool) ->
         return out
     with records.alone(out):
         before = records.read_config(out)
-        if words := collection.differing(before, record, same):
+        if words := configurations.differing(before, record, same):
             raise UsageError(f"--out {out} holds another run, of {words}: choose another place")
         if not set(before["seeds"]) <= set(record["seeds"]):
             raise UsageError(

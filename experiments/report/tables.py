@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ess_rl.errors import UsageError
-from experiments import collection, records, statistics
+from experiments import collection, configurations, records, statistics
 from experiments.collection import Method, Series
 from experiments.records import Record
 from experiments.report import text
@@ -84,11 +84,11 @@ def comparison(runs: Sequence[Path], against: str | None = None) -> str:
     ]
     found: dict[Series, list[tuple[Record, list[int]]]] = {}
     configs = [records.read_config(run) for run in runs]
-    for name in collection.made_anew(configs):
+    for name in configurations.made_anew(configs):
         raise UsageError(f"{name} was recorded again between these runs: compare those of one recording at a time")
     for run, config in zip(runs, configs, strict=True):
         result = records.read_result(run)
-        collection.check_result(config, result)
+        configurations.check_result(config, result)
         for series, group in collection.series(config).items():
             found.setdefault(series, []).append((result, group))
     units = {series.task.unit for series in found}

@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 
-from experiments import collection, records, references
+from experiments import collection, configurations, records, references
 from experiments.collection import Collection, Method, Row, Run
 from experiments.report import aggregates
 from experiments.report.aggregates import Estimate
@@ -203,7 +203,9 @@ def commands(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """(folder, the command that repeats the run) of each finished run."""
     cannot = "# {}: its seeds or its sweep were chosen from Python, no command says them"
     return [
-        (run.name, collection.command(run.config) or cannot.format(run.name)) for run in runs if run.state == "finished"
+        (run.name, configurations.command(run.config) or cannot.format(run.name))
+        for run in runs
+        if run.state == "finished"
     ]
 
 

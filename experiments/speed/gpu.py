@@ -18,7 +18,7 @@ import envs
 from ess_rl.errors import UsageError
 from experiments import records
 from experiments.records import Record
-from experiments.speed import gpu_checks, throughput
+from experiments.speed import gpu_checks, subjects, throughput
 
 # FP32 operations and bytes per second of known cards, without tensor cores (NVIDIA's data sheets).
 CARDS = {"H200": (67e12, 4.8e12), "H100": (67e12, 3.35e12), "A100": (19.5e12, 2.0e12)}
@@ -72,7 +72,7 @@ def measure(
             continue
         began = time.perf_counter()
         try:
-            found = throughput.apart(function, *arguments)
+            found = subjects.apart(function, *arguments)
         except Exception as error:  # the other parts are still worth having; the command fails at its end
             found = {"error": f"{type(error).__name__}: {str(error)[:2000]}"}
         record["parts"][name] = {**found, "took_seconds": time.perf_counter() - began}
@@ -169,7 +169,7 @@ def offline_learner(members: int, seconds: float, device: str) -> Record:
             return 320 * members
 
         learn()
-        found[where] = throughput.per_second(learn, seconds, where)
+        found[where] = subjects.per_second(learn, seconds, where)
     return {"updates_per_second": found, "ratio": found[device] / found["cpu"], "passed": True}
 
 

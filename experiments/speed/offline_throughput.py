@@ -16,7 +16,7 @@ from ess_rl.errors import UsageError
 from experiments import machine, records
 from experiments.records import Record
 from experiments.report.text import table
-from experiments.speed.throughput import apart, per_second, side_by_side
+from experiments.speed.subjects import apart, noting, per_second, side_by_side
 
 
 def measure(
@@ -73,12 +73,7 @@ def measure(
         "device": where, "compiled": compiled, "subjects": found, **records.origin(),
     }  # fmt: skip
 
-    def note(name: str, one: Record) -> None:
-        base = next(iter(found.values()), one)["updates_per_second"]
-        found[name] = one | {"ratio": one["updates_per_second"] / base}
-        print(f"{name}: {one['updates_per_second']:,.0f} updates/s", flush=True)
-        records.write_file(out, record)
-
+    note = noting(record, "updates_per_second", "updates", out)
     if peers and beside is not None:
         cores = machine.available_cores()
         # One process with one torch thread and with all, the better of the two; and one process per core.

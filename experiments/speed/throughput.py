@@ -11,11 +11,8 @@ collection counts as policy.
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -25,10 +22,11 @@ import tyro
 import envs
 from ess_rl.child import peak_memory_mib
 from ess_rl.contract import InTurns, VectorEnv
-from ess_rl.errors import LostProcessError, UsageError
+from ess_rl.errors import UsageError
 from experiments import machine, memory, records
 from experiments.records import Record
 from experiments.report.text import table
+from experiments.speed.subjects import apart, noting, per_second
 
 if TYPE_CHECKING:
     from ess_rl.population import Population
@@ -102,11 +100,7 @@ def measure(
     found: dict[str, Record] = {}
     record = {"env": env, **shape, "device": where, "compiled": compiled, "subjects": found, **records.origin()}
 
-    def note(name: str, one: Record) -> None:
-        found[name] = one | {"ratio": one["steps_per_second"] / next(iter(found.values()), one)["steps_per_second"]}
-        print(f"{name}: {one['steps_per_second']:,.0f} env steps/s", flush=True)
-        records.write_file(out, record)
-
+    note = noting(record, "steps_per_second", "env steps", out)
     if peers:
         # With one torch thread and with all: a peer gets the better of the two.
         threads = sorted({1, machine.available_cores()})
@@ -150,39 +144,6 @@ def _profiles(found: Record) -> list[list[str]]:
         for name, one in found.items()
         if "profile" in one
     ]
-
-
-def apart(function: Any, *arguments: Any) -> Record:
-    """Call a function in a fresh process: neither memory nor thread pools of one subject affect the next.
-
-    Raises:
-        LostProcessError: the process is gone.
-    """
-    return side_by_side(1, function, *arguments)[0]
-
-
-def side_by_side(count: int, function: Any, *arguments: Any) -> list[Record]:
-    """As `apart`, in `count` processes at once. -> what each returned"""
-    with ProcessPoolExecutor(max_workers=count, mp_context=multiprocessing.get_context("spawn")) as pool:
-        try:
-            return [one.result() for one in [pool.submit(function, *arguments) for _ in range(count)]]
-        except BrokenProcessPool:
-            raise LostProcessError(
-                "a process that measured a subject is gone (killed, or out of memory); --out has the subjects before it"
-            ) from None
-
-
-def per_second(piece: Callable[[], int], seconds: float, device: str = "cpu") -> float:
-    """Units of work per second: `piece` does some and returns how many."""
-    import torch
-
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-    wait()
-    began, done = time.perf_counter(), 0
-    while time.perf_counter() - began < seconds:
-        done += piece()
-        wait()
-    return done / (time.perf_counter() - began)
 
 
 def ours(

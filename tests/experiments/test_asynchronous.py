@@ -15,7 +15,7 @@ from agents import AGENTS
 from ess_rl.asynchronous import ProcessCollector
 from ess_rl.errors import LostProcessError, UsageError
 from ess_rl.population import Population
-from experiments import collection, records, run
+from experiments import configurations, records, run
 
 SETTINGS = {"num_envs": 4, "rollout": 64, "epochs": 1, "minibatch": 64, "hidden": (8,), "lag": 2, "replay": 1}
 
@@ -70,7 +70,7 @@ def test_a_second_process_changes_nothing_but_the_time_and_its_loss_nothing_at_a
     run.carry_on(apart)
     assert outcome(apart) == outcome(alone)
     assert not multiprocessing.active_children()
-    assert "--async" in (collection.command(records.read_config(apart)) or "")
+    assert "--async" in (configurations.command(records.read_config(apart)) or "")
 
 
 def test_what_goes_wrong_in_the_other_process_is_said_in_this_one() -> None:

@@ -17,7 +17,7 @@ from ess_rl import normalizer, offline
 from ess_rl.errors import UsageError
 from ess_rl.offline import OfflinePopulation
 from ess_rl.transitions import Transitions
-from experiments import __main__, collection, machine, offline_run, records
+from experiments import __main__, configurations, machine, offline_run, records
 from experiments.peers import by_seed, d3rlpy, sb3
 from experiments.peers.d3rlpy import PEERS
 from experiments.report import pages, tables
@@ -150,7 +150,7 @@ def test_a_peer_leaves_the_records_of_an_offline_run(place: Path, monkeypatch: p
     table = tables.comparison([mine, out])
     assert f"| Pendulum-v1 from {SET} | d3rlpy-iql | torch   | 20      | 2     | -700" in table
     assert "2 finished runs, 2 agents, 1 env" in pages.write(place / "runs")
-    command = collection.command(records.read_config(out))
+    command = configurations.command(records.read_config(out))
     assert command is not None and command.startswith(f"ess-rl train d3rlpy-iql --dataset {SET} --seeds 2")
     assert "--hidden 8 " in command and "--checkpoints" not in command and "--compile" not in command
 

@@ -22,7 +22,17 @@ from ess_rl import gaussian_process
 from ess_rl.errors import UsageError
 from ess_rl.population import Population
 from ess_rl.replay import Replay
-from experiments import __main__, collection, demonstrations, offline_run, old_data, records, run, suites
+from experiments import (
+    __main__,
+    collection,
+    configurations,
+    demonstrations,
+    offline_run,
+    old_data,
+    records,
+    run,
+    suites,
+)
 from experiments.datasets import audit, commands, recording
 from experiments.studies import offline_to_online
 
@@ -133,7 +143,7 @@ def test_chord_imitates_a_data_set_while_it_acts(place: Path, monkeypatch: pytes
     works("resume", "chord-stopped")
     ends = [records.checkpoints(place / name)[-1].read_bytes() for name in ("chord", "chord-stopped")]
     assert ends[0] == ends[1]
-    assert f"--demonstrations {SET}" in str(collection.command(config))
+    assert f"--demonstrations {SET}" in str(configurations.command(config))
     works("train", "ppo", *words[2:], "--env", "Pendulum-v1", "--out", "chord", "--overwrite")
     assert not (place / "chord" / "demonstrations.safetensors").exists()
     monkeypatch.undo()
@@ -290,7 +300,7 @@ def test_record_audit_train_score_report(place: Path):
     assert f"{SET}\n" in (place / "runs" / "scores.csv").read_text()
     works("publish", folder, place / "published")
     assert (place / "published" / "curves.csv").read_text().startswith("updates,member,return")
-    command = collection.command(records.read_config(folder))
+    command = configurations.command(records.read_config(folder))
     assert command is not None and f"train p3o_offline --dataset {SET}" in command and "--checkpoints 2" in command
 
 

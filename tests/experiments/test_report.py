@@ -21,7 +21,7 @@ from cycler import cycler
 from matplotlib import rc_context
 
 from ess_rl.errors import UsageError
-from experiments import collection, options, records, references
+from experiments import collection, configurations, options, records, references
 from experiments.figures import learning_curves, read_curves
 from experiments.report import aggregates, data, pages, picture, text
 
@@ -312,7 +312,7 @@ def test_the_command_makes_the_same_configuration(run: str) -> None:
     from agents import AGENTS
 
     config = records.read_config(PUBLISHED / run)
-    line = collection.command(config)
+    line = configurations.command(config)
     assert line is not None
     words = shlex.split(line)
     assert words[:3] == ["ess-rl", "train", config["agent"]]
@@ -329,10 +329,10 @@ def test_the_command_makes_the_same_configuration(run: str) -> None:
 
 def test_commands_of_sweeps_and_what_no_command_can_say(tmp_path: Path) -> None:
     config = records.read_config(make_run(tmp_path / "a", seeds=(4, 5, 4, 5), sweep={"clip": [0.1, 0.1, 0.3, 0.3]}))
-    line = collection.command(config)
+    line = configurations.command(config)
     assert line is not None and "--seeds 2 --seed0 4" in line and "--clip 0.1 0.3" in line
-    assert collection.command(config | {"seeds": [4, 9, 4, 9]}) is None
-    assert collection.command(config | {"sweep": {"clip": [0.1, 0.2, 0.3, 0.4]}}) is None
+    assert configurations.command(config | {"seeds": [4, 9, 4, 9]}) is None
+    assert configurations.command(config | {"sweep": {"clip": [0.1, 0.2, 0.3, 0.4]}}) is None
 
 
 def test_many_methods_are_compared_with_the_best(tmp_path: Path) -> None:

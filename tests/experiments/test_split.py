@@ -11,7 +11,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from ess_rl.errors import LostProcessError, NonFiniteError, UsageError
-from experiments import collection, demonstrations, machine, plan, records, run, training
+from experiments import configurations, demonstrations, machine, plan, records, run, training
 
 SETTINGS = {"num_envs": 4, "rollout": 64, "epochs": 1, "minibatch": 64, "hidden": (8,)}
 # Where a member's state and its past lie: nowhere but in the agents; in the replay; in policies that are still to act.
@@ -74,7 +74,7 @@ def test_members_apart_are_what_they_are_together_and_the_loss_of_some_is_no_los
     run.carry_on(apart)
     assert outcome(apart) == outcome(together)
     assert not multiprocessing.active_children()
-    assert "--split 2" in (collection.command(records.read_config(apart)) or "")
+    assert "--split 2" in (configurations.command(records.read_config(apart)) or "")
     if kind == "replay":
         assert (apart / records.REPLAY).read_bytes() == (together / records.REPLAY).read_bytes()
 

@@ -15,7 +15,7 @@ from ess_rl.contract import Step
 from ess_rl.errors import LostProcessError, UsageError
 from ess_rl.population import Population
 from experiments import machine, records
-from experiments.speed import eager_loop, throughput
+from experiments.speed import eager_loop, subjects, throughput
 
 OBS, ACT, SAMPLES = 5, 2, 40
 
@@ -90,7 +90,7 @@ def test_all_subjects_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_a_killed_subject_is_named_in_one_line():
     with pytest.raises(LostProcessError, match=r"a process that measured a subject is gone .* has the subjects before"):
-        throughput.apart(os._exit, 9)
+        subjects.apart(os._exit, 9)
 
 
 def test_what_cannot_be_measured_is_refused():

@@ -12,7 +12,7 @@ import torch
 from agents import AGENTS
 from ess_rl import processes
 from ess_rl.errors import UsageError
-from experiments import collection, plan, records, run
+from experiments import configurations, plan, records, run
 
 RUN = (
     "train p3o --env Pendulum-v1 --seeds 2 --steps 4096 --num-envs 4 --rollout 64 --epochs 1 --minibatch 64 --hidden 8 "
@@ -58,7 +58,7 @@ def test_two_processes_write_one_run_and_resume_it_bit_for_bit(tmp_path: Path):
     assert returns[0] == returns[1]
     population, config, iteration, _ = run.load_run(whole)  # one process can look at it
     assert iteration == 16 and run.evaluate(population, config, 1).flatten().tolist() == returns[0]
-    line = collection.command(records.read_config(whole))
+    line = configurations.command(records.read_config(whole))
     assert line is not None and line.startswith(
         "torchrun --nproc-per-node 2 -m experiments train p3o --env Pendulum-v1 "
     )
