@@ -250,7 +250,10 @@ def check_env(config: AgentConfig, env: VectorEnv) -> None:
     if group and (getattr(env, "group", 0) != group or isinstance(env, StartsFromHints)):
         raise UsageError(f"group {group}: {env.env_id} was not made so; envs.make_grouped(..., group={group}) does it")
     if group and env.max_episode_steps != config.rollout:
-        raise UsageError(f"rollout {config.rollout}: with groups it must be one episode, {env.max_episode_steps} steps")
+        steps = env.max_episode_steps
+        raise UsageError(
+            f"rollout {config.rollout}: with groups it must be a whole episode, of {steps} steps for {env.env_id}"
+        )
 
 
 def warm_up(population: Population, env: VectorEnv, *, acts: bool = True) -> float:

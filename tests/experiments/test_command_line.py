@@ -191,14 +191,17 @@ def test_bad_values_are_refused_before_anything_is_written(tmp_path: Path) -> No
     groups = ["train", "tba_group", "--out", "run", "--compile", "off", "--env"]
     assert "Reacher-v5 (backend" in (said := no(*groups, "Reacher-v5")) and "those that can, in torch: Pend" in said
     assert "may end an episode before its time limit" in no(*groups, "ess/Acrobot-v0")
-    assert "those of ess/TwoLinkArm-v0 take 100 steps: --rollout 100" in no(*groups, "ess/TwoLinkArm-v0")
+    arm = no(*groups, "ess/TwoLinkArm-v0")
+    assert "rollout 200: with groups it must be a whole episode, of 100 steps for ess/TwoLinkArm-v0" in arm
     assert "groups of 5 do not divide 16 environments" in no(*groups, "Pendulum-v1", "--group", "5")
     assert "it takes at least 2, and a divisor" in no(*groups, "Pendulum-v1", "--group", "1")
     assert "tba_group cannot learn from a data set" in no(*groups, "Pendulum-v1", "--dataset", "ess/pendulum/any-v0")
     car = ["train", "ppo", "--env", "ess/MountainCarContinuousSparse-v0", "--out", "run", "--compile", "off"]
     assert "groups of 5 do not divide 16 environments" in no(*car, "--hints", "5")
-    assert "a group's episodes begin alike" in no(*car, "--hints", "8", "--starts", "staggered")
-    assert "--hints 8 --replay 2: replayed steps are not marked" in no(*car, "--hints", "8", "--replay", "2")
+    assert "staggered starts would separate the environments of a group" in no(
+        *car, "--hints", "8", "--starts", "staggered"
+    )
+    assert "hints 8 with replay 2: replayed steps are not marked" in no(*car, "--hints", "8", "--replay", "2")
     assert "--hints -1: must be 0 or more" in no(*car, "--hints", "-1")
     assert "--hint-lambda -1: must be 0 or more" in no(*car, "--hint-lambda", "-1")
     assert not list(tmp_path.iterdir())

@@ -9,7 +9,7 @@ import agents
 import envs
 from ess_rl.errors import UsageError
 from experiments import records
-from experiments.speed import gpu, gpu_checks, throughput
+from experiments.speed import gpu, gpu_checks, subjects
 
 
 def in_this_process(function: Any, *arguments: Any) -> Any:
@@ -18,7 +18,7 @@ def in_this_process(function: Any, *arguments: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def _no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(throughput, "apart", in_this_process)
+    monkeypatch.setattr(subjects, "apart", in_this_process)
     monkeypatch.setattr(records, "origin", lambda: {"git_commit": "5eed", "versions": {"torch": "2.8"}})
 
 
