@@ -88,12 +88,17 @@ def local() -> dict[str, dict[str, Any]]:
     """
     import minari
 
-    for place in sorted(root().glob("**/data")):
-        parts = place.parent.relative_to(root()).parts
-        hidden = any(part.startswith(".") for part in parts)  # Minari does not look into those
-        if not hidden and not _is_name("/".join(parts)):
-            raise UsageError(f"{place.parent} is not named as a data set, NAME-v0: rename it, or move it away")
-    return minari.list_local_datasets()
+    try:
+        return minari.list_local_datasets()
+    except (ValueError, TypeError):  # of a name, which the error does not always tell
+        for place in sorted(root().glob("**/data")):
+            parts = place.parent.relative_to(root()).parts
+            hidden = any(part.startswith(".") for part in parts)  # Minari does not look into those
+            if not hidden and not _is_name("/".join(parts)):
+                raise UsageError(
+                    f"{place.parent} is not named as a data set, NAME-v0: rename it, or move it away"
+                ) from None
+        raise
 
 
 def _is_name(dataset_id: str) -> bool:

@@ -197,7 +197,7 @@ def _carry_on(folder: Path, config: Record, data: DataSet) -> Record:
     print(run.describe(config), flush=True)
     compile_seconds = 0.0
     if population.compiled and block < config["iterations"]:
-        compile_seconds = training.compiling(True, lambda: offline.warm_up(population, data.transitions))
+        compile_seconds = training.compiling(lambda: offline.warm_up(population, data.transitions))
     progress = offline.train(
         population, data.transitions, updates=config["steps"], blocks=config["iterations"], start=block
     )

@@ -79,13 +79,11 @@ def is_checkpoint(config: Record, iteration: int) -> bool:
     return iteration % config["reset_every"] == 0 or iteration == config["iterations"]
 
 
-def compiling(compiled: bool, work: Callable[[], float]) -> float:
+def compiling(work: Callable[[], float]) -> float:
     """Call `work`, which returns the seconds of compilation, between the two halves of a line that says so."""
-    if compiled:
-        print("compiling ...", end=" ", flush=True)
+    print("compiling ...", end=" ", flush=True)
     seconds = work()
-    if compiled:
-        print(f"{seconds:.0f} s", flush=True)
+    print(f"{seconds:.0f} s", flush=True)
     return seconds
 
 
@@ -123,7 +121,7 @@ def _here(
     del older, shown
     compile_seconds = 0.0
     if population.compiled and begun.iteration < config["iterations"]:
-        compile_seconds = compiling(True, lambda: loop.warm_up(population, env, acts=collector is None))
+        compile_seconds = compiling(lambda: loop.warm_up(population, env, acts=collector is None))
     if collector is not None:
         collector.ready()
     progress = loop.train(
@@ -180,7 +178,11 @@ def _split(config: Record, population: Population, replay: Replay, begun: Begun)
             past_of = _along_members(lambda x, dim, share=share: x.narrow(dim, share.start, len(share)), older)
             child.ask(_to_numpy((state, begun.iteration, past_of, shown)))
         del older, shown
-        compile_seconds = compiling(population.compiled, lambda: max(child.answer() for child in children))
+
+        def ready() -> float:
+            return max(child.answer() for child in children)
+
+        compile_seconds = compiling(ready) if population.compiled else ready()
         yield Training(_in_step(config, population, replay, begun.iteration, children), compile_seconds, children)
     finally:
         close(children)
