@@ -10,8 +10,8 @@ hundredth of training), the returns of the data are re-estimated by TD(lambda) w
 V and R are those of the data's policy, so this is one step of policy improvement over it. Standardized advantages,
 weights that stay fixed while the policy regresses on them, and the cap of 20 are those of the released code.
 Deviations: value and policy step together, with Adam, where that code takes 200 steps of the value and then 1000 of the
-policy with momentum; log_std is learned, not given; observations are normalized by the data's statistics; no penalty
-keeps the mean within the action's bounds.
+policy with momentum; log_std is learned, not given; rewards are scaled (`return_range`) where that code scales the
+value; observations are normalized by the data's statistics; no penalty keeps the mean within the action's bounds.
 """
 
 from __future__ import annotations

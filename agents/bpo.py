@@ -13,9 +13,10 @@ update, and in its own unit, where PPO computes A once per iteration and standar
 else is as in `agents/ppo.py`.
 
 Formulas and hyperparameters are those of the released code (its base configuration for MuJoCo; its sweeps tune them for
-each task). Deviations: the details that all agents here share (tanh networks of 64, decayed learning rates, gradients
-clipped at 0.5 instead of 1), and U has its own network, where theirs grows out of the value's. The regression is
-smoothed over about one unit of the normalized rewards; where Q spreads less than that, U lies nearer to the mean.
+each task). Deviations: the details that all agents here share (tanh networks of 64, a first log_std of -1, half the
+squared error as the value's loss, decayed learning rates, gradients clipped at 0.5 instead of 1), and U has its own
+network, where theirs grows out of the value's. The regression is smoothed over about one unit of the normalized
+rewards; where Q spreads less than that, U lies nearer to the mean.
 """
 
 from __future__ import annotations

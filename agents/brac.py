@@ -12,7 +12,8 @@ behavior. As in the released code, the policy first follows only D, and both los
 
 Deviations: D is computed exactly; theirs is estimated from samples, since their policy is squashed by tanh (ours is
 clipped by the environment, so Q sees clipped actions); no MMD, no Wasserstein distance, no dual form; alpha is fixed,
-not adapted; observations are normalized by the data's statistics; all gradients are taken at the same parameters.
+not adapted, and in units of scaled rewards (`return_range`; theirs are as they are, so an alpha of theirs means another
+one here); observations are normalized by the data's statistics; all gradients are taken at the same parameters.
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@ Written for one agent; `ess_rl.offline` runs P of them as one tensor program. Th
 the actions of the data, so no action outside the data is ever evaluated; the policy imitates, weighted by exp(beta A).
 Other details are those of the released code: the minimum of two critics, slowly updated targets, tanh on the policy's
 mean, a log_std that does not depend on the state, the policy's learning rate falling to 0 along a cosine, rewards
-scaled so that the returns of the data span 1000. Deviations: observations are normalized by the data's statistics; all
-gradients are taken at the same parameters (in the released code the value steps first).
+scaled so that the returns of the data span 1000. Deviations: log_std begins at -1 and has a floor of -4 (theirs: 0, and
+between -5 and 2); observations are normalized by the data's statistics; all gradients are taken at the same parameters
+(in the released code the value steps first).
 """
 
 from __future__ import annotations

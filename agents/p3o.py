@@ -7,7 +7,7 @@ statistics, standardized advantages, clipped gradients, Adam with linearly decay
 PPO's clip ends the gradient of a sample; P3O's cap only bounds the sample's weight, and ten epochs on one batch move
 the policy as far as its learning rate allows: on some tasks too far. `keep_ess`, which is not in the paper, lets the
 ESS limit this too (`ess_rl.optim.held_back`). After an iteration's updates, e is computed from the ratio between the
-policies after and before them, on the iteration's own data (with a lag, this is not the ratio to the behavior), and the
+policies after and before them, on the fresh rollout alone (with a lag, this is not the ratio to the behavior), and the
 learning rate is scaled, a little each time and never above its schedule. No quantity besides the ESS is needed.
 
 With `hints`, environments whose whole group failed start from hints, and samples from there are weighted by Affinity^

@@ -7,13 +7,16 @@ each on `segments` segments of `rollout` steps from a first-in first-out replay,
 
 P3O of 2026 adopted this objective (`agents.p3o`); at ratio 1 it is A2C's, so both kinds of steps share one function
 here. Returns of older segments are lambda-returns of the behavior's trajectories, under the current value: uncorrected,
-as published. Off-policy steps have no entropy bonus, as published.
+as published. Replayed steps have no entropy bonus, as published. Where another policy acted (`lag` and the like), the
+step on the fresh rollout has cap and pull too, since its ratios are not 1, and keeps its entropy bonus.
 
 The paper's code is for discrete actions and does not cover Box spaces; its hyperparameters for MuJoCo are not public.
 Our choices: Gaussian behaviors are stored by mean and log_std, and their KL is in closed form; the replay of 50,000
 steps and its warm-up of 15,000 are read as env steps of one agent; where 1 - ESS is nearly 0, that code sets the cap to
-nearly 0 as well, which would give fresh data no weight, and ours does not. The code's KL is in fact KL(pi || b) over
-the number of actions: `--behavior-kl closed_form` is that direction, the default is the paper's.
+nearly 0 as well, which would give fresh data no weight, and ours does not; it skips the on-policy step where the mean
+return is exactly 0, and ours does not. Its cap by the ESS is an option that is off by default and on in the paper. The
+code's KL is in fact KL(pi || b) over the number of actions: `--behavior-kl closed_form` is that direction, the default
+is the paper's.
 
 `--details published` is A2C with RMSProp and raw advantages; `--details shared` has the Adam and the standardized
 advantages of `agents.ppo`, to compare only the objectives (also set PPO's learning rate, 3e-4).
@@ -43,7 +46,7 @@ class Config:
     replayed_updates: float = 2.0  # mean of the Poisson number of off-policy updates per on-policy update; 0: A2C
     segments: int = 96  # segments of `rollout` steps per off-policy update: 6 times 16 environments
     warm_up: int = 60  # iterations before the first off-policy update: 15,000 env steps
-    cap: Literal["ess", "ess_per_dim"] | float = "ess"  # of the ratio; a number is an ablation
+    cap: Literal["ess", "ess_per_dim"] | float = "ess"  # of the ratio, in both kinds of steps; a number is an ablation
     pull: Literal["ess"] | float = "ess"  # weight of the KL: 1 - ESS; a number is an ablation
     behavior_kl: Literal["reverse", "closed_form"] = "reverse"  # KL(b || pi) of the paper; KL(pi || b) of its code
     details: Literal["published", "shared"] = "published"  # RMSProp, raw advantages; or both as in agents.ppo

@@ -174,7 +174,8 @@ class PPO:
         unchanged before anything is learned.
 
         For the objective kl the quantity is KL(b || pi), with a range around `target_kl`; for the objective variance it
-        is the variance of the ratio, with a range around clip^2: a root mean square of clip for rho - 1 (ours).
+        is the variance of the ratio, with a range around clip^2: a root mean square of clip for rho - 1 (ours). Both
+        are measured on the fresh rollout; with `replay`, the penalty also covers older ones, which the rule ignores.
         """
         if self.config.objective not in ("kl", "variance"):
             return state["kl_coef"]

@@ -22,8 +22,8 @@ The reference, which for TBA is the model before training, is an option:
                 target moves with each iteration (Trust-PCL, Nachum et al. 2018, arXiv 1707.01891, uses a
                 running average of the policy)
     initial     the untrained policy, N(about 0, exp(log_std)), as in TBA: large actions stay costly throughout
-    uniform     over the box of actions: beta times the entropy is added to the return, as in PCL. Nothing
-                else restrains the policy
+    uniform     density 1 everywhere: log pi_ref = 0, so beta times the entropy is added to the return, as in
+                PCL. Nothing else restrains the policy
 
 `entropy_coef` adds entropy to the return with any reference. Rewards are divided by the running standard deviation of
 returns, so beta is in that unit and not in the task's: leaving the reference by one nat costs beta standard deviations
@@ -40,7 +40,6 @@ Other details are those of `agents/ppo.py`; advantages are not standardized, sin
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -152,8 +151,8 @@ class TBA:
     def _reference_log_prob(self, state: State, obs: Tensor, action: Tensor, log_prob: Tensor) -> Tensor:
         if self.config.reference == "initial":  # under the current statistics: the reference moves with them
             return policy(state["reference"], obs).log_prob(action)
-        if self.config.reference == "uniform":
-            return torch.full_like(log_prob, -self.act_dim * math.log(2.0))
+        if self.config.reference == "uniform":  # not 2^-d: a constant per step would reward or punish staying alive
+            return torch.zeros_like(log_prob)
         return log_prob
 
     begin_epoch = None

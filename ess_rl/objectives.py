@@ -259,7 +259,8 @@ def ppo_generalized(
     With p = b this is `ppo_clip`. Measured in pi / p, the range is wide where an action is less likely under p than
     under b, and narrow where it is more likely; `ppo_decoupled` weights such samples and keeps the range in pi / p.
     Source: GePPO, Queeney, Paschalidis, Cassandras 2021 (arXiv 2111.00072), the surrogate of its Algorithm 1. Not
-    adopted: its choice of how many older policies to learn from, and its learning rate adapted to the total variation.
+    adopted: its choice of how many older policies to learn from; its learning rate adapted to the total variation; its
+    advantages by V-trace (of our agents' options, `--correction vtrace`), standardized with p / b as weights.
     Metrics: `ess` of rho, `clipped_fraction` (|rho - center| > clip), `log_ratio_max` of rho.
     """
     same_shape(

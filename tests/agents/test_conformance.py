@@ -622,7 +622,7 @@ def test_advantages_of_tba_are_gae_of_the_segments():
 
 @pytest.mark.parametrize("reference", ["iteration", "initial", "uniform"])
 def test_the_reference_of_tba_is_what_it_says(reference: str):
-    """After updates: the policy as it is by then, the first one by present statistics, or 2^-d in d dimensions."""
+    """After updates: the policy as it is by then, the first one by present statistics, or of density 1 everywhere."""
     population = Population(build("tba", reference=reference, learning_rate=0.05, segment_length=1), SEEDS)
     began = population.state["params"]["policy"]
     learn(population, iterations=3)
@@ -634,7 +634,15 @@ def test_the_reference_of_tba_is_what_it_says(reference: str):
         pi = population.policy(rollout.obs.transpose(0, 1).flatten(1, 2))
         expected = pi.log_prob(rollout.action.transpose(0, 1).flatten(1, 2)).unflatten(1, (T, N))
         assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4) == (which == reference)
-    assert torch.allclose(found, torch.tensor(-ACT * math.log(2.0))) == (reference == "uniform")
+    assert bool((found == 0.0).all()) == (reference == "uniform")
+
+
+def test_the_uniform_reference_of_tba_is_an_entropy_bonus():
+    """As in PCL: what beta 0 and a bonus for the entropy give."""
+    rollout = collect(Population(build("ppo"), SEEDS), 0)
+    ways = ({"reference": "uniform", "beta": 0.2}, {"beta": 0.0, "entropy_coef": 0.2})
+    one, other = (prepared(Population(build("tba", **way), SEEDS), rollout)["advantage"] for way in ways)
+    assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
 def test_a_segment_without_a_step_is_refused():
