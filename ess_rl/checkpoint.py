@@ -42,12 +42,15 @@ def save(path: Path, tree: Tree, info: dict[str, Any]) -> None:
     """Write `tree` and `info` (JSON) to `path`, by rename: a kill leaves the whole file or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
+    part.touch()
+    mode = part.stat().st_mode  # as of any file here; safetensors leaves what only its owner can read
     tensors = {name: x.detach().cpu().contiguous() for name, x in flatten(tree).items()}
     # One entry: safetensors writes several in no fixed order, and equal states would give unequal files.
     try:
         save_file(tensors, part, metadata={FORMAT: json.dumps(info)})
     except SafetensorError as error:  # usually a full disk
         raise OSError(errno.EIO, f"cannot be written ({error})", str(path)) from None
+    part.chmod(mode)
     with open(part, "rb") as file:
         os.fsync(file.fileno())
     os.replace(part, path)
@@ -81,13 +84,16 @@ def load(path: Path, like: Tree, device: torch.device | str = "cpu") -> tuple[Tr
 
 def _read(path: Path, *, tensors: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
+        with open(path, "rb"):  # safetensors calls a file missing whatever keeps it from opening it
+            pass
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such checkpoint") from None
+    try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             names = file.keys() if tensors else []
             flat = {name: file.get_tensor(name) for name in names}
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such checkpoint") from None
-    except (SafetensorError, OSError) as error:
+    except SafetensorError as error:
         raise UsageError(
             f"{path}: damaged or no checkpoint ({error}); remove it to continue from the one before"
         ) from None

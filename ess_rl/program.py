@@ -128,7 +128,8 @@ def _make(function: Callable[..., Any], leaves: list[Tensor], spec: TreeSpec) ->
     fake = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True, allow_non_fake_inputs=True)
     examples: list[Any] = [fake.from_tensor(x.detach()) for x in leaves]
     # `_kinds` covers what the asserts would check at every call: the strides of some 60 tensors, 6 % of a small update.
-    options = inductor_config.patch(size_asserts=False)
+    # Programs are made for a number of threads, which Inductor's cache on disk takes into account only if it is named.
+    options = inductor_config.patch({"size_asserts": False, "cpp.threads": torch.get_num_threads()})
     with tracing(TracingContext(fake)), V.set_fake_mode(fake), options:  # the on-disk cache needs this context
         graph = make_fx(functionalize(flat), select_decomp_table(), _allow_non_fake_inputs=True)(*examples)
         results = graph.graph.output_node()

@@ -482,6 +482,12 @@ def main() -> None:
         sys.exit(_complain(f"{error.filename or 'a file'}: {error.strerror or error}", 2))
     except KeyboardInterrupt:
         sys.exit(_complain(f"stopped; {GOES_ON}", 130))
+    except (MemoryError, RuntimeError) as error:  # torch has an error of its own for a GPU, and none for the CPU
+        said = (str(error) or type(error).__name__).splitlines()[0]
+        if not isinstance(error, MemoryError) and "OutOfMemory" not in type(error).__name__ and "allocate" not in said:
+            raise
+        less = "fewer seeds, environments or older rollouts need less"
+        sys.exit(_complain(f"out of memory ({said}): {less}; {GOES_ON}", 2))
 
 
 def _check_packages() -> None:

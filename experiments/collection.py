@@ -278,10 +278,8 @@ def _progress(path: Path, config: Record) -> tuple[str, str]:
     """-> (running or stopped, how far it got) of a run without result.json"""
     written = max(file.stat().st_mtime for file in path.iterdir() if file.is_file())
     minutes = (time.time() - written) / 60.0
-    rows = records.read_metrics(path)
-    reached = (
-        f"{records.steps_of(rows[-1]):,} of {config['steps']:,} {records.unit(config)}" if rows else "no metrics yet"
-    )
+    row = records.last_metrics(path)
+    reached = f"{records.steps_of(row):,} of {config['steps']:,} {records.unit(config)}" if row else "no metrics yet"
     if done := len(list(path.glob("seed-*.json"))):
         reached = f"{done} of {len(config['seeds'])} seeds"
     ago = f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.0f} h" if minutes < 2880 else _days(minutes)

@@ -47,19 +47,23 @@ def read_curves(run: Path) -> Curves:
     config = records.read_config(run)
     if (run / "curves.csv").exists() and not (run / "metrics.jsonl").exists():
         return _from_csv(config, run / "curves.csv")
-    rows, members = records.read_metrics(run), len(config["seeds"])
+    members, logged = len(config["seeds"]), {name: NAMES_IN_LOG.get(name, (name,)) for name, _ in CURVES[1:]}
+    needed = ("episodes", "return_sum", *(key for keys in logged.values() for key in keys))
+    at, rows = [], []
+    for row in records.metrics(run):
+        at.append(records.steps_of(row))
+        rows.append({key: np.array(row[key]) for key in needed if key in row})  # a twentieth of it
     if not rows:
         raise UsageError(f"{run} has neither metrics.jsonl nor curves.csv: there is nothing to draw")
     steps, values = [], {name: [] for name, _ in CURVES}
     for part in np.array_split(np.arange(len(rows)), min(BINS, len(rows))):
         stretch = [rows[i] for i in part]
-        steps.append(records.steps_of(stretch[-1]))
+        steps.append(at[part[-1]])
         episodes = np.sum([row["episodes"] for row in stretch], axis=0)
         total = np.sum([row["return_sum"] for row in stretch], axis=0)
         values["return"].append(np.divide(total, episodes, out=np.full(members, np.nan), where=episodes > 0))
-        for name, _ in CURVES[1:]:
-            logged = NAMES_IN_LOG.get(name, (name,))
-            known = [row[key] for row in stretch for key in logged if key in row]  # the first iteration has no updates
+        for name, keys in logged.items():
+            known = [row[key] for row in stretch for key in keys if key in row]  # the first iteration has no updates
             values[name].append(np.mean(known, axis=0) if known else np.full(members, np.nan))
     return Curves(config, np.array(steps), {name: np.array(value) for name, value in values.items()})
 

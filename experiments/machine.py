@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import platform
 import signal
@@ -35,3 +36,14 @@ def end_with_parent() -> None:
     pr_set_pdeathsig = 1
     if _LIBC is not None:
         _LIBC.prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+def end_with_command() -> None:
+    """As `end_with_parent`, for the start of a process of a pool, which else waits for work for ever.
+
+    A seed that outlived its command would train unseen, next to another process for the same seed.
+    """
+    end_with_parent()
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():
+        os._exit(1)

@@ -77,7 +77,21 @@ def free(device: str) -> int | None:
         found = re.search(r"^MemAvailable: +(\d+) kB$", Path("/proc/meminfo").read_text(), flags=re.MULTILINE)
     except OSError:
         return None
-    return int(found[1]) * 1024 if found else None
+    known = [left for left in (int(found[1]) * 1024 if found else None, _free_in_container()) if left is not None]
+    return min(known, default=None)
+
+
+def _free_in_container(group: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes left below the memory limit of this process's container (cgroup v2), None if there is no limit.
+
+    The kernel drops cached files before it kills a process, so they count as free.
+    """
+    try:
+        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        cached = re.search(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(), flags=re.MULTILINE)
+    except OSError:
+        return None
+    return None if limit == "max" else max(0, int(limit) - int(used) + (int(cached[1]) if cached else 0))
 
 
 def check(

@@ -37,8 +37,8 @@ def start(agent: str, dataset_id: str, *, out: Path, overwrite: bool = False, **
         UsageError: something in it cannot work, or `out` holds something else. In either case nothing is written.
     """
     record = make(agent, dataset_id, **arguments)
-    records.prepare_folder(out, overwrite=overwrite)
-    records.write_json(out / "config.json", record)
+    with records.new_run(out, overwrite=overwrite):
+        records.write_json(out / "config.json", record)
     return out
 
 
@@ -190,10 +190,9 @@ def data_of(config: Record, *, trust: bool) -> DataSet:
 
 def _carry_on(folder: Path, config: Record, data: DataSet) -> Record:
     population = training.restore_population(config)
-    run.check_fields(folder, config, dataclasses.asdict(population.agent.config))
+    run.begin(folder, config, dataclasses.asdict(population.agent.config))
     block = run.load_newest(folder, config, population)
-    rows = records.cut_metrics(folder, block)
-    trained = rows[-1]["seconds"] if rows else 0.0
+    trained = records.cut_metrics(folder, block)
     print(run.describe(config), flush=True)
     compile_seconds = 0.0
     if population.compiled and block < config["iterations"]:
@@ -201,7 +200,7 @@ def _carry_on(folder: Path, config: Record, data: DataSet) -> Record:
     progress = offline.train(
         population, data.transitions, updates=config["steps"], blocks=config["iterations"], start=block
     )
-    with run.log(folder, config, block, rows) as write:
+    with run.log(folder, config, block) as write:
         for done in progress:
             trained += done.seconds
             saves = training.is_checkpoint(config, done.block)
@@ -210,7 +209,7 @@ def _carry_on(folder: Path, config: Record, data: DataSet) -> Record:
                 path = folder / "checkpoints" / f"{done.updates:09d}.safetensors"
                 info = {"iteration": done.block, "of": run.fingerprint(config)}
                 checkpoint.save(path, population.state, info)
-    outcome = run.outcome(folder, config, population, rows, compile_seconds)
+    outcome = run.outcome(folder, config, population, compile_seconds)
     result = {
         **outcome,
         "normalized_score": normalized(config["references"], outcome["final_return"]),

@@ -51,6 +51,7 @@ class _Running:
     job: Job
     task: Any  # generator of references to News
     last: News
+    held: ExitStack  # the lock of its folder on this machine
     losses: int = 0
 
 
@@ -88,7 +89,11 @@ class Ray:
         return len(self._running) <= sum(int(cpus // self._cpus) for cpus in self._nodes())
 
     def start(self, job: Job) -> None:
-        self._running[job.name] = _Running(job, self._submit(job), News("", 0, steps_done(job, self._out / job.name)))
+        folder = self._out / job.name
+        with ExitStack() as held:
+            held.enter_context(records.alone(folder))  # nobody trains it on this machine until it has ended
+            task = self._submit(job)
+            self._running[job.name] = _Running(job, task, News("", 0, steps_done(job, folder)), held.pop_all())
 
     def ended(self) -> list[tuple[Job, str | None]]:
         over: list[tuple[Job, str | None]] = []
@@ -96,7 +101,7 @@ class Ray:
             for one in ready:
                 has_ended, reason = self._hear(one)
                 if has_ended:
-                    del self._running[one.job.name]
+                    self._running.pop(one.job.name).held.close()
                     over.append((one.job, reason))
         return over
 
@@ -107,6 +112,8 @@ class Ray:
 
     def close(self) -> None:
         self._ray.shutdown()  # its tasks end with it
+        for one in self._running.values():
+            one.held.close()
 
     def _nodes(self) -> list[float]:
         """CPUs of each node that is alive."""
@@ -114,9 +121,8 @@ class Ray:
 
     def _submit(self, job: Job) -> Any:
         folder = self._out / job.name
-        with records.alone(folder):  # nobody is training it on this machine
-            gpus = int(records.read_config(folder)["device"] == "cuda")
-            files = _to_go_on(folder)
+        gpus = int(records.read_config(folder)["device"] == "cuda")
+        files = _to_go_on(folder)
         # Ray would restart a lost task with its original files; `_lost` restarts it with those that came since.
         options = {"num_cpus": self._cpus, "num_gpus": gpus, "max_retries": 0, "num_returns": "streaming"}
         return self._ray.remote(**options)(_train).remote(job, files, self._cpus, self._every, self._version)
@@ -231,7 +237,8 @@ def _stamps(folder: Path, everything: bool = False) -> dict[str, tuple[int, int]
     stamps = {}
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
-        if name == "lock" or path.suffix == ".part" or ("tensorboard" in name and not everything):
+        half = path.suffix == ".part" or path.name.startswith(".tmp")  # what a kill leaves of a file
+        if name == "lock" or half or ("tensorboard" in name and not everything):
             continue
         with suppress(FileNotFoundError):  # an old replay, removed in the meantime
             status = path.stat()

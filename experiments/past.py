@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from ess_rl import checkpoint, processes
-from ess_rl.contract import Tree
+from ess_rl.contract import AgentConfig, Tree
 from ess_rl.errors import UsageError
 from ess_rl.population import Population
 from ess_rl.replay import Replay
@@ -22,9 +22,9 @@ from experiments import old_data, records
 from experiments.records import Record
 
 
-def rollouts_kept(config: Record) -> int:
-    """Number of rollouts that the replay of a run holds."""
-    return max(1 + config["config"]["replay"], config.get("save_replay", 0))
+def rollouts_kept(own: AgentConfig, config: Record) -> int:
+    """Number of rollouts that the replay of a run holds, whose agent has the Config `own`."""
+    return max(1 + own.replay, config.get("save_replay", 0))
 
 
 def tree(

@@ -329,15 +329,17 @@ def device_of(asked: str, backend: str = "torch") -> str:
 
 
 def compiled_of(asked: str) -> bool:
-    """Resolve `asked`. auto: on if PyTorch's compiler finds what the CPU needs, a C++ compiler and Python's headers."""
-    compiler = any(shutil.which(name) for name in ("g++", "clang++", "cl"))
-    headers = Path(sysconfig.get_path("include"), "Python.h").exists()
-    found = compiler and headers
-    if asked == "on" and not found:
-        missing = (
-            "Python's headers were not found; install python3-dev"
-            if compiler
-            else "no C++ compiler was found; install g++"
-        )
+    """Resolve `asked`. auto: on if PyTorch's compiler finds what it needs."""
+    missing = missing_to_compile()
+    if asked == "on" and missing:
         raise UsageError(f"--compile on: {missing}, or use --compile off")
-    return asked == "on" or (asked == "auto" and found)
+    return asked == "on" or (asked == "auto" and not missing)
+
+
+def missing_to_compile() -> str | None:
+    """What PyTorch's compiler needs on the CPU and does not find, with the remedy; None if it finds all."""
+    if not any(shutil.which(name) for name in ("g++", "clang++", "cl")):
+        return "no C++ compiler was found; install g++"
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return "Python's headers were not found; install python3-dev"
+    return None

@@ -48,6 +48,7 @@ FILES = (
     DEMONSTRATIONS,
     "seed-*.json",
     "*.part",
+    ".tmp*",  # of safetensors, killed while it wrote
 )
 COPIED = (REPLAY_FROM, DEMONSTRATIONS)  # written before config.json: what a run begins with
 REQUIRED = ("agent", "env", "backend", "seeds", "sweep", "steps", "episodes", "device", "compiled", "config")
@@ -109,38 +110,50 @@ def read_config(run: Path) -> Record:
     return config
 
 
-def read_metrics(run: Path) -> list[Record]:
-    """All whole lines of metrics.jsonl, without a last one cut short by a kill. UsageError if another is damaged."""
-    path = run / "metrics.jsonl"
+def metrics(run: Path) -> Iterator[Record]:
+    """The whole lines of metrics.jsonl, one after the other: of a large population, all of them would fill the memory.
+
+    Raises:
+        UsageError: a line is damaged, other than a last one, which a kill may have cut short.
+    """
+    for row, _ in _lines(run / "metrics.jsonl"):
+        yield row
+
+
+def _lines(path: Path) -> Iterator[tuple[Record, int]]:
+    """The whole lines of a metrics.jsonl, each with the place in the file where it ends."""
     if not path.exists():
-        return []
-    rows = []
-    for number, line in enumerate(lines := path.read_bytes().splitlines(), start=1):
-        try:
-            row = json.loads(line)
-        except ValueError:  # not JSON, or not UTF-8
-            if number == len(lines):
-                break
-            row = None
-        if not isinstance(row, dict) or not isinstance(row.get("iteration"), int):
-            raise UsageError(f"{path}: line {number} is damaged")
-        rows.append(row)
-    return rows
+        return
+    with open(path, "rb") as file:
+        number = 0
+        while line := file.readline():
+            number += 1
+            try:
+                row = json.loads(line)
+            except ValueError:  # not JSON, or not UTF-8
+                if not file.read(1):
+                    return
+                row = None
+            if not isinstance(row, dict) or not isinstance(row.get("iteration"), int):
+                raise UsageError(f"{path}: line {number} is damaged")
+            yield row, file.tell()
 
 
 def last_metrics(run: Path) -> Record | None:
     """The last whole line of metrics.jsonl, without reading the others; None if there is none."""
     try:
         with open(run / "metrics.jsonl", "rb") as file:
-            end = file.seek(0, os.SEEK_END)
-            for size in (2**14, end):  # a line is a few KiB; a population may be large
+            end, size = file.seek(0, os.SEEK_END), 2**14
+            while True:
                 file.seek(max(0, end - size))
                 lines = file.read().split(b"\n")[:-1]  # what follows the last newline is not a whole line
                 if len(lines) > 1 or (lines and size >= end):
                     return json.loads(lines[-1])
+                if size >= end:
+                    return None
+                size *= 4  # a line is a few KiB; of a large population, more
     except (FileNotFoundError, json.JSONDecodeError):
-        pass
-    return None
+        return None
 
 
 def unit(config: Record) -> str:
@@ -164,23 +177,39 @@ def append_line(file: TextIO, row: Record) -> None:
     file.flush()
 
 
-def cut_metrics(run: Path, iteration: int) -> list[Record]:
-    """Keep the lines up to `iteration`, that of the checkpoint. -> the lines kept
+def cut_metrics(run: Path, iteration: int) -> float:
+    """Keep the lines up to `iteration`, that of the checkpoint. -> the seconds of training that the last one tells
 
     Raises:
         UsageError: they do not reach that far, as after a power cut that the checkpoint survived.
     """
-    rows = [row for row in read_metrics(run) if row["iteration"] <= iteration]
-    if [row["iteration"] for row in rows] != list(range(1, iteration + 1)):
+    path, kept, end, seconds = run / "metrics.jsonl", 0, 0, 0.0
+    if iteration > 0:
+        for row, after in _lines(path):
+            if row["iteration"] != kept + 1:
+                break
+            kept, end, seconds = kept + 1, after, row["seconds"]
+            if kept == iteration:
+                break
+    if kept < iteration:
         newest = checkpoints(run)[-1]
         raise UsageError(
-            f"{run / 'metrics.jsonl'} has {len(rows)} of the {iteration} iterations before {newest}: move that file "
-            f"away, and 'ess-rl resume {run}' continues from an older one"
+            f"{path} has {kept} of the {iteration} iterations before {newest}: move that file away, and 'ess-rl resume "
+            f"{run}' continues from an older one"
         )
-    part = run / "metrics.jsonl.part"
-    part.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    os.replace(part, run / "metrics.jsonl")
-    return rows
+    with open(path, "ab+") as file:
+        file.truncate(end)
+        file.seek(max(0, end - 1))
+        if file.read(1) not in (b"", b"\n"):
+            file.write(b"\n")
+    return seconds
+
+
+def drop_unfinished(run: Path) -> None:
+    """Remove what a kill left of files that were being written: a replay may be large. Only while the run is locked."""
+    for folder in (run, run / "checkpoints"):
+        for path in (*folder.glob(".tmp*"), *folder.glob("*.part")):
+            path.unlink(missing_ok=True)
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -214,28 +243,40 @@ def default_folder(agent: str, env: str) -> Path:
     return Path("runs") / f"{agent}-{re.sub('[/:]', '-', env)}"
 
 
-def prepare_folder(out: Path, *, overwrite: bool) -> None:
-    """Make `out` a folder that holds no run, or refuse. When a run is replaced, only its own files are removed.
+@contextmanager
+def new_run(out: Path, *, overwrite: bool) -> Iterator[None]:
+    """Make `out` a folder that holds no run, or refuse; it stays locked while the caller writes what a run begins with.
+
+    When a run is replaced, only its own files are removed.
 
     Raises:
         UsageError: it holds a run and `overwrite` is False, a run is being trained there, or it holds something else.
     """
+    _check_new(out, overwrite)  # before a lock is put there
+    out.mkdir(parents=True, exist_ok=True)
+    with alone(out):
+        if _check_new(out, overwrite):  # by now another command may have begun a run there
+            for name in (*FILES[1:], FILES[0]):  # config.json last: a kill in between leaves a run that can be replaced
+                for path in out.glob(name):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        yield
+
+
+def _check_new(out: Path, overwrite: bool) -> bool:
+    """Raises UsageError if no run can begin in `out`. -> whether it holds a run, to be replaced"""
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file: choose another place")
     # What an interrupted start leaves is not a run yet: these, their .part, and what safetensors names .tmp*.
     before_config = ("config.json.part", "lock", ".tmp", *COPIED)
-    if out.exists() and any(not path.name.startswith(before_config) for path in out.iterdir()):
-        try:
-            read_config(out)
-        except UsageError:
-            raise UsageError(f"--out {out} is not empty and holds no run: choose another place") from None
-        if not overwrite:
-            raise UsageError(f"--out {out} holds a run: 'ess-rl resume {out}' continues it, --overwrite replaces it")
-        with alone(out):
-            for name in (*FILES[1:], FILES[0]):  # config.json last: a kill in between leaves a run that can be replaced
-                for path in out.glob(name):
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-    out.mkdir(parents=True, exist_ok=True)
+    if not out.exists() or all(path.name.startswith(before_config) for path in out.iterdir()):
+        return False
+    try:
+        read_config(out)
+    except UsageError:
+        raise UsageError(f"--out {out} is not empty and holds no run: choose another place") from None
+    if not overwrite:
+        raise UsageError(f"--out {out} holds a run: 'ess-rl resume {out}' continues it, --overwrite replaces it")
+    return True
 
 
 def check_file(out: Path | None) -> None:

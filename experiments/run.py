@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,12 +47,12 @@ def start(agent: str, env_id: str, *, out: Path, overwrite: bool = False, **argu
     source = record["config"].get("replay_from")
     if source and Path(source).resolve() == out.resolve():
         raise UsageError(f"--replay-from {source} is the folder of this run: choose another --out")
-    records.prepare_folder(out, overwrite=overwrite)
-    if source:
-        old_data.copy(source, out, AGENTS[agent].config(**record["config"]))
-    if shown := record["config"].get("demonstrations"):
-        demonstrations.copy(shown, out)
-    records.write_json(out / "config.json", record)
+    with records.new_run(out, overwrite=overwrite):
+        if source:
+            old_data.copy(source, out, AGENTS[agent].config(**record["config"]))
+        if shown := record["config"].get("demonstrations"):
+            demonstrations.copy(shown, out)
+        records.write_json(out / "config.json", record)
     return out
 
 
@@ -87,15 +87,28 @@ def check_fields(run: Path, config: Record, names: Iterable[str], what: str = "g
             )
 
 
+def begin(run: Path, config: Record, fields: Iterable[str]) -> None:
+    """Check what any run needs in order to go on, and remove what a kill left behind.
+
+    fields: of the agent's Config.
+
+    Raises:
+        UsageError: one of them is missing in the run, or the run is compiled and there is no compiler here.
+    """
+    check_fields(run, config, fields)
+    if config["compiled"] and (missing := plan.missing_to_compile()):
+        raise UsageError(f"{run} is a compiled run, and {missing}: that, or a new run with --compile off")
+    records.drop_unfinished(run)
+
+
 def _carry_on(run: Path, config: Record) -> Record:
     population, env, replay = parts(config)
-    check_fields(run, config, dataclasses.asdict(population.agent.config))
+    begin(run, config, dataclasses.asdict(population.agent.config))
     iteration = load_newest(run, config, population)
     begins_from, raised = past.read(run, config, replay, population, iteration)
     shown = demonstrations.read(run, config, env)
+    trained = records.cut_metrics(run, iteration)
     processes.tell({"config": config, "iteration": iteration, "demonstrations": len(shown["obs"]) if shown else 0})
-    rows = records.cut_metrics(run, iteration)
-    trained = rows[-1]["seconds"] if rows else 0.0
     print(describe(config), flush=True)
     if raised is not None:
         steps = int(begins_from["replay"]["size"])
@@ -104,7 +117,7 @@ def _carry_on(run: Path, config: Record) -> Record:
         print(f"demonstrations: {len(shown['obs']):,} steps of {config['config']['demonstrations']}", flush=True)
     begun = Begun(iteration, begins_from, shown)
     del begins_from, shown
-    with training(config, population, env, replay, begun) as found, log(run, config, iteration, rows) as write:
+    with training(config, population, env, replay, begun) as found, log(run, config, iteration) as write:
         for done in found.progress:
             trained += sum(done.seconds.values())
             row = _row(done, trained)
@@ -117,9 +130,8 @@ def _carry_on(run: Path, config: Record) -> Record:
         old_data.save(run, old_data.last(replay, config), env, config)
     env.close()
     result = {
-        **outcome(run, config, population, rows, found.compile_seconds),
-        "training_return": training_return(rows),
-        "seconds": {name: sum(row["phases"][name] for row in rows) for name in rows[-1]["phases"]},
+        **outcome(run, config, population, found.compile_seconds),
+        **of_log(run),
         **records.origin(),
     }
     result["peak_memory_mib"] += found.peak_memory_mib()
@@ -128,10 +140,10 @@ def _carry_on(run: Path, config: Record) -> Record:
 
 
 @contextmanager
-def log(run: Path, config: Record, iteration: int, rows: list[Record]) -> Iterator[Callable[[Record], None]]:
-    """A function that adds a row to `rows`, metrics.jsonl, TensorBoard and the display.
+def log(run: Path, config: Record, iteration: int) -> Iterator[Callable[[Record], None]]:
+    """A function that adds a row to metrics.jsonl, TensorBoard and the display.
 
-    `rows` are those up to `iteration`. TensorBoard's files are rewritten: they may have later rows, now discarded.
+    metrics.jsonl ends with `iteration`. TensorBoard's files are rewritten: they may have later rows, now discarded.
     """
     shutil.rmtree(run / "tensorboard", ignore_errors=True)
     with (
@@ -139,11 +151,10 @@ def log(run: Path, config: Record, iteration: int, rows: list[Record]) -> Iterat
         open(run / "metrics.jsonl", "a") as file,
         Display(config, iteration) as display,
     ):
-        for row in rows:
+        for row in records.metrics(run):
             tensorboard(writer, row)
 
         def write(row: Record) -> None:
-            rows.append(row)
             records.append_line(file, row)
             tensorboard(writer, row)
             display.update(row)
@@ -155,13 +166,13 @@ def outcome(
     run: Path,
     config: Record,
     population: Population | OfflinePopulation,
-    rows: Sequence[Record],
     compile_seconds: float,
 ) -> Record:
     """Draw the curves and evaluate the last policy. -> what result.json holds for any run, whatever it learned from"""
     figures.learning_curves([run], run / "curve.png")
     names = ("agent", "dataset", "references", "env", "backend", "seeds", "sweep", "device", "compiled")
-    steps, trained = records.steps_of(rows[-1]), rows[-1]["seconds"]
+    last = records.last_metrics(run) or {}
+    steps, trained = records.steps_of(last), last["seconds"]
     return {
         "format": records.FORMAT,
         **{name: config[name] for name in names if name in config},
@@ -246,15 +257,24 @@ def evaluate(population: Actors, config: Record, episodes: int, seed: int = 0) -
         env.close()
 
 
-def training_return(rows: Sequence[Record]) -> list[float | None]:
-    """Mean return of the episodes that ended in the last tenth of training, one number per member.
+def of_log(run: Path) -> Record:
+    """What result.json holds of metrics.jsonl: `training_return` and `seconds`.
 
-    With exploration noise, and over all the policies of that stretch. None for a member in which no episode ended.
+    training_return: mean return of the episodes that ended in the last tenth of training, one number per member, with
+    exploration noise and over all the policies of that stretch. None for a member in which no episode ended.
+    seconds: of each phase of an iteration, summed over all of them.
     """
-    late = [row for row in rows if records.steps_of(row) > 0.9 * records.steps_of(rows[-1])]
-    sums = [sum(row["return_sum"][m] for row in late) for m in range(len(late[0]["episodes"]))]
-    counts = [sum(row["episodes"][m] for row in late) for m in range(len(sums))]
-    return [total / count if count else None for total, count in zip(sums, counts, strict=True)]
+    last = records.last_metrics(run) or {}
+    sums, counts = [0.0] * len(last["episodes"]), [0] * len(last["episodes"])
+    seconds = dict.fromkeys(last["phases"], 0.0)
+    for row in records.metrics(run):
+        for name in seconds:
+            seconds[name] += row["phases"][name]
+        if records.steps_of(row) > 0.9 * records.steps_of(last):
+            sums = [total + x for total, x in zip(sums, row["return_sum"], strict=True)]
+            counts = [count + x for count, x in zip(counts, row["episodes"], strict=True)]
+    returns = [total / count if count else None for total, count in zip(sums, counts, strict=True)]
+    return {"training_return": returns, "seconds": seconds}
 
 
 def describe(config: Record) -> str:

@@ -69,7 +69,7 @@ def parts(config: Record) -> tuple[Population, VectorEnv, Replay]:
     """The untrained population of a run, its environments and its replay: this process's share of them."""
     population, env = _population_and_env(config)
     own = population.agent.config
-    capacity = past.rollouts_kept(config) * own.rollout
+    capacity = past.rollouts_kept(own, config) * own.rollout
     replay = Replay(capacity, population.size, own.num_envs, env.obs_dim, env.act_dim, population.device)
     return population, env, replay
 
@@ -119,8 +119,10 @@ def _here(
     past.take_up(older, replay, population)
     demonstrations.take_up(shown, population, begun.iteration)
     del older, shown
+    if begun.iteration == config["iterations"]:  # only the result is missing; `env` may be one that cannot train
+        return Training(iter(()), 0.0)
     compile_seconds = 0.0
-    if population.compiled and begun.iteration < config["iterations"]:
+    if population.compiled:
         compile_seconds = compiling(lambda: loop.warm_up(population, env, acts=collector is None))
     if collector is not None:
         collector.ready()

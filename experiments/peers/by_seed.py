@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -35,8 +34,8 @@ def begin(record: Record, out: Path, same: Sequence[str], *, overwrite: bool) ->
     A folder whose config.json agrees in all of `same` is reused if its seeds are among those requested.
     """
     if overwrite or not (out / "config.json").exists():
-        records.prepare_folder(out, overwrite=overwrite)
-        records.write_json(out / "config.json", record)
+        with records.new_run(out, overwrite=overwrite):
+            records.write_json(out / "config.json", record)
         return out
     with records.alone(out):
         before = records.read_config(out)
@@ -100,7 +99,7 @@ def _train(run: Path, config: Record, seeds: Sequence[int], jobs: int, train: Ca
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     waiting, failed = list(seeds), None
     running: dict[Future[Record], int] = {}
-    with ProcessPoolExecutor(max_workers=jobs, mp_context=context, initializer=_end_with_command) as pool:
+    with ProcessPoolExecutor(max_workers=jobs, mp_context=context, initializer=machine.end_with_command) as pool:
         while waiting or running:
             while waiting and len(running) < jobs:  # no more than that: a seed handed to the pool is trained
                 seed = waiting.pop(0)
@@ -123,11 +122,3 @@ def _train(run: Path, config: Record, seeds: Sequence[int], jobs: int, train: Ca
         )
     if failed is not None:
         raise failed
-
-
-def _end_with_command() -> None:
-    """End with the command: a seed that outlived it would train unseen, next to another process for the same seed."""
-    machine.end_with_parent()
-    parent = multiprocessing.parent_process()
-    if parent is not None and not parent.is_alive():
-        os._exit(1)

@@ -233,5 +233,7 @@ def warp_is_mujoco(device: str) -> Record:
                 expected = theirs.step(action[i].numpy() * theirs.action_space.high)[0]
                 gaps.append(np.abs(reached[i] - expected).max() / max(1.0, np.abs(expected).max()))
         env.close()
-        found[env_id] = {"median": float(np.median(gaps)), "largest": float(np.max(gaps))}
+        found[env_id] = {
+            name: _number(torch.tensor(of(gaps))) for name, of in (("median", np.median), ("largest", np.max))
+        }
     return {"difference": found, "passed": found["HalfCheetah-v5"]["largest"] < 2e-3}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ess_rl.errors import LostProcessError
-from experiments import records
+from experiments import machine, records
 from experiments.records import Record
 
 
@@ -43,7 +43,8 @@ def apart(function: Any, *arguments: Any) -> Record:
 
 def side_by_side(count: int, function: Any, *arguments: Any) -> list[Record]:
     """As `apart`, in `count` processes at once. -> what each returned"""
-    with ProcessPoolExecutor(max_workers=count, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=count, mp_context=context, initializer=machine.end_with_command) as pool:
         try:
             return [one.result() for one in [pool.submit(function, *arguments) for _ in range(count)]]
         except BrokenProcessPool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -94,6 +95,9 @@ def measure(
     probe = envs.make(env, 1, backend=backend)
     where, compiled = plan.device_of(device, probe.backend), plan.compiled_of(compile)
     made = AGENTS[agent].agent(config, probe.obs_dim, probe.act_dim)
+    if asynchronous:
+        plan.check_asynchronous(replace(config, lag=1), where, probe.backend)
+    plan.check_split(split, max(seeds), where, False, {})
     for count in seeds:
         memory.check(made, config, probe.obs_dim, probe.act_dim, count, where)
     probe.close()

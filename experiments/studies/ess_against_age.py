@@ -27,7 +27,7 @@ def jobs(quick: bool) -> tuple[Job, ...]:
 
 def by_age(run: Path, members: Sequence[int]) -> Finals:
     """[members, ages], the fresh rollout first."""
-    rows = records.read_metrics(run)
+    rows = list(records.metrics(run))
     late = rows[len(rows) // 2 :]
     ages = ["ess_first", *(f"ess_age_{age}" for age in range(1, records.read_config(run)["config"]["replay"] + 1))]
     return np.array([[[row[age][m] for row in late] for age in ages] for m in members], np.float64).mean(-1)

@@ -47,7 +47,7 @@ def jobs(quick: bool) -> tuple[Job, ...]:
 def correlations(run: Path, members: Sequence[int]) -> Finals:
     """[members, predictors]: rank correlation of each predictor with the gain of the updates before its measurement,
     given the number of the iteration."""
-    rows, lag = records.read_metrics(run), records.read_config(run)["config"]["lag"]
+    rows, lag = list(records.metrics(run)), records.read_config(run)["config"]["lag"]
     returns = np.array([np.divide(row["return_sum"], row["episodes"]) for row in rows])  # [iterations, P]
     gain = np.diff(returns, axis=0)[lag:]  # of iteration i's updates: the return of i + 1 + lag minus the one before
     after = np.array([[row[name] for name in PREDICTORS] for row in rows[1:]])  # [updates, predictors, P]

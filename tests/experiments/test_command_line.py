@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from experiments import __main__, records
 from experiments import run as experiments_run
@@ -338,6 +339,27 @@ def _size(path: Path) -> int:
 def _rows(run: Path) -> list[dict]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in row.items() if name not in ("seconds", "phases")} for row in rows]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+    ],
+)
+def test_too_little_memory_is_one_line(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(arguments: list[str]) -> None:
+        raise error
+
+    monkeypatch.setitem(__main__.COMMANDS, "agents", fails)
+    done = ess_rl("agents", cwd=tmp_path)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("ess-rl: out of memory (") and "'ess-rl resume RUN' continues a run" in done.stderr
+    error = RuntimeError("a bug")
+    with pytest.raises(RuntimeError, match="a bug"):
+        ess_rl("agents", cwd=tmp_path)
 
 
 def test_a_package_that_stands_before_ours_is_named(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_a_data_set_as_old_replay(place: Path):
     held = filled.latest(128)
     assert torch.equal(held.obs[0, 0, 0], data.obs[0]) and torch.equal(held.next_obs[-1, 1, -1], data.next_obs[-1])
     assert held.version[:, 0, 0].unique().tolist() == [-2, -1] and held.last[63::64].all()
-    rows = records.read_metrics(place / "online")
+    rows = list(records.metrics(place / "online"))
     assert all(0.0 < share < 1.0 for share in rows[1]["replayed_share"])
     before = (place / "online" / "result.json").read_text()
     (place / "online" / "result.json").unlink()
@@ -122,7 +122,7 @@ def test_chord_imitates_a_data_set_while_it_acts(place: Path, monkeypatch: pytes
     words = ["train", "chord", *small, "--steps", "4000", "--seeds", "2", "--episodes", "2", "--compile", "off"]
     here = ["--env", "Pendulum-v1", "--dataset", SET]
     assert f"demonstrations: 2,000 steps of {SET}" in works(*words, *here, "--out", "chord")
-    rows = records.read_metrics(place / "chord")
+    rows = list(records.metrics(place / "chord"))
     # The first iteration learns nothing; at 1 / 16 of training an eighth of the way is gone, after half of it all.
     assert "mu" not in rows[0]
     assert rows[1]["mu"] == pytest.approx([0.05 + 0.85 * 0.5 * (1.0 + math.cos(math.pi / 8))] * 2)
@@ -284,7 +284,7 @@ def test_record_audit_train_score_report(place: Path):
     # (R + 1205) / (-178.3 + 1205)
     expected = [(x + 1205.0) / 1026.7 for x in result["final_return"]]
     assert result["normalized_score"] == pytest.approx(expected)
-    rows = records.read_metrics(folder)
+    rows = list(records.metrics(folder))
     assert [row["updates"] for row in rows] == list(range(1, 41))
     assert [row["iteration"] for row in rows if row["episodes"][0]] == [20, 40]
     assert [path.stem for path in records.checkpoints(folder)] == ["000000020", "000000040"]
@@ -320,7 +320,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(place: Path, monkeypatc
     assert ends[0] == ends[1]
     results = [records.read_json(place / name / "result.json") for name in ("whole", "stopped")]
     assert results[0]["final_return"] == results[1]["final_return"]
-    mine, other = (records.read_metrics(place / name) for name in ("whole", "stopped"))
+    mine, other = (list(records.metrics(place / name)) for name in ("whole", "stopped"))
     assert [row | {"seconds": 0} for row in mine] == [row | {"seconds": 0} for row in other]
 
 

@@ -86,7 +86,7 @@ def test_a_run_learns_from_an_older_one(older: Path, tmp_path: Path, capsys: pyt
     folder = start(tmp_path / "run", settings={"replay": 2, "replay_from": str(older)})
     run.carry_on(folder)
     assert f"replay: 128 steps of each environment from {older}" in capsys.readouterr().out
-    rows = records.read_metrics(folder)
+    rows = list(records.metrics(folder))
     assert rows[0]["behavior_std_raised"] == [0, 0] and "behavior_std_raised" not in rows[1]
     # From its first update on it has two older rollouts: one of its own, and one of the other's.
     assert all(0.0 < share < 1.0 for share in rows[1]["replayed_share"])
@@ -112,7 +112,7 @@ def test_it_resumes_to_the_same_bits(older: Path, tmp_path: Path, monkeypatch: p
     run.carry_on(stopped)
     for name in ("replay.safetensors", records.checkpoints(whole)[-1].relative_to(whole)):
         assert (whole / name).read_bytes() == (stopped / name).read_bytes()
-    rows = [[{k: v for k, v in row.items() if k not in ("seconds", "phases")} for row in records.read_metrics(x)]
+    rows = [[{k: v for k, v in row.items() if k not in ("seconds", "phases")} for row in list(records.metrics(x))]
             for x in (whole, stopped)]  # fmt: skip
     assert rows[0] == rows[1]
 

@@ -31,6 +31,8 @@ class Unlucky(on_ray.Ray):
     def ended(self) -> list[tuple[Job, str | None]]:
         over = super().ended()
         if not self.killed and records.checkpoints(self._out / LONG.name):
+            with pytest.raises(UsageError, match="another process is training"), records.alone(self._out / LONG.name):
+                pass  # the folder on this machine is the job's until it has ended
             self.killed = Unlucky.killed = self._running[LONG.name].last.pid
             os.kill(self.killed, signal.SIGKILL)
         return over
@@ -55,7 +57,7 @@ def test_a_job_whose_worker_is_killed_goes_on_and_a_failed_one_stops_no_other(
     log = (out / f"{LONG.name}.log").read_text()
     assert log.count("lost its worker on") == 1
     assert log.count("p3o on Pendulum-v1") == 2  # begun twice, and the second time not from the start
-    assert len(records.read_metrics(out / LONG.name)) == 24
+    assert len(list(records.metrics(out / LONG.name))) == 24
     alone = run.carry_on(run.start(LONG.agent, LONG.env, out=tmp_path / "alone", **planned(LONG)))
     result = records.read_json(out / LONG.name / "result.json")
     assert result["final_return"] == alone["final_return"]
@@ -64,6 +66,8 @@ def test_a_job_whose_worker_is_killed_goes_on_and_a_failed_one_stops_no_other(
     for path in records.checkpoints(tmp_path / "alone"):
         assert (out / LONG.name / "checkpoints" / path.name).read_bytes() == path.read_bytes()
 
+    with records.alone(out / LONG.name), records.alone(out / BROKEN.name):  # they are free again
+        pass
     again = benchmark.run_jobs("unlucky", (LONG,), out, on)  # nothing to run: no cluster is asked
     assert again == [] and "1 jobs, 0 to run" in capsys.readouterr().out
 

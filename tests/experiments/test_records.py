@@ -11,17 +11,69 @@ from matplotlib.axes import Axes
 from ess_rl.errors import UsageError
 from experiments import collection, figures, options, plan, records
 from experiments.report import tables
-from experiments.run import training_return
+from experiments.run import of_log
 
 
 def test_metrics_are_cut_to_the_checkpoint_and_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"iteration": 1}\n{"iteration": 2}\n{"iteration": 3}\n{"itera')
-    assert records.cut_metrics(tmp_path, 2) == [{"iteration": 1}, {"iteration": 2}]
-    assert path.read_text() == '{"iteration": 1}\n{"iteration": 2}\n'
-    path.write_text('{"itera\n{"iteration": 2}\n')
+    path, lines = tmp_path / "metrics.jsonl", [f'{{"iteration": {i}, "seconds": {1.5 * i}}}' for i in (1, 2, 3)]
+    path.write_text("\n".join([*lines, '{"itera']))
+    assert [row["iteration"] for row in records.metrics(tmp_path)] == [1, 2, 3]
+    assert records.cut_metrics(tmp_path, 2) == 3.0
+    assert path.read_text() == f"{lines[0]}\n{lines[1]}\n"
+    path.write_text("\n".join(lines))  # the last one is whole but for its end
+    assert records.cut_metrics(tmp_path, 3) == 4.5
+    assert path.read_text() == "\n".join([*lines, ""])
+    assert records.cut_metrics(tmp_path, 0) == 0.0 and path.read_text() == ""
+    path.write_text(f'{{"itera\n{lines[1]}\n')
     with pytest.raises(UsageError, match="line 1 is damaged"):
-        records.read_metrics(tmp_path)
+        list(records.metrics(tmp_path))
+
+
+def test_metrics_that_end_before_the_checkpoint_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "000000400.safetensors").touch()
+    for found in ("", '{"iteration": 1, "seconds": 1.0}\n{"iteration": 3, "seconds": 2.0}\n'):
+        (tmp_path / "metrics.jsonl").write_text(found)
+        with pytest.raises(
+            UsageError, match=rf"has {found.count('1,')} of the 3 iterations before .*000400.safetensors"
+        ):
+            records.cut_metrics(tmp_path, 3)
+        assert (tmp_path / "metrics.jsonl").read_text() == found
+
+
+@pytest.mark.parametrize("length", [10, 2**14, 2**16 + 3])
+def test_the_last_line_is_found_however_long_lines_are(tmp_path: Path, length: int) -> None:
+    lines = [json.dumps({"iteration": i, "x": "x" * length}) + "\n" for i in range(1, 4)]
+    assert records.last_metrics(tmp_path) is None
+    for number in range(4):
+        (tmp_path / "metrics.jsonl").write_text("".join(lines[:number]) + '{"itera')
+        assert (records.last_metrics(tmp_path) or {"iteration": 0})["iteration"] == number
+
+
+def test_what_a_kill_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    kept = ["config.json", "checkpoints/000000400.safetensors"]
+    for name in [*kept, ".tmpA1b2", "result.json.part", "checkpoints/.tmpC3", "checkpoints/000000800.replay.part"]:
+        (tmp_path / name).touch()
+    records.drop_unfinished(tmp_path)
+    found = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()]
+    assert sorted(found) == sorted(kept)
+
+
+def test_of_two_that_begin_in_one_folder_one_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with records.new_run(out, overwrite=False):
+        with (
+            pytest.raises(UsageError, match="another process is training this run"),
+            records.new_run(out, overwrite=True),
+        ):
+            pass
+        records.write_json(out / "config.json", {"format": 1, **dict.fromkeys(records.REQUIRED)})
+    with pytest.raises(UsageError, match="--overwrite replaces it"), records.new_run(out, overwrite=False):
+        pass
+    (out / "metrics.jsonl").touch()
+    with records.new_run(out, overwrite=True):
+        assert [path.name for path in out.iterdir()] == ["lock"]
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -115,11 +167,14 @@ def test_commands_are_recorded_as_given_in_this_folder(tmp_path: Path, monkeypat
     assert records.origin()["command"] == ["ess-rl", "resume", "runs/a", "--out=b", "--x", "/c"]
 
 
-def test_training_return_by_hand() -> None:
+def test_training_return_and_seconds_by_hand(tmp_path: Path) -> None:
     # Steps 10, 20, ..., 100: only the last row lies beyond 90. Member 1 finished no episode in it.
     rows = [{"env_steps": 10 * i, "return_sum": [float(i), 5.0], "episodes": [1, 1]} for i in range(1, 10)]
     rows.append({"env_steps": 100, "return_sum": [30.0, 0.0], "episodes": [4, 0]})
-    assert training_return(rows) == [7.5, None]
+    with open(tmp_path / "metrics.jsonl", "w") as file:
+        for i, row in enumerate(rows, start=1):
+            records.append_line(file, {"iteration": i, "phases": {"collect": 0.5, "update": float(i)}, **row})
+    assert of_log(tmp_path) == {"training_return": [7.5, None], "seconds": {"collect": 5.0, "update": 55.0}}
 
 
 def write_run(

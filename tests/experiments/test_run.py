@@ -90,7 +90,7 @@ def test_published_files_hold_the_run(tmp_path: Path) -> None:
     head, *rows = (tmp_path / "published" / "curves.csv").read_text().splitlines()
     assert head == "env_steps,member,return,ess,behavior_kl,capped_fraction"
     assert rows[-2].startswith("8192,0,") and rows[-1].startswith("8192,1,")
-    last = records.read_metrics(folder)[-1]
+    last = list(records.metrics(folder))[-1]
     assert float(rows[-1].split(",")[3]) == pytest.approx(last["ess"][1], rel=1e-5)
     peer = tmp_path / "peer"
     peer.mkdir()
@@ -391,3 +391,35 @@ def test_what_would_do_nothing_or_fill_the_memory_is_refused(
 def test_free_memory_is_known_on_linux():
     if sys.platform == "linux":
         assert 2**20 < (memory.free("cpu") or 0) < 2**50
+
+
+def test_free_memory_is_that_of_the_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A limit of 1000 bytes, of which 700 are used, 200 of them by files that are merely cached: 500 are left."""
+    files = {"memory.max": "1000\n", "memory.current": "700\n", "memory.stat": "anon 500\ninactive_file 200\nx 3\n"}
+    for name, text in files.items():
+        assert memory._free_in_container(tmp_path) is None  # one of them is missing
+        (tmp_path / name).write_text(text)
+    assert memory._free_in_container(tmp_path) == 500
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory._free_in_container(tmp_path) is None
+    monkeypatch.setattr(memory, "_free_in_container", lambda: 500)
+    assert memory.free("cpu") == 500
+
+
+def test_a_compiled_run_where_nothing_can_be_compiled_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = start(tmp_path / "run", steps=1024)
+    records.write_json(folder / "config.json", records.read_config(folder) | {"compiled": True})
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(UsageError, match=r"run is a compiled run, and no C\+\+ compiler was found; install g\+\+"):
+        run.carry_on(folder)
+    with pytest.raises(UsageError, match=r"--compile on: no C\+\+ compiler was found"):
+        start(tmp_path / "other", compiled="on")
+
+
+def test_a_run_of_a_version_without_replay_says_so(tmp_path: Path):
+    folder = start(tmp_path / "run", steps=1024)
+    config = records.read_config(folder)
+    del config["config"]["replay"]
+    records.write_json(folder / "config.json", config)
+    with pytest.raises(UsageError, match="has no 'replay', which p3o has by now"):
+        run.carry_on(folder)

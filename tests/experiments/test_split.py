@@ -47,7 +47,7 @@ def start(out: Path, env: str = "ess/TwoLinkArm-v0", agent: str = "p3o", **chang
 
 def outcome(folder: Path) -> tuple[Any, ...]:
     """All of a run but what the clock says."""
-    rows = [{k: v for k, v in row.items() if k not in ("seconds", "phases")} for row in records.read_metrics(folder)]
+    rows = [{k: v for k, v in row.items() if k not in ("seconds", "phases")} for row in list(records.metrics(folder))]
     state = run.load_run(folder)[0].state
     finals = records.read_json(folder / "result.json")["final_return"]
     return rows, finals, [x.tolist() for x in tree_leaves(state)]
@@ -75,6 +75,12 @@ def test_members_apart_are_what_they_are_together_and_the_loss_of_some_is_no_los
     assert outcome(apart) == outcome(together)
     assert not multiprocessing.active_children()
     assert "--split 2" in (configurations.command(records.read_config(apart)) or "")
+    if kind == "replay":
+        assert (apart / records.REPLAY).read_bytes() == (together / records.REPLAY).read_bytes()
+        (apart / records.REPLAY).unlink()
+    (apart / "result.json").unlink()
+    run.carry_on(apart)  # stopped after its last checkpoint: only the result is missing, and the replay that is kept
+    assert outcome(apart) == outcome(together)
     if kind == "replay":
         assert (apart / records.REPLAY).read_bytes() == (together / records.REPLAY).read_bytes()
 

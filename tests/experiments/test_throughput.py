@@ -1,6 +1,9 @@
 """What `ess-rl throughput` measures, and that the eager loop beside it is the PPO it claims to be."""
 
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +96,21 @@ def test_a_killed_subject_is_named_in_one_line():
         subjects.apart(os._exit, 9)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it outlives its command")
+def test_a_subject_ends_with_its_command():
+    words = "import time; from experiments.speed import subjects; subjects.apart(time.sleep, 300)"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen([sys.executable, "-c", words], env=environment)
+    children, deadline = Path(f"/proc/{process.pid}/task/{process.pid}/children"), time.monotonic() + 120
+    while len(found := children.read_text().split()) < 2 and time.monotonic() < deadline:  # the subject, and a tracker
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    while any(Path(f"/proc/{child}").exists() for child in found) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(found) == 2 and not any(Path(f"/proc/{child}").exists() for child in found)
+
+
 def test_what_cannot_be_measured_is_refused():
     with pytest.raises(UsageError, match=r"1,000,000 members of .* GiB are free"):
         throughput.measure("Pendulum-v1", seeds=(1_000_000,))
@@ -100,5 +118,7 @@ def test_what_cannot_be_measured_is_refused():
         throughput.measure(agent="tba_group")
     with pytest.raises(UsageError, match="unknown agent 'sac'"):
         throughput.measure(agent="sac")
+    with pytest.raises(UsageError, match="--split 4: 3 members"):
+        throughput.measure("Pendulum-v1", seeds=(1, 3), split=4)
     with pytest.raises(UsageError, match="seconds"):
         throughput.measure(seconds=0)

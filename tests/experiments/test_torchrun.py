@@ -38,7 +38,7 @@ def test_two_processes_write_one_run_and_resume_it_bit_for_bit(tmp_path: Path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("device cpu, eager, 2 processes") == 1 and done.stdout.count("mean final return") == 1
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    rows = records.read_metrics(whole)
+    rows = list(records.metrics(whole))
     assert [row["env_steps"] for row in rows] == [256 * (i + 1) for i in range(16)]
     assert records.read_config(whole)["processes"] == 2
     assert records.read_config(whole)["config"]["num_envs"] == 4  # of both
