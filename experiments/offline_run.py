@@ -191,7 +191,8 @@ def data_of(config: Record, *, trust: bool) -> DataSet:
 def _carry_on(folder: Path, config: Record, data: DataSet) -> Record:
     population = training.restore_population(config)
     run.begin(folder, config, dataclasses.asdict(population.agent.config))
-    block = run.load_newest(folder, config, population)
+    threads = training.threads_of(config)
+    block = run.load_newest(folder, config, population, threads)
     trained = records.cut_metrics(folder, block)
     print(run.describe(config), flush=True)
     compile_seconds = 0.0
@@ -207,8 +208,7 @@ def _carry_on(folder: Path, config: Record, data: DataSet) -> Record:
             write(_row(done, trained, _on_the_way(population, config, done) if saves else None))
             if saves:
                 path = folder / "checkpoints" / f"{done.updates:09d}.safetensors"
-                info = {"iteration": done.block, "of": run.fingerprint(config)}
-                checkpoint.save(path, population.state, info)
+                checkpoint.save(path, population.state, run.info(config, done.block, threads))
     outcome = run.outcome(folder, config, population, compile_seconds)
     result = {
         **outcome,

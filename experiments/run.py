@@ -34,7 +34,7 @@ from ess_rl.replay import Replay
 from experiments import demonstrations, figures, old_data, past, plan, records
 from experiments.display import Display
 from experiments.records import Record
-from experiments.training import Begun, is_checkpoint, parts, restore_population, training
+from experiments.training import Begun, is_checkpoint, parts, restore_population, threads_of, training
 
 
 def start(agent: str, env_id: str, *, out: Path, overwrite: bool = False, **arguments: Any) -> Path:
@@ -104,7 +104,8 @@ def begin(run: Path, config: Record, fields: Iterable[str]) -> None:
 def _carry_on(run: Path, config: Record) -> Record:
     population, env, replay = parts(config)
     begin(run, config, dataclasses.asdict(population.agent.config))
-    iteration = load_newest(run, config, population)
+    threads = threads_of(config)
+    iteration = load_newest(run, config, population, threads)
     begins_from, raised = past.read(run, config, replay, population, iteration)
     shown = demonstrations.read(run, config, env)
     trained = records.cut_metrics(run, iteration)
@@ -125,7 +126,7 @@ def _carry_on(run: Path, config: Record) -> Record:
                 row["behavior_std_raised"] = raised
             write(row)
             if is_checkpoint(config, done.iteration):
-                _save(run, config, population, replay, done)
+                _save(run, config, population, replay, done, threads)
     if config.get("save_replay"):
         old_data.save(run, old_data.last(replay, config), env, config)
     env.close()
@@ -225,7 +226,7 @@ def load_run(run: Path, steps: int | None = None, *, trust: bool = False) -> tup
         raise UsageError(f"{run} has no checkpoint yet: 'ess-rl resume {run}' continues it")
     check_fields(run, config, population.hyper, "evaluate it")  # the state holds each of them
     path = found[-1] if steps is None else min(found, key=lambda path: abs(int(path.stem) - steps))
-    return population, config, _load(path, config, population), path
+    return population, config, _load(path, config, population)["iteration"], path
 
 
 def trust_spec(config: Record, trust: bool) -> None:
@@ -299,28 +300,42 @@ def fingerprint(config: Record) -> Record:
     return {name: config.get(name) for name in (*names, "dataset", "source")}
 
 
-def _save(run: Path, config: Record, population: Population, replay: Replay, done: loop.Progress) -> None:
+def _save(run: Path, config: Record, population: Population, replay: Replay, done: loop.Progress, threads: int) -> None:
     path = run / "checkpoints" / f"{done.env_steps:09d}.safetensors"
     if beside := past.tree(config, replay, population):
         checkpoint.save(records.replay_of(path), beside, {"iteration": done.iteration})
-    checkpoint.save(path, population.state, {"iteration": done.iteration, "of": fingerprint(config)})
+    checkpoint.save(path, population.state, info(config, done.iteration, threads))
     records.drop_old_replays(run)
 
 
-def load_newest(run: Path, config: Record, population: Any) -> int:
-    """-> the iteration of the newest checkpoint, 0 if there is none"""
+def info(config: Record, iteration: int, threads: int) -> Record:
+    """What a checkpoint says of itself."""
+    return {"iteration": iteration, "of": fingerprint(config), "threads": threads}
+
+
+def load_newest(run: Path, config: Record, population: Any, threads: int) -> int:
+    """-> the iteration of the newest checkpoint, 0 if there is none. Says so if its bits cannot be continued here."""
     found = records.checkpoints(run)
-    return _load(found[-1], config, population) if found else 0
+    if not found:
+        return 0
+    said = _load(found[-1], config, population)
+    if (before := said.get("threads", threads)) != threads:
+        print(
+            f"{run} was trained with {before} thread{'s' * (before > 1)} of torch and goes on with {threads}: sums are "
+            "ordered differently, so it ends elsewhere than a run that was not stopped, within the noise of seeds",
+            flush=True,
+        )
+    return said["iteration"]
 
 
-def _load(path: Path, config: Record, population: Any) -> int:
-    """-> the iteration of this checkpoint"""
-    state, info = checkpoint.load(path, population.state, population.device)
+def _load(path: Path, config: Record, population: Any) -> Record:
+    """-> what this checkpoint says of itself"""
+    state, said = checkpoint.load(path, population.state, population.device)
     for name, value in fingerprint(config).items():
-        if info["of"].get(name) != value:
-            raise UsageError(f"{path} belongs to another run: its {name!r} is {info['of'].get(name)!r}, not {value!r}")
+        if said["of"].get(name) != value:
+            raise UsageError(f"{path} belongs to another run: its {name!r} is {said['of'].get(name)!r}, not {value!r}")
     population.state = state
-    return info["iteration"]
+    return said
 
 
 def _row(done: loop.Progress, trained: float) -> Record:

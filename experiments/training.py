@@ -79,6 +79,13 @@ def is_checkpoint(config: Record, iteration: int) -> bool:
     return iteration % config["reset_every"] == 0 or iteration == config["iterations"]
 
 
+def threads_of(config: Record) -> int:
+    """Threads of torch that each process of a run has here. They decide the order of sums, and so the last bits."""
+    if (count := config.get("split", 1)) > 1:
+        return max(1, machine.available_cores() // count)
+    return torch.get_num_threads()
+
+
 def compiling(work: Callable[[], float]) -> float:
     """Call `work`, which returns the seconds of compilation, between the two halves of a line that says so."""
     print("compiling ...", end=" ", flush=True)
@@ -165,7 +172,6 @@ def _acting_parts(config: Record) -> tuple[Population, VectorEnv]:
 def _split(config: Record, population: Population, replay: Replay, begun: Begun) -> Iterator[Training]:
     """One process for each part of the members, each on its own cores."""
     count, cores = config["split"], machine.available_cores()
-    threads = max(1, cores // count)
     shares = shares_of(population.size, count)
     cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     children = []
@@ -173,7 +179,9 @@ def _split(config: Record, population: Population, replay: Replay, begun: Begun)
         for k, share in enumerate(shares):
             own = cpus[k * cores // count : (k + 1) * cores // count] or cpus[k % cores :][:1]  # if few, one each
             name = f"the process of members {share.start} to {share.stop - 1}"
-            children.append(Child(name, _serve, _of_members(config, share), share.start, threads=threads, cpus=own))
+            children.append(
+                Child(name, _serve, _of_members(config, share), share.start, threads=threads_of(config), cpus=own)
+            )
         older, shown = begun.take()
         for child, share in zip(children, shares, strict=True):
             state = tree_map(lambda x, share=share: x.narrow(0, share.start, len(share)), population.state)

@@ -326,6 +326,18 @@ def test_a_compiled_run_resumes_to_the_same_bits(
     assert len(list((whole / "checkpoints").glob("*.replay"))) == (2 if past else 0)  # they are large
 
 
+def test_another_number_of_threads_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = start(tmp_path / "run", steps=1024)
+    for threads, printed in ((1, False), (1, False), (2, True)):
+        (folder / "result.json").unlink(missing_ok=True)
+        torch.set_num_threads(threads)
+        try:
+            run.carry_on(folder)
+        finally:
+            torch.set_num_threads(1)
+        assert ("was trained with 1 thread of torch and goes on with 2" in capsys.readouterr().out) == printed
+
+
 def test_a_population_that_cannot_fit_is_refused_before_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Pendulum-v1, by hand: a step is 3 + 3 obs, 1 + 1 + 1 of action and behavior and a reward in float32 (40 bytes),
     two flags and an int64: 50 bytes, twice; and 2 x 64 x 4 = 512 bytes of a layer. 16 x 8 steps: 78,336 bytes."""
