@@ -21,7 +21,7 @@ from ess_rl.gaussian import Gaussian
 from ess_rl.networks import value
 from ess_rl.objectives import vargrad_trajectory_balance
 from ess_rl.population import Population, members
-from ess_rl.returns import Correction
+from ess_rl.returns import Correction, corrected
 from ess_rl.transitions import Transitions
 
 OBS, ACT, N, T, MINIBATCH = 5, 2, 3, 8, 12
@@ -292,6 +292,58 @@ def test_on_its_own_fresh_data_decoupled_ppo_is_ppo():
     assert_close(ends[0], ends[1], rtol=1e-4, atol=1e-5)
 
 
+def test_the_proximal_policy_of_ppo_is_the_one_that_the_iteration_began_with():
+    """Not the behavior, which data of a lag or of a replay have from another policy."""
+    population = Population(build("ppo", objective="decoupled"), SEEDS)
+    rollout = collect(population, 0)
+    population.observe(rollout)
+    flat = [x.transpose(0, 1).flatten(1, 2) for x in (rollout.obs, rollout.action)]
+    expected = population.policy(flat[0]).log_prob(flat[1])
+    old = replace(rollout, behavior_mean=rollout.behavior_mean + 0.3)
+    assert_close(population.prepare(old)["proximal_log_prob"], expected)
+
+
+@pytest.mark.parametrize("name", [name for name in AGENTS if has(name, "correction")])
+def test_targets_are_those_of_the_correction_with_what_was_seen_so_far(name: str):
+    """Older data, after statistics have moved: written out, with observations and rewards normalized."""
+    seen: list[Tensor] = []
+    for correction in ("none", "vtrace", "retrace", "ess"):
+        population = Population(build(name, correction=correction, log_std=-0.5), SEEDS)
+        rollout = collect(population, 0)
+        population.observe(rollout)
+        rollout = replace(rollout, behavior_mean=rollout.behavior_mean + 0.3 * torch.exp(rollout.behavior_log_std))
+        data, state = prepared(population, rollout), population.state
+
+        def normalized(obs: Tensor, state: Any = state) -> Tensor:
+            stats = state["obs_stats"]
+            mean, std = (stats[key].float().view(3, 1, OBS) for key in ("mean", "var"))
+            return ((obs - mean) / std.sqrt()).clamp(-10.0, 10.0)
+
+        def values(obs: Tensor, state: Any = state) -> Tensor:
+            found = vmap(value)(state["params"]["value"], normalized(obs).transpose(0, 1).flatten(1, 2))
+            return found.unflatten(1, (T, N)).transpose(0, 1)
+
+        pi = Gaussian(*map(torch.stack, zip(*[population.policy(obs) for obs in rollout.obs], strict=True)))
+        b = Gaussian(rollout.behavior_mean, rollout.behavior_log_std)
+        std = state["return_scale"]["var"].float().sqrt().view(3, 1)
+        columns = (
+            pi.log_prob(rollout.action) - b.log_prob(rollout.action),
+            (rollout.reward / std).clamp(-10.0, 10.0),
+            values(rollout.obs),
+            values(rollout.next_obs),
+            rollout.terminated,
+            rollout.last,
+        )
+        how = {key: float(state["hyper"][key][0]) for key in ("discount", "lambda_")}
+        each = [corrected(correction, *(x[:, p] for x in columns), **how) for p in range(len(SEEDS))]  # each its own e
+        expected = [torch.stack(of, 1) for of in zip(*each, strict=True)]
+        names = ["advantage", "value_target"] if "advantage" in data else ["value_target"]  # bpo has its own
+        for key, wanted in zip(reversed(names), reversed(expected[-len(names) :]), strict=True):
+            assert_close(data[key], wanted.transpose(0, 1).flatten(1), rtol=1e-3, atol=1e-3)
+        seen.append(data["value_target"])
+    assert all(not torch.allclose(x, y, rtol=1e-2) for i, x in enumerate(seen) for y in seen[:i])
+
+
 def test_on_fresh_data_p4o_with_the_iterations_first_policy_is_p3o():
     ends = []
     for name, changes in (("p3o", {}), ("p4o", {"proximal": "iteration"})):
@@ -545,6 +597,12 @@ def test_the_learning_rate_follows_the_ess_by_hand():
         population.state = {**state, "before": shifted, "rate_factor": torch.full((3,), before)}
         population.observe(record)
         assert_close(population.state["rate_factor"], torch.full((3,), after), rtol=1e-3, atol=0.0)
+    # After over before, and not the inverse: a ratio of 4 in 6 of 24 samples, else 1, has
+    # e = (6 x 4 + 18)^2 / (24 (6 x 16 + 18)) = 0.6447, and a factor of (log 0.81 / log 0.6447)^(1/2) = 0.6928.
+    x = torch.where(torch.arange(T * N).view(T, 1, N, 1) % 4 == 0, 0.5 - math.log(4.0), 0.5)
+    population.state = {**state, "before": shifted, "rate_factor": torch.full((3,), 0.5)}
+    population.observe(replace(rollout, action=mean + x * first))
+    assert_close(population.state["rate_factor"], torch.full((3,), 0.3464), rtol=1e-3, atol=0.0)
 
 
 @pytest.mark.parametrize("prior", ["mle", "ensemble", "gp"])

@@ -15,6 +15,7 @@ from torch.distributions import Normal, kl_divergence
 from torch.utils._pytree import tree_leaves, tree_map
 
 from agents import AGENTS, OFFLINE_AGENTS
+from ess_rl.hints import affinity_weight
 from ess_rl.population import values_of
 
 OBS, ACT, COUNT, PROGRESS = 3, 2, 24, 0.25
@@ -38,6 +39,9 @@ def minibatch() -> dict[str, Tensor]:
         "expert_obs": draw(11, COUNT, OBS), "expert_action": 0.5 * draw(12, COUNT, ACT),
         "prior_mean": 0.5 * draw(13, COUNT, ACT), "prior_variance": 0.1 * draw(14, COUNT, ACT).square(),
         "divergence_ahead": 0.3 * draw(15, COUNT), "step_weight": 0.9 ** torch.arange(COUNT),
+        "proximal_log_prob": log_prob(Normal(mean, log_std.exp()), mean + log_std.exp() * draw(5, COUNT, ACT))
+        + 0.3 * draw(17, COUNT),
+        "hinted": torch.arange(COUNT) % 3 == 2,
     }  # fmt: skip
 
 
@@ -81,11 +85,14 @@ def standardized(x: Tensor) -> Tensor:
     return (x - x.mean()) / x.std()
 
 
-def p3o(pi: Normal, batch: dict[str, Tensor], advantage: Tensor, pull: Tensor, e: Tensor | None = None) -> Tensor:
+def p3o(
+    pi: Normal, batch: dict[str, Tensor], advantage: Tensor, pull: Tensor, e: Tensor | None = None, cap: Any = None
+) -> Tensor:
     rho = ratio(pi, batch)
     e = ess(rho) if e is None else e
-    assert (rho > e).any() and (rho < e).any()  # some samples are capped
-    weight = torch.minimum(rho, e).detach()
+    cap = e if cap is None else torch.as_tensor(cap)
+    assert (rho > cap).any() and (rho < cap).any()  # some samples are capped
+    weight = torch.minimum(rho, cap).detach()
     return -(weight * advantage * log_prob(pi, batch["action"])).mean() + (1.0 - e) * pull
 
 
@@ -104,6 +111,66 @@ def of_value(params: Any, batch: dict[str, Tensor], pi: Normal) -> Tensor:
 def loss_of_ppo(params: Any, batch: dict[str, Tensor], state: dict[str, Any]) -> Tensor:
     pi = policy(params, batch["obs"])
     return clipped(pi, batch, standardized(batch["advantage"])) + of_value(params, batch, pi)
+
+
+def of_relative(objective: str) -> Loss:
+    """Objectives of `ppo` with the proximal policy p of the minibatch, or the weight of 0.4 of a penalty."""
+
+    def loss(params: Any, batch: dict[str, Tensor], state: dict[str, Any]) -> Tensor:
+        pi, a = policy(params, batch["obs"]), standardized(batch["advantage"])
+        rho, center = ratio(pi, batch), (batch["proximal_log_prob"] - log_prob(acted(batch), batch["action"])).exp()
+        r = rho / center
+        if objective == "decoupled":
+            found = -(center * torch.minimum(r * a, r.clamp(0.8, 1.2) * a)).mean()
+        elif objective == "generalized":
+            found = -torch.minimum(rho * a, torch.clamp(rho, center - 0.2, center + 0.2) * a).mean()
+        elif objective == "band":
+            found = -(rho.clamp(0.8, 1.2).detach() * a * log_prob(pi, batch["action"])).mean()
+        elif objective == "kl":
+            found = -(rho * a).mean() + 0.4 * distance(acted(batch), pi)
+        else:
+            found = -(rho * a).mean() + 0.4 * (rho - 1.0).square().mean()
+        return found + of_value(params, batch, pi)
+
+    return loss
+
+
+def trusted(pi: Normal, batch: dict[str, Tensor]) -> Tensor:
+    """Advantages with HINT's weight, whose formula is tested in tests/ess_rl."""
+    a, log_ratio = standardized(batch["advantage"]), ratio(pi, batch).log()
+    weight = affinity_weight(log_ratio.detach(), a, batch["hinted"], 0.5, act_dim=ACT)
+    assert 0.05 < float(weight.amin()) < 0.95
+    return weight * a
+
+
+def loss_of_hinted_ppo(params: Any, batch: dict[str, Tensor], state: dict[str, Any]) -> Tensor:
+    pi = policy(params, batch["obs"])
+    return clipped(pi, batch, trusted(pi, batch)) + of_value(params, batch, pi)
+
+
+def loss_of_hinted_p3o(params: Any, batch: dict[str, Tensor], state: dict[str, Any]) -> Tensor:
+    pi = policy(params, batch["obs"])
+    return p3o(pi, batch, trusted(pi, batch), distance(pi, acted(batch))) + of_value(params, batch, pi)
+
+
+def of_p3o(pull: str = "closed_form", cap: Any = None, weight: float | None = None) -> Loss:
+    """P3O with another KL, a cap of e^(1/d) ("ess_per_dim") or a number, or a fixed weight of the KL."""
+
+    def loss(params: Any, batch: dict[str, Tensor], state: dict[str, Any]) -> Tensor:
+        pi, b = policy(params, batch["obs"]), acted(batch)
+        rho, a = ratio(pi, batch), standardized(batch["advantage"])
+        to_b = {
+            "closed_form": distance(pi, b),
+            "reverse": distance(b, pi),
+            "k3": (rho.log() + 1.0 / rho - 1.0).mean(),
+        }[pull]
+        limit = ess(rho) ** (1.0 / ACT) if cap == "ess_per_dim" else cap
+        found = p3o(pi, batch, a, to_b, cap=limit)
+        if weight is not None:
+            found = found + (weight - (1.0 - ess(rho))) * to_b
+        return found + of_value(params, batch, pi)
+
+    return loss
 
 
 def loss_of_p3o(params: Any, batch: dict[str, Tensor], state: dict[str, Any]) -> Tensor:
@@ -155,18 +222,32 @@ def loss_of_chord(params: Any, batch: dict[str, Tensor], state: dict[str, Any]) 
     return loss + of_value(params, batch, pi)
 
 
+def loss_of_p3o_chord(params: Any, batch: dict[str, Tensor], state: dict[str, Any]) -> Tensor:
+    pi = policy(params, batch["obs"])
+    imitation = -log_prob(policy(params, batch["expert_obs"]), batch["expert_action"]).mean()
+    found = p3o(pi, batch, standardized(batch["advantage"]), distance(pi, acted(batch)))
+    return 0.5 * found + 0.5 * imitation + of_value(params, batch, pi)
+
+
 def loss_of_p3o_prior(params: Any, batch: dict[str, Tensor], state: dict[str, Any]) -> Tensor:
     nets = params["policy"]
     pi = Normal(net(nets["mean"], batch["obs"]), (-1.0 + net(nets["log_std"], batch["obs"])).exp())
     prior = Normal(batch["prior_mean"], (0.4**2 + batch["prior_variance"]).sqrt())
     loss = p3o(pi, batch, standardized(batch["advantage"]), distance(pi, acted(batch)))
-    return loss + 0.6 * distance(pi, prior) + of_value(params, batch, pi)
+    to_prior = distance(prior, pi) if "reverse" in state else distance(pi, prior)
+    return loss + 0.6 * to_prior + of_value(params, batch, pi)
+
+
+def reverse(loss: Loss) -> Loss:
+    """The same loss, told that its KL goes the other way."""
+    return lambda params, batch, state: loss(params, batch, {**state, "reverse": True})
 
 
 def loss_of_p3o_2019(params: Any, batch: dict[str, Tensor], state: dict[str, Any]) -> Tensor:
     """The pull is KL(b || pi), the value's error is whole, and an update on replayed data has no entropy bonus."""
     pi = policy(params, batch["obs"])
-    loss = p3o(pi, batch, standardized(batch["advantage"]), distance(acted(batch), pi))
+    pull = distance(pi, acted(batch)) if "reverse" in state else distance(acted(batch), pi)  # of its code, of the paper
+    loss = p3o(pi, batch, standardized(batch["advantage"]), pull)
     loss = loss + 0.7 * (value(params, batch["obs"]) - batch["value_target"]).square().mean()
     return loss - (0.0 if "age" in batch else 0.3) * pi.entropy().sum(-1).mean()
 
@@ -202,16 +283,17 @@ def loss_of_brac(params: Any, batch: dict[str, Tensor], state: dict[str, Any]) -
         return torch.stack([net(nets[k], torch.cat([obs, action], 1), torch.relu)[:, 0] for k in "12"])
 
     pi, obs = gaussian(params, batch["obs"]), batch["obs"]
+    pair = (acted(batch), pi) if "reverse" in state else (pi, acted(batch))
     with torch.no_grad():
         then = gaussian(params, batch["next_obs"])
         next_action = (then.mean + then.stddev * batch["noise"][:, 1]).clamp(-1, 1)
         next_q = qs(state["target_q"], batch["next_obs"], next_action).amin(0)
-        goal = batch["reward"] - 0.3 * kl_divergence(pi, acted(batch)).sum(-1)
+        goal = batch["reward"] - 0.3 * kl_divergence(*pair).sum(-1)
         goal = goal + 0.9 * (~batch["terminated"]) * next_q
     critic = (qs(params["q"], obs, batch["action"].clamp(-1, 1)) - goal).square().mean(1).sum()
     fixed = tree_map(Tensor.detach, params["q"])
     chosen = qs(fixed, obs, (pi.mean + pi.stddev * batch["noise"][:, 0]).clamp(-1, 1)).amin(0)
-    return critic + 0.3 * distance(pi, acted(batch)) - chosen.mean()
+    return critic + 0.3 * distance(*pair) - chosen.mean()
 
 
 ACTING = {"value_coef": 0.7, "entropy_coef": 0.3}
@@ -219,7 +301,33 @@ LEFT = 1.0 - PROGRESS
 # name: (agent, what of its config is not the default, loss, learning rates after a quarter of training)
 CASES: dict[str, tuple[str, dict[str, Any], Loss, dict[str, float]]] = {
     "ppo": ("ppo", ACTING, loss_of_ppo, {"policy": LEFT, "value": 2.0 * LEFT}),
+    **{
+        f"ppo {name}": ("ppo", {"objective": name, **ACTING}, of_relative(name), {"policy": LEFT, "value": 2.0 * LEFT})
+        for name in ("decoupled", "generalized", "band", "kl", "variance")
+    },
+    "ppo with hints": (
+        "ppo",
+        {"hints": 2, "hint_lambda": 0.5, **ACTING},
+        loss_of_hinted_ppo,
+        {"policy": LEFT, "value": 2.0 * LEFT},
+    ),
     "p3o": ("p3o", ACTING, loss_of_p3o, {"policy": 0.5 * LEFT, "value": 2.0 * LEFT}),  # half of it is held back
+    **{
+        f"p3o {' '.join(f'{key} {x}' for key, x in changes.items())}": (
+            "p3o",
+            {**changes, **ACTING},
+            loss,
+            {"policy": 0.5 * LEFT, "value": 2.0 * LEFT},
+        )
+        for changes, loss in (
+            ({"behavior_kl": "reverse"}, of_p3o("reverse")),
+            ({"behavior_kl": "k3"}, of_p3o("k3")),
+            ({"cap": 0.5}, of_p3o(cap=0.5)),
+            ({"cap": "ess_per_dim"}, of_p3o(cap="ess_per_dim")),
+            ({"pull": 0.3}, of_p3o(weight=0.3)),
+            ({"hints": 2, "hint_lambda": 0.5}, loss_of_hinted_p3o),
+        )
+    },
     "p4o": ("p4o", {"mixture_kl": "convex", **ACTING}, loss_of_p4o, {"policy": 0.5 * LEFT, "value": 2.0 * LEFT}),
     "bpo": (
         "bpo",
@@ -231,11 +339,35 @@ CASES: dict[str, tuple[str, dict[str, Any], Loss, dict[str, float]]] = {
     "p3o-da": ("dapo", {"objective": "p3o", **ACTING}, loss_of_p3o_da, {"policy": LEFT, "value": 2.0 * LEFT}),
     "tba_group": ("tba_group", {}, loss_of_tba_group, {"policy": LEFT}),
     "chord": ("chord", {"mu_valley": 0.1, **ACTING}, loss_of_chord, {"policy": LEFT, "value": 2.0 * LEFT}),
+    "chord p3o": (
+        "chord",
+        {"objective": "p3o", "mu_valley": 0.1, **ACTING},
+        loss_of_p3o_chord,
+        {"policy": LEFT, "value": 2.0 * LEFT},
+    ),
     "p3o_prior": (
         "p3o_prior",
         {"prior": "mle", "prior_std": 0.4, "prior_coef": 0.6, **ACTING},
         loss_of_p3o_prior,
         {"policy": LEFT, "value": 2.0 * LEFT},
+    ),
+    "p3o_prior reverse": (
+        "p3o_prior",
+        {"prior": "mle", "prior_std": 0.4, "prior_coef": 0.6, "prior_kl": "reverse", **ACTING},
+        reverse(loss_of_p3o_prior),
+        {"policy": LEFT, "value": 2.0 * LEFT},
+    ),
+    "p3o_2019 closed form": (
+        "p3o_2019",
+        {"details": "shared", "behavior_kl": "closed_form", **ACTING},
+        reverse(loss_of_p3o_2019),
+        {"policy": LEFT, "value": LEFT},
+    ),
+    "brac reverse": (
+        "brac",
+        {"alpha": 0.3, "return_range": 0.0, "discount": 0.9, "behavior_kl": "reverse"},
+        reverse(loss_of_brac),
+        {"policy": 2.0, "q": 1.0},
     ),
     "p3o_2019": ("p3o_2019", {"details": "shared", **ACTING}, loss_of_p3o_2019, {"policy": LEFT, "value": LEFT}),
     "p3o_2019 replayed": (
@@ -276,6 +408,7 @@ def begun(name: str, settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         "proximal": lambda: tree_map(lambda x: x + 0.2 * draw(next(leaves), *x.shape), moved["policy"]),
         "target_q": lambda: tree_map(lambda x: x + 0.2 * draw(next(leaves), *x.shape), moved["q"]),
         "rate_factor": lambda: torch.tensor(0.5),
+        "kl_coef": lambda: torch.tensor(0.4),
     }
     return agent, {**state, **{key: make() for key, make in apart.items() if key in state}}
 

@@ -174,3 +174,29 @@ def test_rollouts_that_are_kept_for_others_are_not_drawn_from(monkeypatch: pytes
     room.append(trained([3, 8], 12, replayed_updates=2.0)[0])
     for one, other in zip(*(pytree.tree_leaves(population.state) for population in room), strict=True):
         torch.testing.assert_close(one, other, rtol=0.0, atol=0.0)
+
+
+def test_rollouts_that_are_not_there_yet_are_not_drawn(monkeypatch: pytest.MonkeyPatch):
+    """In the second iteration the ring of three has two."""
+    ages = []
+    segments = Replay.segments
+
+    def spy(self: Replay, age: torch.Tensor, *others: Any) -> Transitions:
+        ages.append(age)
+        return segments(self, age, *others)
+
+    monkeypatch.setattr(Replay, "segments", spy)
+    trained([3, 8], 2, replayed_updates=5.0, segments=80)
+    assert torch.cat([age.flatten() for age in ages]).unique().tolist() == [0, 1]
+
+
+def test_a_replayed_update_has_no_entropy_bonus():
+    population, replay, _ = trained([3, 8], 3)
+    age, env, head = torch.tensor([[0, 1], [1, 2]]), torch.tensor([[1, 1], [0, 3]]), torch.tensor(0)
+    member, ends = torch.tensor([0, 1]), []
+    for entropy_coef in (0.0, 1.0):
+        one = Population(population.agent, [3, 8], {"entropy_coef": [entropy_coef] * 2})
+        one.state = {**population.state, "hyper": one.state["hyper"]}
+        one.replayed(replay.segments(age, member, env, T, head), member, torch.tensor([True, True]))
+        ends.append(one.state["params"]["policy"]["log_std"])
+    assert torch.equal(*ends) and not torch.equal(ends[0], population.state["params"]["policy"]["log_std"])

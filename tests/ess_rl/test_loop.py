@@ -13,7 +13,7 @@ from torch import Tensor
 from agents import dapo, tba_group
 from agents.p3o import P3O, Config
 from ess_rl import random
-from ess_rl.batches import draw_weights, prepare
+from ess_rl.batches import draw_weights, order, prepare
 from ess_rl.collect import collect
 from ess_rl.contract import Draw, Precision, Step, VectorEnv
 from ess_rl.errors import NonFiniteError, UsageError
@@ -476,6 +476,34 @@ def test_an_episode_cut_by_a_reset_is_truncated():
         assert step.truncated.any()
         assert torch.equal(rollout.terminated[-1].flatten(), step.terminated)
         assert torch.equal(rollout.truncated[-1].flatten(), ~step.terminated if cut else step.truncated)
+
+
+def test_each_reset_begins_other_episodes():
+    parts, given = build(), []
+    reset = parts[1].reset
+    parts[1].reset = lambda seeds: given.append(seeds) or reset(seeds)
+    run(parts, iterations=6, reset_every=2)
+    assert len(given) == 3 and torch.cat(given).unique().numel() == 3 * len(SEEDS) * N
+
+
+def test_metrics_are_means_over_all_updates_of_an_iteration():
+    population, env, ring = build()
+    epoch, seen = population.epoch, []
+    population.epoch = lambda *arguments: seen.append(epoch(*arguments)) or seen[-1]
+    *_, last = run((population, env, ring), iterations=3, reset_every=3)
+    ess = torch.cat([metrics["ess"] for metrics in seen[-CONFIG.epochs :]])
+    assert ess.shape == (CONFIG.epochs * N * T // CONFIG.minibatch, len(SEEDS))
+    torch.testing.assert_close(last.metrics["ess"], ess.mean(0))
+    assert not torch.allclose(ess[: len(ess) // 2].mean(0), ess.mean(0), rtol=1e-3)
+
+
+def test_samples_are_drawn_as_the_option_says():
+    """Of two rollouts, the older one has no weight: all that is drawn is the fresh one, unless draws are uniform."""
+    weights = torch.cat([torch.ones(2, N * T), torch.zeros(2, N * T)], 1).double()
+    for draw in ("recency", "ess", "reward"):
+        drawn = order(torch.tensor([1, 2]), replace(CONFIG, draw=draw), weights)
+        assert torch.equal(drawn.sort(1).values, torch.arange(N * T).expand(2, -1))
+    assert (order(torch.tensor([1, 2]), CONFIG, weights) >= N * T).any()
 
 
 class BrokenWorld(RandomWorld):

@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from ess_rl import normalizer
+from ess_rl.transitions import Transitions
 
 CPU = torch.device("cpu")
 
@@ -72,3 +75,23 @@ def test_scale_reward_by_hand():
     scale = {**normalizer.return_scale_init(1, CPU), "var": torch.tensor(4.0).double()}
     # 3 / 2, and 100 / 2 beyond the clip
     torch.testing.assert_close(normalizer.scale_reward(scale, torch.tensor([3.0, 100.0])), torch.tensor([1.5, 10.0]))
+
+
+def test_what_a_rollout_gives_to_an_agents_state_by_hand():
+    """One environment, a discount of 0.5, rewards 1 and 1: the running returns are 1 and 1.5, but 1 and 1 if the first
+    step is the last of an episode, also of one that is merely cut off."""
+    for truncated, mean, var in ((False, 1.25, 0.0625), (True, 1.0, 0.0)):
+        rollout = replace(
+            Transitions.empty((2, 1), 1, 1, CPU),
+            obs=torch.tensor([[[2.0]], [[4.0]]]), next_obs=torch.tensor([[[4.0]], [[9.0]]]),
+            reward=torch.ones(2, 1), terminated=torch.zeros(2, 1, dtype=torch.bool),
+            truncated=torch.tensor([[truncated], [False]]),
+        )  # fmt: skip
+        state = {
+            "hyper": {"discount": torch.tensor(0.5)},
+            "obs_stats": normalizer.init((1,), CPU),
+            "return_scale": normalizer.return_scale_init(1, CPU),
+        }
+        found = normalizer.seen(state, rollout)
+        assert found["obs_stats"]["mean"].tolist() == [3.0] and found["obs_stats"]["var"].tolist() == [1.0]
+        assert (float(found["return_scale"]["mean"]), float(found["return_scale"]["var"])) == (mean, var)

@@ -7,6 +7,7 @@ import torch
 
 from ess_rl import behavior, offline
 from ess_rl.ess import effective_sample_size
+from ess_rl.gaussian import Gaussian
 from ess_rl.networks import gaussian, gaussian_init, twin_q, twin_q_init
 from ess_rl.objectives import advantage_weights, expectile_loss, td3_bc_weight
 from ess_rl.optim import polyak
@@ -117,6 +118,33 @@ def test_a_behavior_model_finds_the_gaussian_that_acted():
     torch.testing.assert_close(again.held_out_nll[0], model.held_out_nll[1], rtol=1e-3, atol=1e-3)
     held = model.held_out.view(-1, 30)
     assert held.float().mean() == pytest.approx(0.1) and (held.all(1) | ~held.any(1)).all()  # whole episodes
+
+
+def test_the_model_is_the_best_that_held_out_episodes_saw():
+    """At so high a rate they do not agree with what came later."""
+    obs, action, last = known_behavior(600)
+    config = behavior.Config(hidden=(8,), max_updates=200, check_every=10, patience=3, learning_rate=0.1, minibatch=32)
+    model = behavior.fit(obs, action, last, seeds=(0, 1, 2), config=config)
+    means, log_stds = model.members(obs[model.held_out])
+    for k, said in enumerate(model.held_out_nll):
+        found = -Gaussian(means[k], log_stds[k]).log_prob(action[model.held_out]).mean()
+        torch.testing.assert_close(found, said, rtol=1e-4, atol=1e-4)
+
+
+def test_the_width_of_an_ensemble_has_its_disagreement_in_it():
+    """Means of -1 and 1, both with a variance of 1/4: a mixture with mean 0 and variance 1/4 + 1."""
+    model = behavior.fit(
+        torch.zeros(4, 1), torch.zeros(4, 1), torch.ones(4, dtype=torch.bool), seeds=(0, 1),
+        config=behavior.Config(hidden=(2,), max_updates=0),
+    )  # fmt: skip
+    layers = model.params["net"]
+    layers["1"] = {
+        "weight": torch.zeros_like(layers["1"]["weight"]),
+        "bias": torch.tensor([[-1.0, math.log(0.5)], [1.0, math.log(0.5)]]),
+    }
+    found = model(torch.zeros(3, 1))
+    torch.testing.assert_close(found.mean, torch.zeros(3, 1))
+    torch.testing.assert_close(found.log_std, torch.full((3, 1), 0.5 * math.log(1.25)))
 
 
 def test_a_model_is_what_it_is_alone_though_others_learn_longer():

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import os
 import re
 import shlex
@@ -430,3 +431,14 @@ def test_browser_draws_it_offline(published: Path, tmp_path: Path) -> None:
         assert found, done.stderr
         seen = json.loads(found.group(1).replace("&quot;", '"'))
         assert seen["plots"] >= 10 and seen["empty"] == 0 and not seen["wide"]
+
+
+def test_each_aggregate_has_its_name_by_hand():
+    """All scores in order: 0 2 4 6 20 20, of which one goes at either end; means of the tasks: 1, 5, 20; below 1: the
+    zero alone."""
+    found = aggregates.aggregate(np.array([[0.0, 4.0, 20.0], [2.0, 6.0, 20.0]]))
+    values = {"IQM": 8.0, "median": 5.0, "mean": 26.0 / 3.0, "optimality gap": 1.0 / 6.0}
+    assert {name: one.value for name, one in found.items()} == pytest.approx(values)
+    for one in found.values():
+        low, high = one.interval or (math.nan, math.nan)
+        assert low <= one.value <= high

@@ -96,6 +96,8 @@ def test_interval_is_stratified_and_takes_its_generator() -> None:
     # Tasks of very different scale, no spread within a task: resampling within tasks cannot move the mean.
     scores = np.array([[0.0, 1000.0]] * 5)
     assert bootstrap_interval(scores, mean, np.random.default_rng(0)) == (500.0, 500.0)
+    # Seeds of each task are drawn apart: both zeros can come together, and both ones, though no seed has both.
+    assert bootstrap_interval(np.array([[0.0, 1.0], [1.0, 0.0]]), mean, np.random.default_rng(0)) == (0.0, 1.0)
     scores = np.random.default_rng(0).normal(size=(10, 2))
     first, again, other = (bootstrap_interval(scores, iqm, np.random.default_rng(seed)) for seed in (3, 3, 4))
     assert first == again != other

@@ -149,6 +149,7 @@ def depths(**with_old_data: float) -> study.Outcome:
         ({"p3o": 900.0, "narrow": 300.0, "wide": 700.0}, "undecided"),
         ({"p3o": 900.0, "narrow": 300.0, "wide": 800.0}, "refuted"),
         ({"p3o": 700.0, "narrow": 300.0, "wide": 600.0}, "refuted"),
+        ({"p3o": 800.0, "narrow": 300.0, "wide": 600.0}, "undecided"),  # of 80 %, its interval has both sides
     ],
 )
 def test_the_verdict_on_replay_depth(levels: dict[str, float], word: str):
@@ -172,6 +173,8 @@ def temperatures(p3o: dict[float, float]) -> study.Outcome:
         ({0.6: 700.0}, "undecided"),
         ({0.6: 900.0}, "refuted"),  # it does not fail where it must
         ({0.6: 300.0, 1.2: 500.0}, "refuted"),
+        ({0.6: 300.0, 0.8: 500.0}, "refuted"),
+        ({0.6: 300.0, 0.8: 800.0}, "undecided"),  # of 80 %, its interval has both sides
     ],
 )
 def test_the_verdict_on_temperature(p3o: dict[float, float], word: str):
@@ -749,3 +752,21 @@ def test_what_is_published_has_the_prediction_of_the_code_and_the_pages_quote_it
         prediction = STUDIES[name].prediction
         assert json.loads((root / "results" / "studies" / name / "study.json").read_text())["prediction"] == prediction
         assert f"{prediction} Verdict:" in pages, name
+
+
+def _published() -> list[Path]:
+    return sorted((Path(__file__).parents[2] / "experiments" / "results" / "studies").glob("*/study.json"))
+
+
+@pytest.mark.parametrize("path", _published(), ids=lambda path: path.parent.name)
+def test_a_published_verdict_is_that_of_its_scores(path: Path):
+    """Judged again from study.json: neither statistics nor judges have changed what is on the pages."""
+    record, outcome = json.loads(path.read_text()), {}
+    for key, found in (record["scores"] | record.get("computed", {})).items():
+        values = next(value for name, value in found.items() if name != "iqm")
+        job, _, members = key.partition(" | ")
+        outcome[job, members] = np.array(values, np.float64)  # null: nothing was measured
+    verdict = STUDIES[record["study"]].judge(outcome)
+    assert verdict.word == record["verdict"]["word"]
+    one, other = (" ".join(of).replace("-0.00", "+0.00") for of in (verdict.sentences, record["verdict"]["sentences"]))
+    assert one == other
