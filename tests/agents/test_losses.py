@@ -15,7 +15,9 @@ from torch.distributions import Normal, kl_divergence
 from torch.utils._pytree import tree_leaves, tree_map
 
 from agents import AGENTS, OFFLINE_AGENTS
+from ess_rl.gaussian import Gaussian
 from ess_rl.hints import affinity_weight
+from ess_rl.objectives import imitation, width_correction
 from ess_rl.population import values_of
 
 OBS, ACT, COUNT, PROGRESS = 3, 2, 24, 0.25
@@ -229,6 +231,18 @@ def loss_of_p3o_chord(params: Any, batch: dict[str, Tensor], state: dict[str, An
     return 0.5 * found + 0.5 * imitation + of_value(params, batch, pi)
 
 
+def of_mass(width: Any) -> Loss:
+    """CHORD's weights u (1 - u), whose formula is tested in tests/ess_rl."""
+
+    def loss(params: Any, batch: dict[str, Tensor], state: dict[str, Any]) -> Tensor:
+        pi, on_expert = policy(params, batch["obs"]), policy(params, batch["expert_obs"])
+        as_ours = Gaussian(on_expert.mean, on_expert.stddev.log())
+        found, *_ = imitation(as_ours, batch["expert_action"], phi="mass", width=width)
+        return 0.5 * clipped(pi, batch, standardized(batch["advantage"])) + 0.5 * found + of_value(params, batch, pi)
+
+    return loss
+
+
 def loss_of_p3o_prior(params: Any, batch: dict[str, Tensor], state: dict[str, Any]) -> Tensor:
     nets = params["policy"]
     pi = Normal(net(nets["mean"], batch["obs"]), (-1.0 + net(nets["log_std"], batch["obs"])).exp())
@@ -345,6 +359,15 @@ CASES: dict[str, tuple[str, dict[str, Any], Loss, dict[str, float]]] = {
         loss_of_p3o_chord,
         {"policy": LEFT, "value": 2.0 * LEFT},
     ),
+    **{
+        f"chord {name}": (
+            "chord",
+            {"phi": "mass", "width": name, "mu_valley": 0.1, **ACTING},
+            of_mass(width),
+            {"policy": LEFT, "value": 2.0 * LEFT},
+        )
+        for name, width in (("corrected", width_correction(ACT)), ("fixed", "fixed"), ("plain", 1.0))
+    },
     "p3o_prior": (
         "p3o_prior",
         {"prior": "mle", "prior_std": 0.4, "prior_coef": 0.6, **ACTING},

@@ -153,8 +153,9 @@ def test_awac_is_that_of_plain_torch(weights: str):
     torch.testing.assert_close(log_std, params["log_std"][0])
 
 
-def test_iql_is_that_of_plain_torch():
-    plain = Plain("iql", expectile=0.8, inverse_temperature=2.0, return_range=5.0)
+@pytest.mark.parametrize("imitates", ["clipped", "sampled"])
+def test_iql_is_that_of_plain_torch(imitates: str):
+    plain = Plain("iql", expectile=0.8, inverse_temperature=2.0, return_range=5.0, imitates=imitates)
     scale = 5.0 / plain.stats["return_range"].item()
     log_std, value = nn.Parameter(torch.full((ACT,), -1.0)), sequential(plain.ours.state["params"]["value"])
     policy_adam = plain.adam([*plain.policy.parameters(), log_std])
@@ -165,7 +166,8 @@ def test_iql_is_that_of_plain_torch():
         error = plain.least(plain.target_q, batch["obs"], batch["clipped"]).detach() - value(batch["obs"])[:, 0]
         value_loss = torch.where(error < 0, 0.2, 0.8) * error.square()
         weight = (2.0 * error.detach()).exp().clamp(max=100.0)
-        likelihood = Normal(plain.policy(batch["obs"]).tanh(), log_std.exp()).log_prob(batch["clipped"]).sum(1)
+        action = batch["clipped" if imitates == "clipped" else "action"]
+        likelihood = Normal(plain.policy(batch["obs"]).tanh(), log_std.exp()).log_prob(action).sum(1)
         loss = plain.critic_loss(batch, value(batch["next_obs"])[:, 0], scale)
         plain.step(loss + value_loss.mean() - (weight * likelihood).mean())
         falling.step()
