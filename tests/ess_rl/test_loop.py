@@ -489,7 +489,12 @@ def test_each_reset_begins_other_episodes():
 def test_metrics_are_means_over_all_updates_of_an_iteration():
     population, env, ring = build()
     epoch, seen = population.epoch, []
-    population.epoch = lambda *arguments: seen.append(epoch(*arguments)) or seen[-1]
+
+    def spy(data: dict[str, Tensor], indices: Tensor) -> Any:
+        seen.append(epoch(data, indices))
+        return seen[-1]
+
+    population.epoch = spy
     *_, last = run((population, env, ring), iterations=3, reset_every=3)
     ess = torch.cat([metrics["ess"] for metrics in seen[-CONFIG.epochs :]])
     assert ess.shape == (CONFIG.epochs * N * T // CONFIG.minibatch, len(SEEDS))
