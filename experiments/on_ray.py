@@ -237,7 +237,7 @@ def _stamps(folder: Path, everything: bool = False) -> dict[str, tuple[int, int]
     stamps = {}
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
-        half = path.suffix == ".part" or path.name.startswith(".tmp")  # what a kill leaves of a file
+        half = any(path.match(one) for one in records.UNFINISHED)
         if name == "lock" or half or ("tensorboard" in name and not everything):
             continue
         with suppress(FileNotFoundError):  # an old replay, removed in the meantime

@@ -35,6 +35,7 @@ from experiments import machine
 FORMAT = 1
 EPISODES = 20  # of each member in the final evaluation, unless more or fewer are asked for
 REPLAY, REPLAY_FROM, DEMONSTRATIONS = "replay.safetensors", "replay-from.safetensors", "demonstrations.safetensors"
+UNFINISHED = ("*.part", ".tmp*")  # what a kill leaves of a file: ours, and safetensors' own
 FILES = (
     "config.json",
     "metrics.jsonl",
@@ -47,8 +48,7 @@ FILES = (
     REPLAY_FROM,
     DEMONSTRATIONS,
     "seed-*.json",
-    "*.part",
-    ".tmp*",  # of safetensors, killed while it wrote
+    *UNFINISHED,
 )
 COPIED = (REPLAY_FROM, DEMONSTRATIONS)  # written before config.json: what a run begins with
 REQUIRED = ("agent", "env", "backend", "seeds", "sweep", "steps", "episodes", "device", "compiled", "config")
@@ -208,8 +208,9 @@ def cut_metrics(run: Path, iteration: int) -> float:
 def drop_unfinished(run: Path) -> None:
     """Remove what a kill left of files that were being written: a replay may be large. Only while the run is locked."""
     for folder in (run, run / "checkpoints"):
-        for path in (*folder.glob(".tmp*"), *folder.glob("*.part")):
-            path.unlink(missing_ok=True)
+        for name in UNFINISHED:
+            for path in folder.glob(name):
+                path.unlink(missing_ok=True)
 
 
 def checkpoints(run: Path) -> list[Path]:

@@ -171,7 +171,7 @@ def _acting_parts(config: Record) -> tuple[Population, VectorEnv]:
 @contextmanager
 def _split(config: Record, population: Population, replay: Replay, begun: Begun) -> Iterator[Training]:
     """One process for each part of the members, each on its own cores."""
-    count, cores = config["split"], machine.available_cores()
+    count, cores, threads = config["split"], machine.available_cores(), threads_of(config)
     shares = shares_of(population.size, count)
     cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     children = []
@@ -179,9 +179,7 @@ def _split(config: Record, population: Population, replay: Replay, begun: Begun)
         for k, share in enumerate(shares):
             own = cpus[k * cores // count : (k + 1) * cores // count] or cpus[k % cores :][:1]  # if few, one each
             name = f"the process of members {share.start} to {share.stop - 1}"
-            children.append(
-                Child(name, _serve, _of_members(config, share), share.start, threads=threads_of(config), cpus=own)
-            )
+            children.append(Child(name, _serve, _of_members(config, share), share.start, threads=threads, cpus=own))
         older, shown = begun.take()
         for child, share in zip(children, shares, strict=True):
             state = tree_map(lambda x, share=share: x.narrow(0, share.start, len(share)), population.state)

@@ -84,7 +84,7 @@ def measure(
         raise UsageError(f"--agent {agent}: it needs demonstrations, and here are none: choose another")
     if hasattr(AGENTS[agent].config, "group"):
         raise UsageError(f"--agent {agent}: it needs environments in groups, which are not measured: choose another")
-    records.check_positive({**shape, "seeds": min(seeds, default=0), "split": split})
+    records.check_positive({**shape, "seeds": min(seeds, default=0)})
     config = AGENTS[agent].config(**shape)
     batches.check_minibatch(config)
     if isinstance(config, AlternatingConfig):

@@ -34,6 +34,20 @@ def trained(seeds: list[int], iterations: int, hyper: Any = None, **settings: An
     return population, replay, rows
 
 
+@pytest.fixture
+def ages(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """The ages of all rollouts that segments are taken from, as they are drawn."""
+    drawn: list[torch.Tensor] = []
+    segments = Replay.segments
+
+    def spy(self: Replay, age: torch.Tensor, *others: Any) -> Transitions:
+        drawn.append(age)
+        return segments(self, age, *others)
+
+    monkeypatch.setattr(Replay, "segments", spy)
+    return drawn
+
+
 def test_segments_of_the_replay_are_what_went_in():
     replay = Replay(KEPT * T, 2, N, 3, 1, "cpu")
     rollouts = []
@@ -149,16 +163,8 @@ def test_older_segments_have_an_ess_below_one_and_the_entropy_bonus_is_that_of_f
     assert (fresh_with > fresh).all()
 
 
-def test_recent_rollouts_are_drawn_more_often(monkeypatch: pytest.MonkeyPatch):
+def test_recent_rollouts_are_drawn_more_often(ages: list[torch.Tensor]):
     """Weights 1, 1/2, 1/3 of three rollouts: shares of 6/11, 3/11, 2/11."""
-    ages = []
-    segments = Replay.segments
-
-    def spy(self: Replay, age: torch.Tensor, *others: Any) -> Transitions:
-        ages.append(age)
-        return segments(self, age, *others)
-
-    monkeypatch.setattr(Replay, "segments", spy)
     trained([3, 8], 12, replayed_updates=5.0, segments=80, warm_up=3, draw="recency")
     drawn = torch.cat([age.flatten() for age in ages])
     shares = torch.bincount(drawn, minlength=KEPT) / len(drawn)
@@ -176,16 +182,8 @@ def test_rollouts_that_are_kept_for_others_are_not_drawn_from(monkeypatch: pytes
         torch.testing.assert_close(one, other, rtol=0.0, atol=0.0)
 
 
-def test_rollouts_that_are_not_there_yet_are_not_drawn(monkeypatch: pytest.MonkeyPatch):
+def test_rollouts_that_are_not_there_yet_are_not_drawn(ages: list[torch.Tensor]):
     """In the second iteration the ring of three has two."""
-    ages = []
-    segments = Replay.segments
-
-    def spy(self: Replay, age: torch.Tensor, *others: Any) -> Transitions:
-        ages.append(age)
-        return segments(self, age, *others)
-
-    monkeypatch.setattr(Replay, "segments", spy)
     trained([3, 8], 2, replayed_updates=5.0, segments=80)
     assert torch.cat([age.flatten() for age in ages]).unique().tolist() == [0, 1]
 

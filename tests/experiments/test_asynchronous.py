@@ -35,7 +35,7 @@ def start(out: Path, env: str, agent: str = "p3o", **changes: Any) -> Path:
 
 def outcome(folder: Path) -> tuple[Any, ...]:
     """All of a run but what the clock says."""
-    rows = [{k: v for k, v in row.items() if k not in ("seconds", "phases")} for row in list(records.metrics(folder))]
+    rows = [{k: v for k, v in row.items() if k not in ("seconds", "phases")} for row in records.metrics(folder)]
     state = run.load_run(folder)[0].state
     finals = records.read_json(folder / "result.json")["final_return"]
     return rows, finals, [x.tolist() for x in tree_leaves(state)]

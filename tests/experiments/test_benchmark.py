@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -185,18 +186,9 @@ def test_data_sets_that_are_missing_are_named_with_how_to_record_them(tmp_path: 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the seeds outlive a killed command")
-def test_the_seeds_of_a_peer_end_with_its_command(tmp_path: Path):
-    words = [sys.executable, "-m", "experiments", "train", "sb3-ppo", "--env", "Pendulum-v1", "--out", str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL)
-    children, deadline = Path(f"/proc/{process.pid}/task/{process.pid}/children"), time.monotonic() + 120
-    while len(seeds := children.read_text().split()) < 2 and time.monotonic() < deadline:  # a seed, and a tracker
-        time.sleep(0.05)
-    process.kill()
-    process.wait()
-    while any(Path(f"/proc/{seed}").exists() for seed in seeds) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(Path(f"/proc/{seed}").exists() for seed in seeds)
+def test_the_seeds_of_a_peer_end_with_its_command(tmp_path: Path, children_end_with: Callable[..., None]):
+    words = ("train", "sb3-ppo", "--env", "Pendulum-v1", "--out", str(tmp_path))
+    children_end_with("-m", "experiments", *words)  # a seed, and a tracker
 
 
 def free(folder: Path) -> bool:

@@ -112,7 +112,7 @@ def test_it_resumes_to_the_same_bits(older: Path, tmp_path: Path, monkeypatch: p
     run.carry_on(stopped)
     for name in ("replay.safetensors", records.checkpoints(whole)[-1].relative_to(whole)):
         assert (whole / name).read_bytes() == (stopped / name).read_bytes()
-    rows = [[{k: v for k, v in row.items() if k not in ("seconds", "phases")} for row in list(records.metrics(x))]
+    rows = [[{k: v for k, v in row.items() if k not in ("seconds", "phases")} for row in records.metrics(x)]
             for x in (whole, stopped)]  # fmt: skip
     assert rows[0] == rows[1]
 

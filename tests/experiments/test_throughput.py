@@ -1,9 +1,8 @@
 """What `ess-rl throughput` measures, and that the eager loop beside it is the PPO it claims to be."""
 
 import os
-import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,18 +96,9 @@ def test_a_killed_subject_is_named_in_one_line():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it outlives its command")
-def test_a_subject_ends_with_its_command():
+def test_a_subject_ends_with_its_command(children_end_with: Callable[..., None]):
     words = "import time; from experiments.speed import subjects; subjects.apart(time.sleep, 300)"
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    process = subprocess.Popen([sys.executable, "-c", words], env=environment)
-    children, deadline = Path(f"/proc/{process.pid}/task/{process.pid}/children"), time.monotonic() + 120
-    while len(found := children.read_text().split()) < 2 and time.monotonic() < deadline:  # the subject, and a tracker
-        time.sleep(0.05)
-    process.kill()
-    process.wait()
-    while any(Path(f"/proc/{child}").exists() for child in found) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert len(found) == 2 and not any(Path(f"/proc/{child}").exists() for child in found)
+    children_end_with("-c", words)  # the subject, and a tracker
 
 
 def test_what_cannot_be_measured_is_refused():
