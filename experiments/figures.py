@@ -56,9 +56,10 @@ def read_curves(run: Path) -> Curves:
     if not rows:
         raise UsageError(f"{run} has neither metrics.jsonl nor curves.csv: there is nothing to draw")
     steps, values = [], {name: [] for name, _ in CURVES}
-    for part in np.array_split(np.arange(len(rows)), min(BINS, len(rows))):
-        stretch = [rows[i] for i in part]
-        steps.append(at[part[-1]])
+    edges = np.linspace(0, len(rows), min(BINS, len(rows)) + 1).round().astype(int)  # as equal as iterations allow
+    for first, end in itertools.pairwise(edges):
+        stretch = rows[first:end]
+        steps.append(at[end - 1])
         episodes = np.sum([row["episodes"] for row in stretch], axis=0)
         total = np.sum([row["return_sum"] for row in stretch], axis=0)
         values["return"].append(np.divide(total, episodes, out=np.full(members, np.nan), where=episodes > 0))

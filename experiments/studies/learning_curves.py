@@ -13,15 +13,21 @@ from experiments.studies.study import Difference, Finals, dots, picture
 
 
 def curves(run: Path, members: Sequence[int]) -> Finals:
-    """[members, K] return of training episodes, averaged over the tenth of the budget before each of K points."""
-    of_bins = figures.read_curves(run).values["return"][:, list(members)].T
-    window = max(1, of_bins.shape[1] // 10)
-    smooth = np.full(of_bins.shape, np.nan)
-    for k in range(window, of_bins.shape[1] + 1):
-        stretch = of_bins[:, k - window : k]
-        known = ~np.isnan(stretch)
-        total = np.where(known, stretch, 0.0).sum(1)
-        smooth[:, k - 1] = np.divide(total, known.sum(1), out=np.full(len(total), np.nan), where=known.any(1))
+    """[members, K] return of training episodes, averaged over the tenth of the budget before each of K points.
+
+    The points are k / K of the budget, k = 1 ... K, whichever K stretches of training the run's curve consists of: each
+    counts by its share of the tenth. NaN within the first tenth, and where no episode ended.
+    """
+    found = figures.read_curves(run)
+    of_stretch, points = found.values["return"][:, list(members)].T, len(found.env_steps)
+    ends = 10 * points * found.env_steps  # in units of 1 / (10 K) steps, in which every bound is a whole number
+    begins, tenth = np.array([0, *ends[:-1]]), ends[-1] // 10
+    known, smooth = ~np.isnan(of_stretch), np.full(of_stretch.shape, np.nan)
+    for k in range(-(-points // 10), points + 1):
+        end = k * (ends[-1] // points)
+        share = known * np.maximum(np.minimum(ends, end) - np.maximum(begins, end - tenth), 0)
+        total, of_all = (share * np.where(known, of_stretch, 0.0)).sum(1), share.sum(1)
+        smooth[:, k - 1] = np.divide(total, of_all, out=np.full(len(total), np.nan), where=of_all > 0)
     return smooth
 
 

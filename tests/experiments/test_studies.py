@@ -730,6 +730,27 @@ def test_what_is_read_from_runs(tmp_path: Path):
     assert study._as_json(found[:, :2]) == [[None, 2.0], [None, -1.5]]
 
 
+@pytest.mark.parametrize("file", ["metrics.jsonl", "curves.csv"])
+def test_points_of_a_curve_are_at_equal_steps(tmp_path: Path, file: str):
+    """123 iterations do not divide into 50 stretches; in a published run the first may be longer than the last."""
+    config = {"format": records.FORMAT, **dict.fromkeys(records.REQUIRED, ""), "seeds": [0], "sweep": {}}
+    records.write_json(tmp_path / "config.json", config)
+    with open(tmp_path / file, "w") as out:
+        if file == "metrics.jsonl":
+            for n in range(1, 124):
+                records.append_line(out, {"iteration": n, "env_steps": 64 * n, "episodes": [1], "return_sum": [n]})
+        else:
+            out.write("env_steps,member,return,ess,behavior_kl\n")
+            for part in np.array_split(np.arange(1, 124), 50):
+                out.write(f"{64 * part[-1]},0,{part.mean()},,\n")
+    (found,) = learning_curves.curves(tmp_path, [0])
+    assert np.isnan(found[:4]).all()
+    # At share k / 50 of training the last tenth is that up to iteration 2.46 k, with a mean of 2.46 k - 6.15 + 0.5.
+    np.testing.assert_allclose(found[4:], 2.46 * np.arange(5, 51) - 5.65, atol=0.5)
+    late = np.where(found >= 61.5, 1.0, 0.0)[None]  # from half of the budget on, and the 5.65 iterations after it
+    assert abs(learning_curves.reached(late, np.ones((1, 50))).value - 54.6) <= 2.0
+
+
 def test_studies_are_listed(capsys: pytest.CaptureFixture[str]):
     __main__.study([])
     listed = capsys.readouterr().out.splitlines()
