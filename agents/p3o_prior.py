@@ -5,7 +5,8 @@ Written for one agent; `ess_rl.population` runs P of them as one tensor program.
 
     loss = P3O's + prior_coef mean( KL(pi || pi_0) ),     pi_0(.|s) = N(mu_0(s), prior_std^2 + v_0(s))
 
-mu_0 and v_0 are fitted before training (`experiments.demonstrations`), and determine how sure pi_0 is in unseen states:
+mu_0 and v_0 are fitted before training (`experiments.demonstrations.take_up`; in your own script, call it, or put a
+prior into `population.state["prior"]`), and determine how sure pi_0 is in unseen states:
 
     mle         one network's mean (`ess_rl.behavior`), v_0 = 0: as sure away from the demonstrations as on them
     ensemble    mean and variance of the means of several such networks
@@ -109,7 +110,7 @@ class P3OPrior:
         }
 
     def _untrained_prior(self, seed: Tensor) -> Tree:
-        """A placeholder that the loop replaces with a fitted prior of the same shapes."""
+        """A placeholder of the shapes of `experiments.demonstrations.fitted_prior`, to be replaced by it."""
         if self.config.prior == "gp":
             return gaussian_process.init(self.config.gp_points, self.obs_dim, self.act_dim, seed.device)
         each = [

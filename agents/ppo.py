@@ -130,7 +130,8 @@ class PPO:
             if self.config.objective == "clip":
                 policy_loss, metrics, weight = ppo_clip(log_prob, behavior_log_prob, advantage, clip=hyper["clip"])
             else:
-                policy_loss, metrics, weight = self._relative(state, batch, pi, b, advantage)
+                of_samples = (log_prob, behavior_log_prob, advantage)
+                policy_loss, metrics, weight = self._relative(state, batch, pi, b, *of_samples)
             if self.config.replay > 0:
                 metrics["replayed_share"] = share(weight * advantage, batch["age"] > 0)
             if self.config.hints > 0:
@@ -151,20 +152,19 @@ class PPO:
         return {**state, "params": params, "optimizer": optimizer}, metrics
 
     def _relative(
-        self, state: State, batch: dict[str, Tensor], pi: Gaussian, b: Gaussian, advantage: Tensor
+        self, state: State, batch: dict[str, Tensor], pi: Gaussian, b: Gaussian, *of_samples: Tensor
     ) -> tuple[Tensor, Metrics, Tensor]:
-        """The objectives other than PPO's own."""
-        log_prob, behavior_log_prob = pi.log_prob(batch["action"]), b.log_prob(batch["action"])
+        """The objectives other than PPO's own, of log pi, log b and the advantage of each sample."""
         proximal, clip, coefficient = batch["proximal_log_prob"], state["hyper"]["clip"], state["kl_coef"]
         if self.config.objective == "decoupled":
-            return ppo_decoupled(log_prob, behavior_log_prob, advantage, proximal_log_prob=proximal, clip=clip)
+            return ppo_decoupled(*of_samples, proximal_log_prob=proximal, clip=clip)
         if self.config.objective == "generalized":
-            return ppo_generalized(log_prob, behavior_log_prob, advantage, proximal_log_prob=proximal, clip=clip)
+            return ppo_generalized(*of_samples, proximal_log_prob=proximal, clip=clip)
         if self.config.objective == "band":
-            return ppo_band(log_prob, behavior_log_prob, advantage, clip=clip)
+            return ppo_band(*of_samples, clip=clip)
         if self.config.objective == "variance":
-            return ppo_variance(log_prob, behavior_log_prob, advantage, coefficient=coefficient)
-        return ppo_kl(log_prob, behavior_log_prob, advantage, kl(b, pi), kl_coef=coefficient)
+            return ppo_variance(*of_samples, coefficient=coefficient)
+        return ppo_kl(*of_samples, kl(b, pi), kl_coef=coefficient)
 
     def observe(self, state: State, rollout: Transitions) -> State:
         return {**state, **normalizer.seen(state, rollout), "kl_coef": self._adapted(state, rollout)}

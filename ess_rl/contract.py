@@ -37,11 +37,14 @@ class VectorEnv(Protocol):
     """B independent copies of one task, stepped together.
 
     When an episode ends, its environment is reset within the same `step` (Gymnasium calls this SAME_STEP), so that
-    every transition is a real one. There is no info dictionary.
+    every transition is a real one. There is no info dictionary. Optional: `staggered`, bool: the clocks of the first
+    episodes after a reset are ahead.
     """
 
     env_id: str
-    backend: str  # "torch", "gymnasium", "envpool" or "warp"
+    # "torch", "gymnasium", "envpool", "warp" or a name of your own. "torch" makes a promise: on a GPU, `step` can be
+    # recorded in a CUDA graph, because it only computes with tensors that stay where they are.
+    backend: str
     num_envs: int  # B
     obs_dim: int
     act_dim: int

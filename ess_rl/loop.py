@@ -76,7 +76,9 @@ def train(
     one: clone `population.state` to keep it.
 
     Args:
-        env: population.size * config.num_envs environments, those of each member contiguous.
+        env: population.size * config.num_envs environments, those of each member contiguous, made as the agent's Config
+            asks for (`envs.make_for`).
+        replay: (1 + config.replay) * config.rollout time steps or more, on the population's device.
         reset_every: iterations between two resets of all environments. An episode cut off by a reset counts as
             truncated at its last step, and not among the episodes that ended. `start` must be a multiple of it.
         collector: collects each rollout while the loop learns from the previous one, in place of `env`, which then only
@@ -93,6 +95,8 @@ def train(
             f"a replay of {replay.capacity} steps cannot hold {1 + config.replay} whole rollouts of "
             f"{config.rollout} steps, and no part of another"
         )
+    if (where := replay.store.reward.device).type != device.type:
+        raise ValueError(f"a replay on {where} for a population on {device}: make both on the same device")
     if reset_every < 1 or (start % reset_every and start < iterations):
         raise ValueError(f"start={start} is not a multiple of reset_every={reset_every}, a number from 1 on")
     batches.check_minibatch(config)
@@ -231,12 +235,15 @@ def _to_host(found: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def check_env(config: AgentConfig, env: VectorEnv) -> None:
-    """Raises UsageError if environments lack the hints or groups that an agent's Config asks for, or have others.
+    """Raises UsageError if environments lack the starts, hints or groups that a Config asks for, or have other
+    hints or groups.
 
     Hints go without replay: replayed steps are told apart by their age only, and it is not recorded whether their
     episode began from a hint. With groups a rollout is one episode.
     """
     hints, group = option(config, "hints"), option(config, "group")
+    if option(config, "starts") == "staggered" and not getattr(env, "staggered", False):
+        raise UsageError(f"starts staggered: {env.env_id} was not made so; envs.make(..., staggered=True) does it")
     if hints and not isinstance(env, StartsFromHints):
         raise UsageError(f"hints {hints}: {env.env_id} was not made with hints; use envs.make_hinted")
     if hints and config.num_envs % hints:
@@ -300,10 +307,13 @@ def evaluate(
     statistics are updated. Member p's environments are a function of its seed and `seed`.
 
     Raises:
+        ValueError: if the environments are no multiple of the members, or staggered, which cuts first episodes short.
         UsageError: if an episode does not end within `max_steps`, by default the task's time limit.
         NonFiniteError: if a return is not a finite number.
     """
     members, num_envs = population.size, env.num_envs // population.size
+    if getattr(env, "staggered", False):
+        raise ValueError(f"{env.env_id} is staggered, so its first episodes are short: evaluate in one from envs.make")
     if env.num_envs % members:
         raise ValueError(f"{env.env_id} has {env.num_envs} environments: give a multiple of the {members} members")
     seeds = random.fold_in(random.fold_in(population.seed, random.EVALUATION), seed)

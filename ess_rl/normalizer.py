@@ -60,9 +60,13 @@ def standardize(stats: Tree, x: Tensor, clip: float = 10.0) -> Tensor:
 
 
 def standardize_batch(x: Tensor) -> Tensor:
-    """(x - mean) / std of a minibatch [n], with the n - 1 of torch.std; of the whole one if processes share it."""
+    """(x - mean) / std of a minibatch [n], with the n - 1 of torch.std; of the whole one if processes share it.
+
+    Values that are equal up to rounding are 0: their distance from the mean is rounding error, and so is their std.
+    """
     if processes.world_size() == 1:
-        return (x - x.mean()) / (x.std() + 1e-8)
+        mean, std = x.mean(), x.std()
+        return torch.where(std <= 1e-6 * x.abs().amax(), 0.0, (x - mean) / (std + 1e-8))
     wide = x.to(torch.float64)  # one message instead of two; subtracting squares needs the precision
     first, second = processes.all_sum(torch.stack([wide.sum(), wide.square().sum()])).unbind(0)
     n = x.numel() * processes.world_size()

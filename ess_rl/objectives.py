@@ -499,11 +499,12 @@ def k3(log_prob: Tensor, behavior_log_prob: Tensor, *, clamp: float = 10.0) -> T
 
     On actions drawn from b it is not an estimate of KL(pi || b): its mean is chi^2(b || pi) - KL(b || pi), infinite
     once sigma_pi < sigma_b / sqrt(2), and its pull on a sample with rho > 1 is never more than 1. The exponent is
-    clamped to +-`clamp`, as released, which hides the divergence. An option for comparison; `ess_rl.gaussian.kl` is
-    the default.
+    clamped to +-`clamp`, as released, which hides the divergence: where log rho < -`clamp` only the first term has a
+    gradient, and it pushes pi still further away from b. An option for comparison; `ess_rl.gaussian.kl` is the default.
 
     Source: FeynRL, algs/P3O (arXiv 2605.12380); estimator: Schulman 2020, "Approximating KL divergence".
     """
+    same_shape(log_prob=log_prob, behavior_log_prob=behavior_log_prob)
     log_ratio = log_prob - behavior_log_prob
     return log_ratio + torch.exp(torch.clamp(-log_ratio, -clamp, clamp)) - 1.0
 
@@ -551,7 +552,7 @@ def advantage_weights(
         highest = torch.log(cap) if isinstance(cap, Tensor) else math.log(cap)
         return torch.exp(scaled.clamp(min=-80.0).clamp(max=highest))  # above 0, so that any minibatch has an ESS
     if form == "softmax":
-        return torch.softmax(scaled, dim=0) * scaled.shape[0]
+        return torch.softmax(scaled.flatten(), dim=0).view_as(scaled) * scaled.numel()
     raise ValueError(f"form={form!r}: choose one of exponential, softmax")
 
 

@@ -30,8 +30,9 @@ class Replay:
         self.head = 0  # where the next step is written: over the oldest one, once the ring is full
         self.size = 0  # steps held
 
+    @torch.no_grad()
     def add(self, rollout: Transitions) -> None:
-        """Write steps [T, P, N] over the oldest ones."""
+        """Write steps [T, P, N] over the oldest ones. Values only: stored data have no gradient."""
         steps = rollout.reward.shape[0]
         _check(rollout, self.store)
         if steps > self.capacity:

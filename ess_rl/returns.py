@@ -6,7 +6,8 @@ outside the loss. ValueError if the shapes of a trajectory differ or an end flag
 numbers, and a value [T, B, 1] would broadcast.
 
     terminated   the task ended at t: next_value[t] counts as zero
-    last         the episode ended at t, terminated or truncated: nothing after t belongs to it.
+    last         the episode ended at t, terminated or truncated: nothing after t belongs to it. (Truncated alone is
+                 enough for `gae`, `vtrace`, `retrace` and `corrected`, which join it with `terminated`.)
                  A truncated step bootstraps from next_value[t], which is V(next_obs), not V of the reset state.
 """
 
@@ -54,6 +55,16 @@ def _td_error(
     return reward + discount * torch.where(terminated, 0.0, next_value) - value
 
 
+def _carry(terminated: Tensor, last: Tensor, discount: float | Tensor, lambda_: float | Tensor, like: Tensor) -> Tensor:
+    """discount lambda where the episode goes on, else 0."""
+    return discount * lambda_ * (~(last | terminated)).to(like.dtype)
+
+
+def _ratio(log_ratio: Tensor) -> Tensor:
+    """rho, at most e^20: e^89 is infinite in float32, and infinity times the 0 at an end is NaN."""
+    return torch.exp(log_ratio.clamp(max=20.0))
+
+
 def gae(
     reward: Tensor,
     value: Tensor,
@@ -74,7 +85,7 @@ def gae(
     """
     _check(reward, value, next_value, terminated, last)
     delta = _td_error(reward, value, next_value, terminated, discount)
-    advantage = reverse_recurrence(delta, discount * lambda_ * (~last).to(delta.dtype))
+    advantage = reverse_recurrence(delta, _carry(terminated, last, discount, lambda_, delta))
     return advantage, advantage + value
 
 
@@ -100,13 +111,14 @@ def vtrace(
 
     Source: Espeholt et al. 2018 (arXiv 1802.01561), Eq. 1 and Remark 2 for lambda. Two deviations, so that at
     log_ratio = 0 both outputs are GAE's: the advantage looks ahead with discount * lambda instead of just discount, and
-    it is not multiplied by rho_t, because the policy ratio is applied once, by the objective. With rho_bar = c_bar = 1
-    the advantage is that of `retrace`, and the two differ only in the value target.
+    it is not multiplied by rho_t, because the policy ratio is applied once, by the objective. Bars may be infinite: a
+    ratio then counts up to e^20. With rho_bar = c_bar = 1 the advantage is that of `retrace`, and the two differ only
+    in the value target.
     """
     _check(reward, value, next_value, terminated, last, log_ratio=log_ratio)
-    ratio = torch.exp(log_ratio)
+    ratio = _ratio(log_ratio)
     delta = _td_error(reward, value, next_value, terminated, discount)
-    carry = discount * lambda_ * (~last).to(delta.dtype)
+    carry = _carry(terminated, last, discount, lambda_, delta)
     excess = reverse_recurrence(torch.clamp(ratio, max=rho_bar) * delta, torch.clamp(ratio, max=c_bar) * carry)
     return delta + carry * _shifted(excess, 1), excess + value
 
@@ -139,7 +151,7 @@ def retrace(
     _check(reward, value, next_value, terminated, last, log_ratio=log_ratio)
     delta = _td_error(reward, value, next_value, terminated, discount)
     following = _shifted(torch.exp(log_ratio).clamp(max=1.0), 1)
-    advantage = reverse_recurrence(delta, discount * lambda_ * (~last).to(delta.dtype) * following)
+    advantage = reverse_recurrence(delta, _carry(terminated, last, discount, lambda_, delta) * following)
     return advantage, advantage + value
 
 
@@ -201,7 +213,7 @@ def divergence_ahead(
     """
     checks.flags(last=last)
     checks.same_shape(divergence=divergence, log_ratio=log_ratio, last=last)
-    ratio = torch.exp(log_ratio)
+    ratio = _ratio(log_ratio)
     carry = discount * (~last).to(divergence.dtype)
     paid = torch.cat([divergence[1:], divergence[-1:]]) if released else divergence
     value = reverse_recurrence(ratio.clamp(max=1.0) * paid, ratio.clamp(max=c_bar) * carry)
@@ -239,7 +251,7 @@ def path_weights(within: Tensor, lambda_: float | Tensor) -> Tensor:
     number = torch.arange(within.shape[-1], device=within.device)
     following = torch.cat([within[..., 1:], torch.zeros_like(within[..., :1])], dim=-1)
     share = torch.where(following, 1.0 - lambda_, 1.0)
-    return within * share * torch.ones_like(share) * lambda_**number
+    return within * share * lambda_**number
 
 
 def path_residuals(charge: Tensor, value: Tensor, end_value: Tensor, *, discount: float | Tensor) -> Tensor:

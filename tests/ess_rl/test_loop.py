@@ -69,6 +69,10 @@ class RandomWorld:
     def close(self) -> None: ...
 
 
+class Staggered(RandomWorld):
+    staggered = True
+
+
 def build(seeds: list[int] = SEEDS, env: type[RandomWorld] = RandomWorld, **changes: Any):
     population = Population(P3O(replace(CONFIG, **changes), OBS, ACT), seeds)
     return population, env(N * len(seeds)), Replay(T * (1 + changes.get("replay", 0)), len(seeds), N, OBS, ACT, "cpu")
@@ -569,6 +573,12 @@ def test_refusals():
         evaluate(population, RandomWorld(3))
     with pytest.raises(ValueError, match="a replay of 8 steps cannot hold 1 whole rollouts of 6 steps, and no part"):
         run((population, env, Replay(8, 2, N, OBS, ACT, "cpu")), iterations=1, reset_every=1)
+    with pytest.raises(ValueError, match="a replay on meta for a population on cpu"):
+        run((population, env, Replay(T, 2, N, OBS, ACT, "meta")), iterations=1, reset_every=1)
+    with pytest.raises(UsageError, match=r"starts staggered: RandomWorld-v0 was not made so; envs\.make\("):
+        run(build(starts="staggered"), iterations=1, reset_every=1)
+    with pytest.raises(ValueError, match="RandomWorld-v0 is staggered, so its first episodes are short"):
+        evaluate(population, Staggered(N * 2))
     _, env, replay = build()
     with pytest.raises(ValueError, match="a replay of 6 steps cannot hold 3 whole rollouts of 6 steps"):
         run((Population(P3O(replace(CONFIG, replay=2), OBS, ACT), SEEDS), env, replay), iterations=1, reset_every=1)

@@ -51,6 +51,20 @@ def test_a_constant_observation_is_zero():
     assert not normalizer.standardize(stats, x).any()
 
 
+@pytest.mark.parametrize("value", [0.0, 0.3, -7.3, 1000.1])
+def test_a_constant_minibatch_is_zero(value: float):
+    for size in (64, 128, 2048):  # their mean is off by rounding error, another one for each
+        assert not normalizer.standardize_batch(torch.full((size,), value)).any()
+
+
+def test_standardize_batch_by_hand():
+    # Mean 2, std sqrt((4 + 0 + 4) / (3 - 1)) = 2. A spread that is small beside the mean still counts.
+    x = torch.tensor([0.0, 2.0, 4.0])
+    torch.testing.assert_close(normalizer.standardize_batch(x), torch.tensor([-1.0, 0.0, 1.0]))
+    torch.testing.assert_close(normalizer.standardize_batch(4096.0 + x / 64), torch.tensor([-1.0, 0.0, 1.0]))
+    assert normalizer.standardize_batch(torch.tensor([1.0, torch.nan])).isnan().all()
+
+
 @pytest.mark.parametrize("discount", [0.9, torch.tensor(0.9)])
 def test_return_scale_equals_a_loop_over_two_rollouts(discount: float | torch.Tensor):
     generator = torch.Generator().manual_seed(0)

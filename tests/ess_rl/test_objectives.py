@@ -343,6 +343,11 @@ def test_k3_by_hand():
     assert log_ratio.grad.tolist() == pytest.approx([0.5, -1.0, 0.0], abs=1e-6)
 
 
+def test_k3_pairs_no_sample_with_another():
+    with pytest.raises(ValueError, match=r"shapes differ: log_prob \[4\], behavior_log_prob \[4, 1\]"):
+        k3(torch.zeros(4), torch.zeros(4, 1))
+
+
 def test_k3_is_clamped_as_released():
     log_ratio = torch.tensor([-20.0, 20.0], requires_grad=True)
     value = k3(log_ratio, torch.zeros(2))

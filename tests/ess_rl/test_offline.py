@@ -32,6 +32,9 @@ def test_softmax_weights_by_hand():
     torch.testing.assert_close(weight, torch.tensor([0.375, 0.75, 1.875]))
     moved = advantage_weights(torch.tensor([7.0, 7.0 + math.log(2.0), 7.0 + math.log(5.0)]), 1.0, "softmax")
     torch.testing.assert_close(moved, weight)  # a constant in the advantage changes nothing
+    two_columns = torch.tensor([[0.0, math.log(2.0)], [math.log(5.0), -math.inf]])  # the same and a fourth, of weight 0
+    of_four = torch.tensor([[0.5, 1.0], [2.5, 0.0]])
+    torch.testing.assert_close(advantage_weights(two_columns, 1.0, "softmax"), of_four)
 
 
 def test_expectile_loss_by_hand():

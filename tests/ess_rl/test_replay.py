@@ -1,3 +1,4 @@
+import dataclasses
 from dataclasses import fields
 
 import pytest
@@ -54,6 +55,13 @@ def test_added_data_are_copied():
     ring.add(data)
     data.reward.fill_(-1.0)
     assert_same(ring.latest(2), rollout(0, 2))
+
+
+def test_values_are_stored_without_their_gradient():
+    ring, data = replay(4), rollout(0, 2)
+    ring.add(dataclasses.replace(data, behavior_mean=data.behavior_mean.clone().requires_grad_()))
+    assert not ring.latest(2).behavior_mean.requires_grad
+    assert_same(ring.latest(2), data)
 
 
 def test_refusals():

@@ -1,6 +1,7 @@
 """Returns: by hand, against plain loops and another library, and by known identities. Tensors are [T, B]."""
 
-from typing import Any
+import math
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -182,6 +183,31 @@ def test_the_value_behind_a_termination_is_not_read():
     s["next_value"] = torch.where(s["terminated"], torch.nan, s["next_value"])
     for x, y in zip(before, estimators(log_ratio, s), strict=True):
         assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("correction", get_args(Correction))
+def test_truncations_alone_may_be_given_as_ends(correction: Correction):
+    """As in most code, which keeps Gymnasium's two flags."""
+    s = segments(20)
+    log_ratio = 0.3 * s["value"].cos()
+    assert (s["terminated"] & s["last"]).any()
+    of_both = s | {"last": s["last"] & ~s["terminated"]}
+    found = [corrected(correction, log_ratio, **x, discount=DISCOUNT, lambda_=0.9) for x in (s, of_both)]
+    assert all(torch.equal(x, y) for x, y in zip(*found, strict=True))
+
+
+def test_without_bars_vtrace_is_importance_sampling_even_of_huge_ratios():
+    # V = 0, discount = lambda = 1: r = 1, 2 and ratios 3, 2. The targets are 2 x 2 and 3 (1 + 4).
+    zero, never = torch.zeros(2, 1), torch.zeros(2, 1, dtype=torch.bool)
+    last, reward = torch.tensor([[False], [True]]), torch.tensor([[1.0], [2.0]])
+    free: Any = {"discount": 1.0, "lambda_": 1.0, "rho_bar": math.inf, "c_bar": math.inf}
+    log_ratio = torch.tensor([[3.0], [2.0]]).log()
+    advantage, target = vtrace(log_ratio, reward, zero, zero, never, last, **free)
+    assert target.flatten().tolist() == pytest.approx([15.0, 4.0])
+    assert advantage.flatten().tolist() == pytest.approx([5.0, 2.0])
+    for x in vtrace(torch.full((2, 1), 100.0), reward, zero, zero, never, last, **free):
+        assert x.isfinite().all()
+    assert divergence_ahead(reward, torch.full((2, 1), 100.0), last, discount=1.0, c_bar=math.inf).isfinite().all()
 
 
 def test_discount_and_lambda_may_be_tensors():
