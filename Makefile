@@ -18,7 +18,9 @@ quickstart: .venv
 # Files of tests go to so many processes, each of some 600 MiB.
 WORKERS ?= 2
 
-test: lint smoke .venv/.ray
+# The type checker uses one core, so the smoke runs go beside it.
+test: .venv
+	$(MAKE) -j 2 lint smoke .venv/.ray
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 # The whole chain as users walk it: runs, report, study. About a minute.

@@ -18,11 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._guards import TracingContext, tracing
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functionalize
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
 from ess_rl.contract import Tree
@@ -109,12 +105,16 @@ def _kinds(leaves: Sequence[Tensor]) -> tuple[Any, ...]:
 
 
 def _make(function: Callable[..., Any], leaves: list[Tensor], spec: TreeSpec) -> tuple[_Run, TreeSpec]:
-    # Two seconds of imports, needed only for compiling.
+    # Seconds of imports, needed only for compiling.
+    from torch._guards import TracingContext, tracing
     from torch._inductor import config as inductor_config
     from torch._inductor.compile_fx import compile_fx_inner
     from torch._inductor.decomposition import select_decomp_table
     from torch._inductor.fx_passes.joint_graph import joint_graph_passes
     from torch._inductor.virtualized import V
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     found: list[TreeSpec] = []
 

@@ -25,11 +25,11 @@ STAGGERED = {**SETTINGS, "starts": "staggered"}
 
 
 def start(out: Path, env: str, agent: str = "p3o", **changes: Any) -> Path:
-    options: dict[str, Any] = {"seeds": [3, 4], "sweep": {"learning_rate": (1e-3, 1e-4)}, "steps": 6000}
+    options: dict[str, Any] = {"seeds": [3, 4], "sweep": {"learning_rate": (1e-3, 1e-4)}, "steps": 3000}
     options |= {"settings": SETTINGS, "episodes": 2, "compiled": "off"}
     folder = run.start(agent, env, out=out, **(options | changes))
-    # Fresh starts more often than four episodes last: 24 iterations, a checkpoint after each 10th.
-    records.write_json(folder / "config.json", records.read_config(folder) | {"reset_every": 10})
+    # Fresh starts more often than four episodes last: 12 iterations, a checkpoint after each 5th.
+    records.write_json(folder / "config.json", records.read_config(folder) | {"reset_every": 5})
     return folder
 
 
@@ -46,7 +46,7 @@ def outcome(folder: Path) -> tuple[Any, ...]:
     [
         ("p3o", "InvertedPendulum-v5", {}),
         ("p3o", "ess/TwoLinkArm-v0", {"settings": STAGGERED}),
-        ("tba_group", "Pendulum-v1", {"settings": GROUPS, "steps": 19_200}),
+        ("tba_group", "Pendulum-v1", {"settings": GROUPS, "steps": 9_600}),
     ],
 )
 def test_a_second_process_changes_nothing_but_the_time_and_its_loss_nothing_at_all(

@@ -293,7 +293,7 @@ def test_damaged_files_are_refused(run: Path, tmp_path: Path) -> None:
 def test_a_run_killed_anywhere_resumes_to_the_same_bits(tmp_path: Path) -> None:
     """SIGKILL at random moments until it is through: every number but the clock equals the undisturbed run's."""
     words = [
-        "train", "p3o", "--env", "Pendulum-v1", "--seeds", "2", "--steps", "20000", "--checkpoints", "6", *QUICK,
+        "train", "p3o", "--env", "Pendulum-v1", "--seeds", "2", "--steps", "8000", "--checkpoints", "6", *QUICK,
     ]  # fmt: skip
     assert apart(*words, "--out", "whole", cwd=tmp_path).returncode == 0
     dice = random.Random(0)
