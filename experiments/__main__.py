@@ -351,7 +351,7 @@ def study(arguments: list[str]) -> None:
             jobs: run sets at a time; each gets its share of the cores.
             quick: a minute on a small task instead: shows that the study works, but is no evidence.
         """
-        return module.carry_out(module.find(STUDIES, name), out, jobs, quick)
+        return module.carry_out(STUDIES[_one_of("study", name, STUDIES)], out, jobs, quick)
 
     if not arguments:
         width = max(map(len, STUDIES))

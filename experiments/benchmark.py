@@ -79,7 +79,8 @@ def run_jobs(name: str, suite: Sequence[Job], out: Path, on: Callable[[Path], Ex
                 _run_all(suite, waiting, executor, failed)
             finally:
                 executor.close()
-    finished = [out / job.name for job in suite if (out / job.name / "result.json").exists()]
+    own = [out / job.name for job in suite if job.name not in failed]  # the folder of another may hold other runs
+    finished = [folder for folder in own if (folder / "result.json").exists()]
     if finished:
         print(tables.comparison(finished))
     return [f"{name}: {reason}" for name, reason in failed.items()]

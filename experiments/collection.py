@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -276,7 +277,10 @@ def _row(task: Task, method: Method, label: str, members: Sequence[tuple[Run, in
 
 def _progress(path: Path, config: Record) -> tuple[str, str]:
     """-> (running or stopped, how far it got) of a run without result.json"""
-    written = max(file.stat().st_mtime for file in path.iterdir() if file.is_file())
+    written = 0.0
+    for file in path.iterdir():
+        with suppress(FileNotFoundError):  # a running run may rename it at this moment
+            written = max(written, file.stat().st_mtime if file.is_file() else 0.0)
     minutes = (time.time() - written) / 60.0
     row = records.last_metrics(path)
     reached = f"{records.steps_of(row):,} of {config['steps']:,} {records.unit(config)}" if row else "no metrics yet"

@@ -77,11 +77,14 @@ def _as_json(value: Any) -> Any:
 
 
 def made_anew(configs: Iterable[Record]) -> list[str]:
-    """Names of data that are not the same in all of these runs: their scores are not for one task, or one method."""
+    """Names of data that are not the same in all of these runs: their scores are not for one task, or one method.
+
+    As in `differing`, data of unknown content count as the same.
+    """
     contents: dict[str, set[str]] = {}
     for config in configs:
-        for name in learned_from(config):
-            contents.setdefault(name, set()).add(config.get("source", ""))
+        for name in learned_from(config) if "source" in config else ():
+            contents.setdefault(name, set()).add(config["source"])
     return sorted(name for name, found in contents.items() if len(found) > 1)
 
 

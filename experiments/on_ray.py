@@ -139,7 +139,7 @@ class Ray:
         try:
             self._take(one, self._ray.get(next(one.task)))
         except self._ray.exceptions.RayTaskError as error:  # from our own code on the worker
-            return True, f"{str(error.cause or error).splitlines()[-1]} (on {one.last.host or 'a node'})"
+            return True, f"{_words(error.cause or error)[-1]} (on {one.last.host or 'a node'})"
         except (self._ray.exceptions.RayError, StopIteration) as error:
             reason = self._lost(one, error)
             return reason is not None, reason
@@ -167,6 +167,11 @@ class Ray:
         return None
 
 
+def _words(error: BaseException) -> list[str]:
+    """The lines of an error, or its kind if it has none."""
+    return str(error).splitlines() or [type(error).__name__]
+
+
 def _connected(address: str | None) -> Any:
     """The module ray, connected to a cluster."""
     try:
@@ -184,7 +189,7 @@ def _connected(address: str | None) -> Any:
     try:
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, AssertionError) as error:
-        raise UsageError(f"--address {address}: {str(error).splitlines()[0]}; {here}") from None
+        raise UsageError(f"--address {address}: {_words(error)[0]}; {here}") from None
     return ray
 
 

@@ -65,7 +65,8 @@ def read(
             sizes = (population.size, num_envs, replay.store.obs.shape[-1], act_dim)
             older = Replay(replay.capacity, *sizes, population.device)
         raised = old_data.fill(run, older, population.agent.config)
-        return {"replay": older.state(), "behind": _behind(population)}, raised.tolist()
+        past = {"replay": older.state(), "behind": _behind(population)}
+        return tree_map(lambda x: x.to(population.device), past), raised.tolist()  # as `room` is, which others fill
     empty = room(config, replay, population, iteration)
     if not empty:
         return {}, None

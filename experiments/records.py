@@ -152,7 +152,7 @@ def last_metrics(run: Path) -> Record | None:
                 if size >= end:
                     return None
                 size *= 4  # a line is a few KiB; of a large population, more
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, ValueError):  # not JSON, or not UTF-8
         return None
 
 
@@ -341,7 +341,7 @@ def origin() -> Record:
 
 def from_here(word: str) -> str:
     """A word of a command, as it would be given in this folder: published files must name no folder of a machine."""
-    return word.replace(f"{Path.cwd()}{os.sep}", "")
+    return re.sub(rf"(^|=){re.escape(f'{Path.cwd()}{os.sep}')}", r"\1", word)
 
 
 @cache

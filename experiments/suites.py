@@ -101,8 +101,8 @@ def how_to_record(dataset: str) -> str:
     return f"{command} {options}, RUN a finished run on {env}"
 
 
-# `agents.dapo` with P3O's objective needs P3O's hyperparameters. (It has no keep_ess to scale its learning rate down.)
-P3O_DA: dict[str, Any] = {
+# What another agent needs to learn by P3O's objective. (None of them has keep_ess to scale its learning rate down.)
+BY_P3O: dict[str, Any] = {
     "objective": "p3o",
     "learning_rate": 1.5e-4,
     "final_learning_rate": 0.3,

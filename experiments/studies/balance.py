@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from experiments.studies.study import Difference, Outcome, Study, Verdict, curve, kept, level, normalized, picture
+from experiments.studies.study import Estimate, Outcome, Study, Verdict, curve, kept, level, normalized, picture
 from experiments.suites import SMALL, SMOKE, Job
 
 TASK = "Pendulum-v1"
@@ -48,7 +48,7 @@ def _scores(outcome: Outcome) -> dict[str, dict[int, Any]]:
 
 
 def judge(outcome: Outcome) -> Verdict:
-    left: dict[str, Difference] = {}
+    left: dict[str, Estimate] = {}
     sentences = []
     for name, of_lag in _scores(outcome).items():
         first, last = min(of_lag), max(of_lag)

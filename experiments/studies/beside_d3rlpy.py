@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.studies.few_updates import by_task
-from experiments.studies.study import Outcome, Study, Verdict, difference, draw_levels, interval
+from experiments.studies.study import Outcome, Study, Verdict, difference, draw_levels, level
 from experiments.suites import RANDOM, SMALL_SETS, Job
 
 # Hyperparameters that are not an agent's defaults: d3rlpy's AWAC has only softmax weights, and our IQL imitated actions
@@ -46,7 +46,7 @@ def judge(outcome: Outcome) -> Verdict:
     comparisons = len(tasks) * len(AGENTS)
     for task, of in tasks.items():
         for agent in AGENTS:
-            (ours, *_), (theirs, low, high) = interval(of[agent]), interval(of[PEER + agent])
+            (ours, *_), (theirs, low, high) = level(of[agent]), level(of[PEER + agent])
             d = difference(of[agent], of[PEER + agent], comparisons=comparisons)
             found.append(d)
             within += low <= ours <= high

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from experiments.studies.study import Outcome, Study, Verdict, difference, interval, picture
+from experiments.studies.study import Outcome, Study, Verdict, difference, level, picture
 from experiments.suites import SMOKE, Job
 
 CLIPS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6)
@@ -28,7 +28,7 @@ def judge(outcome: Outcome) -> Verdict:
     p3o = outcome["p3o", "p3o"]
     clips = {label: finals for (job, label), finals in outcome.items() if job == "ppo"}
     to_clip = {label: difference(p3o, finals) for label, finals in clips.items()}
-    best = max(clips, key=lambda label: interval(clips[label])[0])
+    best = max(clips, key=lambda label: level(clips[label]).value)
     worse = [label for label, d in to_clip.items() if d.low > 0.0]
     sentences = [f"P3O less {label}: {d}" for label, d in to_clip.items()]
     sentences.append(f"best clip: {best}; clearly worse than P3O: {', '.join(worse) or 'none'}")
@@ -41,11 +41,11 @@ def judge(outcome: Outcome) -> Verdict:
 def draw(outcome: Outcome, path: Path) -> None:
     with picture(path) as axis:
         clips = {label: finals for (job, label), finals in outcome.items() if job == "ppo"}
-        points = [(float(label.rsplit(" ", 1)[1]), *interval(finals)) for label, finals in clips.items()]
+        points = [(float(label.rsplit(" ", 1)[1]), *level(finals)) for label, finals in clips.items()]
         xs, values, lows, highs = zip(*sorted(points), strict=True)
         axis.plot(xs, values, "o-", label="PPO")
         axis.fill_between(xs, lows, highs, alpha=0.2)
-        value, low, high = interval(outcome["p3o", "p3o"])
+        value, low, high = level(outcome["p3o", "p3o"])
         axis.axhline(value, color="C1", label="P3O, no clip range")
         axis.axhspan(low, high, color="C1", alpha=0.2)
         axis.set(xlabel="clip range of PPO", ylabel="final return (IQM, 95 % interval)", xscale="log")

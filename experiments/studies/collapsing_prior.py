@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.studies.study import Finals, Outcome, Study, Verdict, curve, difference, interval, level, picture
+from experiments.studies.study import Finals, Outcome, Study, Verdict, curve, difference, level, picture
 from experiments.suites import DEMONSTRATIONS, RANDOM, SMALL, SMOKE, Job
 
 SIGMAS = (1.0, 0.3, 0.1, 0.03, 0.01)
@@ -115,7 +115,7 @@ def judge(outcome: Outcome) -> Verdict:
     norms, arms, free = _split(outcome)
     sentences, wrong, open_ = [], [], []
     for label, predicted in SLOPES.items():
-        value, low, high = interval(slopes(norms[label]))
+        value, low, high = level(slopes(norms[label]))
         sentences.append(
             f"gradient of {label}: slope {_signed(value)} [{_signed(low)}, {_signed(high)}], predicted {predicted:+.0f}"
         )

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 
 from experiments.studies.study import (
-    Difference,
+    Estimate,
     Outcome,
     Study,
     Verdict,
     by_task,
     difference,
     draw_kept,
-    interval,
     kept,
+    level,
     normalized,
 )
 from experiments.suites import SMALL, SMOKE, Job
@@ -55,7 +55,7 @@ def judge(outcome: Outcome) -> Verdict:
     sentences.append(f"all but those to fresh data in intervals that hold together for {comparisons} comparisons")
     for name in ("fresh", *CORRECTIONS):
         scores = np.stack([normalized(env, of[name]) for env, of in by_task(outcome).items()], axis=1)
-        sentences.append("over all tasks, normalized: {} {:.2f} [{:.2f}, {:.2f}]".format(name, *interval(scores)))
+        sentences.append("over all tasks, normalized: {} {:.2f} [{:.2f}, {:.2f}]".format(name, *level(scores)))
     sentences.append(f"V-trace clearly below none: {', '.join(vtrace_below) or 'nowhere'}")
     if beaten:
         return Verdict("refuted", (*sentences, f"none is clearly below: {', '.join(beaten)}"))
@@ -63,7 +63,7 @@ def judge(outcome: Outcome) -> Verdict:
 
 
 def draw(outcome: Outcome, path: Path) -> None:
-    rows: dict[str, Difference] = {}
+    rows: dict[str, Estimate] = {}
     for env, of in by_task(outcome).items():
         rows |= {f"{env} {label}": kept(of[label], of["fresh"]) for label in CORRECTIONS}
     draw_kept(rows, "the return with fresh data alone", path)

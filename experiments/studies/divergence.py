@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from experiments.studies.study import Finals, Outcome, Study, Verdict, difference, dots, level, normalized, picture
-from experiments.suites import P3O_DA, SMALL, SMOKE, Job
+from experiments.suites import BY_P3O, SMALL, SMOKE, Job
 
 TASKS = ("HalfCheetah-v5", "Hopper-v5")
 REPLAYS = (0, 3)
@@ -20,7 +20,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "PPO": ("ppo", {"correction": "vtrace"}),
     "one step": ("dapo", {"c_bar": 0.0}),
     "multi-step": ("dapo", {}),
-    "P3O-DA": ("dapo", P3O_DA),
+    "P3O-DA": ("dapo", BY_P3O),
 }
 PAIRS = (("multi-step", "one step"), ("one step", "PPO"), ("multi-step", "PPO"), ("P3O-DA", "PPO"))
 

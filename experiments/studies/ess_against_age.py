@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from experiments import records
-from experiments.studies.study import Finals, Outcome, Study, Verdict, curve, interval, level, picture
+from experiments.studies.study import Finals, Outcome, Study, Verdict, curve, level, picture
 from experiments.suites import SMALL, SMOKE, Job
 
 
@@ -35,7 +35,7 @@ def by_age(run: Path, members: Sequence[int]) -> Finals:
 
 def judge(outcome: Outcome) -> Verdict:
     (ess,) = outcome.values()
-    steps = [interval(younger - older) for younger, older in zip(ess.T[:-1], ess.T[1:], strict=True)]
+    steps = [level(younger - older) for younger, older in zip(ess.T[:-1], ess.T[1:], strict=True)]
     sentences = [f"age {age}: ESS {level(x).value:.3f}" for age, x in enumerate(ess.T)]
     rises = [age for age, (_, _, high) in enumerate(steps, start=1) if high < 0.0]
     sentences.append(f"clearly above the age before: {', '.join(map(str, rises)) or 'none'}")

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from experiments import statistics
-from experiments.studies.study import Finals, Outcome, Study, Verdict, difference, interval, normalized, picture
-from experiments.suites import P3O_DA, SMALL, SMOKE, Job
+from experiments.studies.study import Finals, Outcome, Study, Verdict, difference, level, normalized, picture
+from experiments.suites import BY_P3O, SMALL, SMOKE, Job
 
 TASKS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5")
 LAGS = (0, 4, 16)
@@ -26,7 +26,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     PAPER: ("p3o", {"keep_ess": 0.0}),
     "P3O-2019": ("p3o_2019", {}),
     "P4O": ("p4o", {}),
-    "P3O-DA": ("dapo", P3O_DA),
+    "P3O-DA": ("dapo", BY_P3O),
     "DAPO": ("dapo", {}),
     "PPO": ("ppo", {}),
     "decoupled": ("ppo", {"objective": "decoupled"}),
@@ -92,7 +92,7 @@ def draw(outcome: Outcome, path: Path) -> None:
     with picture(path) as axis:
         for shift, lag in enumerate(sorted(table)):
             names = list(table[lag])
-            rows = np.array([interval(scores) for scores in table[lag].values()])
+            rows = np.array([level(scores) for scores in table[lag].values()])
             places = np.array([list(METHODS).index(name) for name in names]) + 0.22 * (shift - 1)
             errors = np.stack([rows[:, 0] - rows[:, 1], rows[:, 2] - rows[:, 0]])
             axis.errorbar(rows[:, 0], places, xerr=errors, fmt="o", capsize=2, markersize=4, label=f"lag {lag}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import statistics
-from experiments.studies.study import Difference, Finals, Outcome, Study, Verdict, difference, dots, level, picture
+from experiments.studies.study import Estimate, Finals, Outcome, Study, Verdict, difference, dots, level, picture
 from experiments.suites import SMALL, SMOKE, Job
 
 TASKS = ("ess/MountainCarContinuousSparse-v0", "ess/TwoLinkArmSparse-v0")
@@ -36,7 +36,7 @@ def jobs(quick: bool) -> tuple[Job, ...]:
     return tuple(made)
 
 
-def success(finals: Finals) -> Difference:
+def success(finals: Finals) -> Estimate:
     """Mean share of episodes that reach the goal, in %, with its interval. Seeds succeed or fail: no IQM."""
     return level(100.0 * finals, statistics.mean)
 
@@ -52,7 +52,7 @@ def _by_task(outcome: Outcome) -> dict[str, dict[str, Finals]]:
 
 def judge(outcome: Outcome) -> Verdict:
     sentences, against, holds = [], [], []
-    learned: dict[str, list[Difference]] = {name: [] for name in METHODS if name not in HINTED}
+    learned: dict[str, list[Estimate]] = {name: [] for name in METHODS if name not in HINTED}
     for env, finals in _by_task(outcome).items():
         levels = {name: success(of) for name, of in finals.items()}
         sentences += [f"{env}, {name}: {d.value:.0f} [{d.low:.0f}, {d.high:.0f}] %" for name, d in levels.items()]

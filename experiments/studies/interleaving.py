@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.studies.learning_curves import curves, draw_when, reached
-from experiments.studies.study import Difference, Outcome, Study, Verdict, by_task, difference
+from experiments.studies.study import Estimate, Outcome, Study, Verdict, by_task, difference
 from experiments.suites import SMALL, SMOKE, Job
 
 TASKS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5")
@@ -33,7 +33,7 @@ def jobs(quick: bool) -> tuple[Job, ...]:
     return tuple(made)
 
 
-def _when(outcome: Outcome) -> dict[str, Difference]:
+def _when(outcome: Outcome) -> dict[str, Estimate]:
     return {env: reached(of["P3O 2019"], of["A2C"]) for env, of in by_task(outcome).items()}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments import figures, statistics
-from experiments.studies.study import Difference, Finals, dots, picture
+from experiments.studies.study import Estimate, Finals, dots, picture
 
 
 def curves(run: Path, members: Sequence[int]) -> Finals:
@@ -31,7 +31,7 @@ def curves(run: Path, members: Sequence[int]) -> Finals:
     return smooth
 
 
-def reached(one: Finals, other: Finals) -> Difference:
+def reached(one: Finals, other: Finals) -> Estimate:
     """When the IQM of curves [seeds, K] first reaches that of `other` at its end, in % of the budget; inf: never."""
     generator = np.random.default_rng(0)
 
@@ -41,12 +41,12 @@ def reached(one: Finals, other: Finals) -> Difference:
 
     x, y = (c[generator.integers(len(c), size=(2000, len(c)))] for c in (one, other))
     low, high = np.quantile(share(x, y), [0.025, 0.975], method="inverted_cdf")  # no averaging: inf stays inf
-    return Difference(float(share(one, other)), float(low), float(high))
+    return Estimate(float(share(one, other)), float(low), float(high))
 
 
-def draw_when(found: Mapping[str, Difference], share: float, whose: str, path: Path) -> None:
+def draw_when(found: Mapping[str, Estimate], share: float, whose: str, path: Path) -> None:
     """Plot `reached`, one row each, with a line at the predicted share; never: right of the end."""
-    within = {env: Difference(*(min(x, 110.0) for x in (d.value, d.low, d.high))) for env, d in found.items()}
+    within = {env: Estimate(*(min(x, 110.0) for x in (d.value, d.low, d.high))) for env, d in found.items()}
     with picture(path) as axis:
         dots(axis, within)
         axis.axvline(share, color="gray", linewidth=0.8)

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from experiments.studies.learning_curves import curves, draw_when, reached
-from experiments.studies.study import Difference, Finals, Outcome, Study, Verdict, interval
-from experiments.suites import DATA_SETS, RANDOM, SMALL, SMOKE, Job
+from experiments.studies.study import Finals, Outcome, Study, Verdict, level
+from experiments.suites import BY_P3O, DATA_SETS, RANDOM, SMALL, SMOKE, Job
 
 SETS = tuple(name for name in DATA_SETS if name.endswith("/medium-v0"))
 SCRATCH, REPLAYED, IMITATED = "scratch", "old replay", "imitation"
@@ -29,10 +29,6 @@ REPLAY = 6
 SHARE = 50.0  # % of the steps
 FALL = 0.1  # largest fall below the data's own return, as a share of it
 DATA = "data set"
-_P3O: Any = {  # for chord, to match P3O's hyperparameters
-    "objective": "p3o", "learning_rate": 1.5e-4, "final_learning_rate": 0.3, "value_learning_rate": 4e-4,
-    "rollout": 256, "minibatch": 128,
-}  # fmt: skip
 
 
 def jobs(quick: bool) -> tuple[Job, ...]:
@@ -43,7 +39,7 @@ def jobs(quick: bool) -> tuple[Job, ...]:
         of_arm: dict[str, tuple[str, dict[str, Any]]] = {
             SCRATCH: ("p3o", base),
             REPLAYED: ("p3o", {**base, "replay": 1 if quick else REPLAY, "replay_from": dataset}),
-            IMITATED: ("chord", {**_P3O, **base, "demonstrations": dataset}),
+            IMITATED: ("chord", {**BY_P3O, **base, "demonstrations": dataset}),
         }
         for label, (agent, settings) in of_arm.items():
             made.append(Job(agent, env, **{**how, "settings": settings, "label": label}))
@@ -99,7 +95,7 @@ def judge(outcome: Outcome) -> Verdict:
                 f"{env}, {label}: the end of {SCRATCH} at {when.value:.0f} [{when.low:.0f}, {when.high:.0f}] % of the "
                 f"steps; {len(there)} of {len(falls)} seeds reach the data's {of_data[env]:.0f}"
             )
-            fall = Difference(*interval(there)) if len(there) > 1 else None
+            fall = level(there) if len(there) > 1 else None
             if fall:
                 sentences[-1] += f", then at the lowest {fall} % to it"
             if label != REPLAYED:

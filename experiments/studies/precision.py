@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from experiments.studies.study import Outcome, Study, Verdict, curve, difference, interval, kept, level, picture
+from experiments.studies.study import Outcome, Study, Verdict, curve, difference, kept, level, picture
 from experiments.suites import SMALL, SMOKE, Job
 
 PRECISIONS = ("fp32", "bf16", "fp8")
@@ -41,7 +41,7 @@ def judge(outcome: Outcome) -> Verdict:
     p3o = curves.pop("p3o")
     sentences, below, comparisons = [], [], len(PRECISIONS) * len(curves)
     for precision in PRECISIONS:
-        best = max(curves, key=lambda name: interval(curves[name][precision])[0])
+        best = max(curves, key=lambda name: level(curves[name][precision]).value)
         d = difference(p3o[precision], curves[best][precision])
         sentences.append(f"{precision}: P3O less the best clip ({best}): {d}")
         together = {n: difference(p3o[precision], of[precision], comparisons=comparisons) for n, of in curves.items()}

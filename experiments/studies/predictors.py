@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments import records, statistics
-from experiments.studies.study import Difference, Finals, Outcome, Study, Verdict, dots, picture
+from experiments.studies.study import Estimate, Finals, Outcome, Study, Verdict, dots, picture
 from experiments.suites import SMALL, SMOKE, Job
 
 TASKS = ("Pendulum-v1", "Reacher-v5")
@@ -74,7 +74,7 @@ def by_chance(rho: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.quantile(strengths(signs * rho), 0.95, axis=0)
 
 
-def more_than_kl(outcome: Outcome) -> dict[str, Difference]:
+def more_than_kl(outcome: Outcome) -> dict[str, Estimate]:
     """Strength of each predictor minus that of the KL; the interval resamples seeds, each with all its jobs."""
     rho = np.stack(list(outcome.values()), axis=1)  # [seeds, jobs, predictors]
     again = np.random.default_rng(0).integers(len(rho), size=(2_000, len(rho)))
@@ -84,7 +84,7 @@ def more_than_kl(outcome: Outcome) -> dict[str, Difference]:
 
     low, high = np.quantile(less(strengths(rho[again])), [0.025, 0.975], axis=0)
     values = less(strengths(rho))
-    return {name: Difference(*map(float, d)) for name, *d in zip(NAMES[:-1], values, low, high, strict=True)}
+    return {name: Estimate(*map(float, d)) for name, *d in zip(NAMES[:-1], values, low, high, strict=True)}
 
 
 def judge(outcome: Outcome) -> Verdict:

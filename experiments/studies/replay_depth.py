@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.studies.iteration_length import QUICK_SHORT, SHORT
-from experiments.studies.study import Finals, Outcome, Study, Verdict, difference, draw_kept, interval, kept
+from experiments.studies.study import Finals, Outcome, Study, Verdict, difference, draw_kept, kept, level
 from experiments.suites import SMALL, SMOKE, Job
 
 DEPTHS = (0, 12)
@@ -46,7 +46,7 @@ def judge(outcome: Outcome) -> Verdict:
     for name, of in methods.items():
         sentences.append(f"with old data P3O less {name}: {difference(p3o[deep], of[deep], comparisons=len(methods))}")
     sentences.append(f"those differences in intervals that hold together for {len(methods)} comparisons")
-    best = max(methods, key=lambda name: interval(methods[name][deep])[0])
+    best = max(methods, key=lambda name: level(methods[name][deep]).value)
     sentences.append(f"best clip with old data: {best}")
     if left["p3o"].high < 80.0 or left[best].low > 70.0:
         return Verdict("refuted", tuple(sentences))

@@ -22,7 +22,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from experiments.studies.study import Difference, Outcome, Study, Verdict, by_task, difference, draw_kept, kept
+from experiments.studies.study import Estimate, Outcome, Study, Verdict, by_task, difference, draw_kept, kept
 from experiments.suites import SMALL, SMOKE, Job
 
 TASKS = ("HalfCheetah-v5", "Walker2d-v5", "Hopper-v5", "Swimmer-v5")
@@ -58,7 +58,7 @@ def judge(outcome: Outcome) -> Verdict:
 
 
 def draw(outcome: Outcome, path: Path) -> None:
-    rows: dict[str, Difference] = {}
+    rows: dict[str, Estimate] = {}
     for env, of in by_task(outcome).items():
         rows |= {f"{env} {arm}": kept(of[arm], of["ppo"]) for arm in ARMS}
     draw_kept(rows, "PPO's return after a million steps", path)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.studies.study import Outcome, Study, Verdict, difference, interval, kept, picture
+from experiments.studies.study import Outcome, Study, Verdict, curve, difference, kept, level, picture
 from experiments.suites import SMALL, SMOKE, Job
 
 LAGS = (0, 1, 2, 4, 8, 16)
@@ -58,13 +58,13 @@ def judge(outcome: Outcome) -> Verdict:
     p3o, clips = curves["p3o"], {name: of for name, of in curves.items() if name.startswith("ppo clip")}
     sentences, below, never_worse, comparisons = [], [], set(clips), len(p3o) * len(clips)
     for lag in sorted(p3o):
-        best = max(clips, key=lambda name: interval(clips[name][lag])[0])
+        best = max(clips, key=lambda name: level(clips[name][lag]).value)
         sentences.append(f"lag {lag}: P3O less the best clip ({best}): {difference(p3o[lag], clips[best][lag])}")
         together = {name: difference(p3o[lag], of[lag], comparisons=comparisons) for name, of in clips.items()}
         below += [f"{lag} ({name})" for name, d in together.items() if d.high < 0.0]
         never_worse -= {name for name, d in together.items() if d.low > 0.0}
     first, last = min(p3o), max(p3o)
-    learned = {name: of for name, of in curves.items() if interval(of[first])[0] > 0.0}
+    learned = {name: of for name, of in curves.items() if level(of[first]).value > 0.0}
     left = {name: kept(of[last], of[first]) for name, of in learned.items()}
     sentences += [f"{name} learns nothing from fresh data either" for name in curves if name not in learned]
     sentences += [
@@ -86,11 +86,8 @@ def draw(outcome: Outcome, path: Path) -> None:
     with picture(path) as axis:
         for name, of_lag in _curves(outcome).items():
             lags = sorted(of_lag)
-            values, lows, highs = zip(*(interval(of_lag[lag]) for lag in lags), strict=True)
-            places = range(len(lags))
-            axis.plot(places, values, "o-", label=name, linewidth=2.5 if name == "p3o" else 1.2)
-            axis.fill_between(places, lows, highs, alpha=0.12)
-            axis.set_xticks(places, [str(lag) for lag in lags])
+            width = 2.5 if name == "p3o" else 1.2
+            curve(axis, [str(lag) for lag in lags], [level(of_lag[lag]) for lag in lags], label=name, linewidth=width)
         axis.set(xlabel="iterations by which the acting policy is old", ylabel="final return (IQM, 95 % interval)")
 
 

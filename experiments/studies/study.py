@@ -8,12 +8,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ess_rl.errors import UsageError
 from experiments import benchmark, figures, records, references, statistics
 from experiments.statistics import Estimator
 from experiments.suites import Job
@@ -51,9 +50,8 @@ class Study:
     compute: Callable[[bool], Outcome] | None = None  # (quick) -> what else is judged and drawn, but comes from no run
 
 
-@dataclass(frozen=True)
-class Difference:
-    """IQM of one set of seeds minus that of another, with its bootstrap interval, 95 % unless stated otherwise."""
+class Estimate(NamedTuple):
+    """A number from some seeds, or from two sets of them, and its bootstrap interval, 95 % unless stated otherwise."""
 
     value: float
     low: float
@@ -69,7 +67,7 @@ def difference(
     *,
     estimator: Estimator = statistics.iqm,
     comparisons: int = 1,
-) -> Difference:
+) -> Estimate:
     """Estimate for `one` minus that for `other`, [seeds] or [seeds, tasks]. UsageError for fewer than two seeds.
 
     Args:
@@ -79,7 +77,7 @@ def difference(
     return _of_two(statistics.less(estimator), one, other, comparisons)
 
 
-def kept(one: Finals, other: Finals) -> Difference:
+def kept(one: Finals, other: Finals) -> Estimate:
     """Quotient of two IQMs in percent, the share of `other` kept. Returns must be above 0; all else as `difference`."""
 
     def quotient(x: Finals, y: Finals) -> Finals:
@@ -88,11 +86,11 @@ def kept(one: Finals, other: Finals) -> Difference:
     return _of_two(quotient, one, other)
 
 
-def _of_two(estimator: statistics.TwoSampleEstimator, one: Finals, other: Finals, comparisons: int = 1) -> Difference:
+def _of_two(estimator: statistics.TwoSampleEstimator, one: Finals, other: Finals, comparisons: int = 1) -> Estimate:
     x, y = _as_columns(one), _as_columns(other)
     how = {"confidence": 1.0 - 0.05 / comparisons, "resamples": 1000 * (comparisons + 1)}  # enough for the tail, too
     low, high = statistics.bootstrap_interval_of_two(x, y, estimator, np.random.default_rng(0), **how)
-    return Difference(float(estimator(x, y)), float(low), float(high))
+    return Estimate(float(estimator(x, y)), float(low), float(high))
 
 
 def carry_out(study: Study, out: Path | None = None, jobs: int = 1, quick: bool = False) -> list[str]:
@@ -184,7 +182,7 @@ def picture(path: Path, panels: int = 1) -> Iterator[Any]:
         plt.close(figure)
 
 
-def curve(axis: Any, xs: Sequence[str], ys: Sequence[Difference], **style: Any) -> None:
+def curve(axis: Any, xs: Sequence[str], ys: Sequence[Estimate], **style: Any) -> None:
     """Plot values over named positions, with their intervals as a band."""
     places = range(len(xs))
     axis.plot(places, [y.value for y in ys], "o-", **style)
@@ -192,7 +190,7 @@ def curve(axis: Any, xs: Sequence[str], ys: Sequence[Difference], **style: Any) 
     axis.set_xticks(places, xs)
 
 
-def dots(axis: Any, rows: Mapping[str, Difference]) -> None:
+def dots(axis: Any, rows: Mapping[str, Estimate]) -> None:
     """Plot a value with its interval for each row, the first on top."""
     places = range(len(rows))
     values = np.array([[d.value, d.value - d.low, d.high - d.value] for d in rows.values()])
@@ -201,7 +199,7 @@ def dots(axis: Any, rows: Mapping[str, Difference]) -> None:
     axis.invert_yaxis()
 
 
-def draw_kept(rows: Mapping[str, Difference], whole: str, path: Path) -> None:
+def draw_kept(rows: Mapping[str, Estimate], whole: str, path: Path) -> None:
     """Plot `kept`, one row each, with a line at 100 %, which is `whole`."""
     with picture(path) as axis:
         dots(axis, rows)
@@ -223,11 +221,6 @@ def normalized(env: str, finals: Finals) -> Finals:
     return finals if None in scores else np.array(scores, dtype=np.float64)
 
 
-def level(finals: Finals, estimator: Estimator = statistics.iqm) -> Difference:
-    """`interval` as a Difference from 0, for plotting."""
-    return Difference(*interval(finals, estimator))
-
-
 def _scores(outcome: Outcome, quantity: str) -> dict[str, Any]:
     """The scores as stored in study.json."""
     return {
@@ -244,18 +237,12 @@ def _as_json(x: Any) -> Any:
     return [_as_json(y) for y in x] if np.ndim(x) else float(x) if np.isfinite(x) else None
 
 
-def interval(finals: Finals, estimator: Estimator = statistics.iqm) -> tuple[float, float, float]:
-    """Estimate from [seeds] or [seeds, tasks], and the ends of its 95 % interval."""
+def level(finals: Finals, estimator: Estimator = statistics.iqm) -> Estimate:
+    """Estimate from [seeds] or [seeds, tasks]. UsageError for fewer than two seeds."""
     scores = _as_columns(finals)
     low, high = statistics.bootstrap_interval(scores, estimator, np.random.default_rng(0))
-    return float(estimator(scores)), float(low), float(high)
+    return Estimate(float(estimator(scores)), float(low), float(high))
 
 
 def _as_columns(finals: Finals) -> Finals:
     return finals.reshape(len(finals), -1)
-
-
-def find(studies: Mapping[str, Study], name: str) -> Study:
-    if name not in studies:
-        raise UsageError(f"unknown study {name!r}: choose one of {', '.join(studies)}")
-    return studies[name]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from experiments.studies.study import Outcome, Study, Verdict, curve, difference, interval, kept, level, picture
+from experiments.studies.study import Outcome, Study, Verdict, curve, difference, kept, level, picture
 from experiments.suites import SMOKE, Job
 
 TEMPERATURES = (0.6, 0.8, 1.0, 1.2, 1.5)
@@ -40,7 +40,7 @@ def judge(outcome: Outcome) -> Verdict:
     left = {t: kept(p3o[t], p3o[1.0]) for t in TEMPERATURES if t != 1.0}
     sentences = [f"P3O keeps {d} % of its return at T = {t:g}" for t, d in left.items()]
     for t in TEMPERATURES:
-        best = max(curves, key=lambda name: interval(curves[name][t])[0])
+        best = max(curves, key=lambda name: level(curves[name][t]).value)
         sentences.append(f"T = {t:g}: P3O less the best clip ({best}): {difference(p3o[t], curves[best][t])}")
     if left[0.6].low > 70.0 or min(left[0.8].high, left[1.2].high) < 80.0:
         return Verdict("refuted", tuple(sentences))

@@ -152,7 +152,7 @@ def test_two_do_not_carry_out_one_suite_in_one_place(suite: str, tmp_path: Path)
 
 
 def test_finished_runs_of_earlier_versions_are_taken_as_they_are(
-    suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     """A field that the Config did not have counts as what that version did; a setting that differs is named."""
     monkeypatch.setitem(suites.SUITES, "tiny", suites.SUITES["tiny"][:1])
@@ -162,9 +162,11 @@ def test_finished_runs_of_earlier_versions_are_taken_as_they_are(
     older = {name: value for name, value in config["config"].items() if name not in ("starts", "hints", "hint_lambda")}
     records.write_json(path, {**config, "config": older})
     assert benchmark.benchmark(suite, tmp_path) == [] and (path.parent / "result.json").stat().st_mtime_ns == made
+    assert "| p3o " in capsys.readouterr().out
     records.write_json(path, {**config, "config": {**older, "starts": "staggered"}})
     (line,) = benchmark.benchmark(suite, tmp_path)
     assert line.endswith("holds another run, of starts staggered, not together: choose another --out")
+    assert "| p3o " not in capsys.readouterr().out  # the table has no other runs
 
 
 def test_finished_runs_need_no_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

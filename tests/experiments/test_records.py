@@ -48,6 +48,16 @@ def test_the_last_line_is_found_however_long_lines_are(tmp_path: Path, length: i
     for number in range(4):
         (tmp_path / "metrics.jsonl").write_text("".join(lines[:number]) + '{"itera')
         assert (records.last_metrics(tmp_path) or {"iteration": 0})["iteration"] == number
+    with open(tmp_path / "metrics.jsonl", "ab") as log:
+        log.write(b"\xff\xfe{\n")  # no UTF-8
+    assert records.last_metrics(tmp_path) is None
+
+
+def test_this_folder_is_left_out_of_a_command_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert [records.from_here(f"{before}{tmp_path}/a") for before in ("", "--out=")] == ["a", "--out=a"]
+    for word in (f"/mnt{tmp_path}/a", f"{tmp_path}s/a", "a"):
+        assert records.from_here(word) == word
 
 
 def test_what_a_kill_left_is_removed(tmp_path: Path) -> None:
@@ -144,6 +154,9 @@ def test_runs_on_two_recordings_of_one_name_are_not_put_together(tmp_path: Path)
     with pytest.raises(UsageError, match="x/a-v0 was recorded again between these runs"):
         tables.comparison([tmp_path / "1111", tmp_path / "2222"])
     assert collection.collect(tmp_path).rows == []
+    config = records.read_config(tmp_path / "1111")
+    records.write_json(tmp_path / "1111" / "config.json", {k: x for k, x in config.items() if k != "source"})
+    assert "| p3o" in tables.comparison([tmp_path / "1111", tmp_path / "2222"])  # of unknown content: as if the same
 
 
 def test_what_restarts_environments_more_often_is_another_method(tmp_path: Path) -> None:

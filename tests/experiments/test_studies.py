@@ -51,7 +51,7 @@ def test_the_difference_of_two_iqms_by_hand():
     found = study.difference(one, other)
     assert found.value == -100.0
     assert -106.0 < found.low < -100.0 < found.high < -94.0
-    assert str(study.Difference(-3.2, -10.4, 4.0)) == "-3 [-10, +4]"
+    assert str(study.Estimate(-3.2, -10.4, 4.0)) == "-3 [-10, +4]"
 
 
 @pytest.mark.parametrize(
@@ -256,8 +256,8 @@ def test_when_a_curve_reaches_the_end_of_another():
     """PPO's curve ends at 100; six of ten seeds of the other are there from the first point on, four never."""
     ppo = 0.1 * SPREAD[:, None] + np.linspace(10.0, 100.0, 10)
     third = 0.1 * SPREAD[:, None] + np.where(np.arange(10) < 2, 50.0, 150.0)
-    assert learning_curves.reached(third, ppo) == study.Difference(30.0, 30.0, 30.0)
-    assert learning_curves.reached(0.0 * third, ppo) == study.Difference(np.inf, np.inf, np.inf)
+    assert learning_curves.reached(third, ppo) == study.Estimate(30.0, 30.0, 30.0)
+    assert learning_curves.reached(0.0 * third, ppo) == study.Estimate(np.inf, np.inf, np.inf)
     split = np.where(np.arange(10)[:, None] < 6, 150.0, 50.0) * np.ones(10)
     found = learning_curves.reached(split, ppo)
     assert found.low == 10.0 and found.high == np.inf
@@ -759,8 +759,8 @@ def test_studies_are_listed(capsys: pytest.CaptureFixture[str]):
 
 
 def test_an_unknown_study_is_refused():
-    with pytest.raises(UsageError, match="unknown study 'clip': choose one of clip-sensitivity, staleness, iteration"):
-        study.find(STUDIES, "clip")
+    with pytest.raises(UsageError, match="unknown study 'clip'; did you mean clip-sensitivity"):
+        __main__.study(["clip"])
 
 
 def test_what_is_published_has_the_prediction_of_the_code_and_the_pages_quote_it():
