@@ -235,8 +235,8 @@ def _to_host(found: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def check_env(config: AgentConfig, env: VectorEnv) -> None:
-    """Raises UsageError if environments lack the starts, hints or groups that a Config asks for, or have other
-    hints or groups.
+    """Raises UsageError if environments lack the starts, hints or groups that a Config asks for, or have hints and
+    groups that it does not.
 
     Hints go without replay: replayed steps are told apart by their age only, and it is not recorded whether their
     episode began from a hint. With groups a rollout is one episode.

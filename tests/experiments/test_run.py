@@ -301,7 +301,7 @@ def test_sac_is_a_peer_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs a C++ compiler")
-@pytest.mark.parametrize("past", [{}, {"replay": 3}, {"lag": 2}])
+@pytest.mark.parametrize("past", [{}, {"replay": 3, "lag": 2}])
 def test_a_compiled_run_resumes_to_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, past: dict[str, int]
 ) -> None:
