@@ -131,7 +131,7 @@ class PPO:
                 policy_loss, metrics, weight = ppo_clip(log_prob, behavior_log_prob, advantage, clip=hyper["clip"])
             else:
                 of_samples = (log_prob, behavior_log_prob, advantage)
-                policy_loss, metrics, weight = self._relative(state, batch, pi, b, *of_samples)
+                policy_loss, metrics, weight = self._relative(state, batch, pi, b, of_samples)
             if self.config.replay > 0:
                 metrics["replayed_share"] = share(weight * advantage, batch["age"] > 0)
             if self.config.hints > 0:
@@ -152,7 +152,12 @@ class PPO:
         return {**state, "params": params, "optimizer": optimizer}, metrics
 
     def _relative(
-        self, state: State, batch: dict[str, Tensor], pi: Gaussian, b: Gaussian, *of_samples: Tensor
+        self,
+        state: State,
+        batch: dict[str, Tensor],
+        pi: Gaussian,
+        b: Gaussian,
+        of_samples: tuple[Tensor, Tensor, Tensor],
     ) -> tuple[Tensor, Metrics, Tensor]:
         """The objectives other than PPO's own, of log pi, log b and the advantage of each sample."""
         proximal, clip, coefficient = batch["proximal_log_prob"], state["hyper"]["clip"], state["kl_coef"]

@@ -72,7 +72,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
     done = ess_rl(
         "train", "ppo", "--env", "Pendulum-v1", "--clip", "0.1", "0.3", "--seeds", "2", "--seed0", "5",
-        "--steps", "12000", "--checkpoints", "4", "--out", "run", *QUICK, cwd=folder,
+        "--steps", "6000", "--checkpoints", "2", "--out", "run", *QUICK, cwd=folder,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return folder / "run"
@@ -83,19 +83,19 @@ def test_a_run_leaves_its_files(run: Path) -> None:
     assert result["agent"] == "ppo" and result["env"] == "Pendulum-v1" and result["backend"] == "torch"
     assert result["seeds"] == [5, 6, 5, 6]
     assert result["sweep"] == {"clip": [0.1, 0.1, 0.3, 0.3]}
-    assert result["env_steps"] == 12032  # 47 iterations of 4 x 64, the first number of them that is not below 12000
+    assert result["env_steps"] == 6144  # 24 iterations of 4 x 64, the first number of them that is not below 6000
     assert len(result["final_return"]) == len(result["training_return"]) == 4
     assert all(-2000 < score < 0 for score in result["final_return"])
     assert result["steps_per_second"] > 0 and result["versions"]["torch"]
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [row["iteration"] for row in rows] == list(range(1, 48))
+    assert [row["iteration"] for row in rows] == list(range(1, 25))
     assert {"return_sum", "episodes", "ess", "behavior_kl", "clipped_fraction", "log_ratio_max"} <= rows[-1].keys()
     assert all(len(row["ess"]) == 4 for row in rows[1:])
     # An episode is 200 steps of 4 environments; a fresh start every 13 iterations (832 steps) leaves room for 4.
-    assert sum(row["episodes"][0] for row in rows) == 4 * (3 * 4 + 2)
+    assert sum(row["episodes"][0] for row in rows) == 4 * (4 + 3)
     assert (run / "curve.png").stat().st_size > 10_000
     assert any((run / "tensorboard").iterdir())
-    assert len(list((run / "checkpoints").glob("*.safetensors"))) == 4
+    assert len(list((run / "checkpoints").glob("*.safetensors"))) == 2
 
 
 def test_evaluation_repeats_the_final_one(run: Path) -> None:
@@ -291,36 +291,30 @@ def test_damaged_files_are_refused(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_killed_anywhere_resumes_to_the_same_bits(tmp_path: Path) -> None:
-    """SIGKILL at random moments until it is through: every number but the clock equals the undisturbed run's."""
+    """SIGKILL before the first checkpoint, of iteration 13, and after it: every number but the clock is as without."""
     words = [
         "train", "p3o", "--env", "Pendulum-v1", "--seeds", "2", "--steps", "8000", "--checkpoints", "6", *QUICK,
     ]  # fmt: skip
     assert apart(*words, "--out", "whole", cwd=tmp_path).returncode == 0
-    dice = random.Random(0)
-    command, kills = [*words, "--out", "killed"], 0
-    while True:
+    dice, log = random.Random(0), tmp_path / "killed" / "metrics.jsonl"
+    command = [*words, "--out", "killed"]
+    for iteration in (3, 9, 18):
         process = subprocess.Popen(
             [sys.executable, "-m", "experiments", *command],
             cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment(),
         )  # fmt: skip
-        # Let it write its first line of metrics, then strike within the next seconds, three times at most.
-        deadline = time.monotonic() + 120
-        log, before = tmp_path / "killed" / "metrics.jsonl", _size(tmp_path / "killed" / "metrics.jsonl")
-        while process.poll() is None and _size(log) == before and time.monotonic() < deadline:
+        deadline = time.monotonic() + 300
+        while process.poll() is None and _lines(log) < iteration and time.monotonic() < deadline:
             time.sleep(0.01)
-        if kills < 3:
-            time.sleep(dice.uniform(0.0, 1.5))
-        else:
-            process.wait(300)
-        if process.poll() is not None:
-            break
+        time.sleep(dice.uniform(0.0, 0.3))
+        assert process.stderr is not None
+        assert process.poll() is None, process.stderr.read()
         process.send_signal(signal.SIGKILL)
         process.wait()
-        kills += 1
+        assert _lines(log) >= iteration
         command = ["resume", "killed"]
-    assert process.stderr is not None
-    assert process.returncode == 0, process.stderr.read()
-    assert kills > 0
+    done = apart(*command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     for name in ("whole", "killed"):
         assert (tmp_path / name / "result.json").exists()
     newest = [max((tmp_path / name / "checkpoints").iterdir()) for name in ("whole", "killed")]
@@ -332,8 +326,8 @@ def test_a_run_killed_anywhere_resumes_to_the_same_bits(tmp_path: Path) -> None:
     assert scores[0]["training_return"] == scores[1]["training_return"]
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+def _lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def _rows(run: Path) -> list[dict]:
