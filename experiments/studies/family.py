@@ -47,7 +47,7 @@ def jobs(quick: bool) -> tuple[Job, ...]:
             for name, (agent, changes) in METHODS.items():
                 if quick and lag == 0 and name not in ("P3O", "PPO"):
                     continue
-                how: Any = {**SMOKE, "seeds": range(2)} if quick else {"steps": 300_000}
+                how: Any = {**SMOKE, "seeds": range(2), "steps": 2_048} if quick else {"steps": 300_000}
                 settings = {**changes, **(SMALL if quick else {}), "lag": lag}
                 made.append(Job(agent, env, **{**how, "settings": settings, "label": f"{name} lag {lag}"}))
     return tuple(made)
