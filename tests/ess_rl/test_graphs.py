@@ -62,7 +62,8 @@ def sent(data: Any, *_: Any, **__: Any) -> Tensor:
 
 
 def parts(agent: str, env_id: str, device: torch.device, members: int = 2, **settings: Any):
-    config = AGENTS[agent].config(hidden=(8,), num_envs=N, rollout=T, epochs=2, minibatch=8, **settings)
+    shared = {"hidden": (8,), "num_envs": N, "rollout": T, "epochs": 2, "minibatch": 8}
+    config = AGENTS[agent].config(**{**shared, **settings})
     entry = envs.ENVS[env_id]
     assert entry.dynamics is not None
     hints, clock = settings.get("hints", 0), {"max_episode_steps": 3 * T} if settings.get("hints") else {}
@@ -115,7 +116,7 @@ def test_an_iteration_asks_the_host_for_nothing(
         return {name: torch.full((2,), float(name != "broken"), dtype=torch.float64) for name in found}
 
     monkeypatch.setattr(loop, "_to_host", to_host)
-    population, env, replay = parts(agent, env_id, META, **settings)
+    population, env, replay = parts(agent, env_id, META, minibatch=N * T, **settings)
     progress = loop.train(population, env, replay, iterations=4, reset_every=4)
     next(progress)  # includes the reset of all environments, which runs on the host
     monkeypatch.setattr(torch, "tensor", sent)  # on "meta" torch takes a shortcut that `Transfers` would not see
