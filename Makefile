@@ -19,8 +19,8 @@ quickstart: .venv
 WORKERS ?= 2
 
 # The type checker uses one core, so the smoke runs go beside it.
-test: .venv
-	$(MAKE) -j 2 lint smoke .venv/.ray
+test: .venv .venv/.ray
+	$(MAKE) -j 2 lint smoke
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 # The whole chain as users walk it: runs, report, study. About a minute.
