@@ -32,9 +32,10 @@ from torch import Tensor
 from ess_rl import normalizer
 from ess_rl.contract import Draw, Metrics, Precision, Starts, State, Tree
 from ess_rl.diagnostics import share
+from ess_rl.ess import policy_ratio
 from ess_rl.gaussian import Gaussian, kl
 from ess_rl.networks import policy, policy_init, value, value_init
-from ess_rl.objectives import Divergence, divergence_slope, p3o, policy_ratio, ppo_clip
+from ess_rl.objectives import Divergence, divergence_slope, p3o, ppo_clip
 from ess_rl.optim import adam_init, adam_steps, clip_by_global_norm, gradient, linear_decay
 from ess_rl.random import fold_in
 from ess_rl.returns import Correction, corrected, divergence_ahead

@@ -5,6 +5,18 @@ from torch import Tensor
 
 from ess_rl import checks, processes
 
+HIGHEST_LOG_RATIO = 20.0  # e^20 is 4.9e8
+
+
+def policy_ratio(log_ratio: Tensor) -> Tensor:
+    """rho = exp(log_ratio), clamped at e^20; beyond that there is no gradient.
+
+    Deviation of everything that uses it: e^89 overflows float32, and an infinite ratio turns the zero gradient outside
+    a clip range, or the zero behind the end of an episode, into NaN. Such ratios occur in data collected elsewhere,
+    where a fitted behavior policy is narrow and an action far from its mean.
+    """
+    return torch.exp(log_ratio.clamp(max=HIGHEST_LOG_RATIO))
+
 
 def effective_sample_size(
     log_ratio: Tensor, mask: Tensor | None = None, dim: int | tuple[int, ...] | None = None

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ess_rl.checks import same_shape
-from ess_rl.ess import effective_sample_size
+from ess_rl.ess import HIGHEST_LOG_RATIO, effective_sample_size, policy_ratio
 from ess_rl.gaussian import Gaussian
 from ess_rl.processes import all_max
 from ess_rl.returns import path_residuals, path_weights
@@ -27,22 +27,10 @@ from ess_rl.returns import path_residuals, path_weights
 MixtureKL = Literal["variational", "convex", "k3"]
 Divergence = Literal["kl", "reverse_kl", "hellinger"]
 
-_HIGHEST = 20.0  # log ratio; e^20 is 4.9e8
-
-
-def policy_ratio(log_ratio: Tensor) -> Tensor:
-    """rho = exp(log_ratio), clamped at e^20; beyond that there is no gradient.
-
-    Deviation of every objective that uses it: e^89 overflows float32, and an infinite ratio turns the zero gradient
-    outside a clip range into NaN. Such ratios occur in data collected elsewhere, where a fitted behavior policy is
-    narrow and an action far from its mean.
-    """
-    return torch.exp(log_ratio.clamp(max=_HIGHEST))
-
 
 def _weight(ratio: Tensor, log_ratio: Tensor) -> Tensor:
     """The weight that `policy_ratio` gives to each sample's score: none where the ratio is clamped."""
-    return torch.where(log_ratio <= _HIGHEST, ratio, 0.0).detach()
+    return torch.where(log_ratio <= HIGHEST_LOG_RATIO, ratio, 0.0).detach()
 
 
 def _filled(number: float | Tensor, like: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ess_rl import checks
-from ess_rl.ess import effective_sample_size
+from ess_rl.ess import effective_sample_size, policy_ratio
 
 Correction = Literal["none", "vtrace", "retrace", "ess"]
 
@@ -58,11 +58,6 @@ def _td_error(
 def _carry(terminated: Tensor, last: Tensor, discount: float | Tensor, lambda_: float | Tensor, like: Tensor) -> Tensor:
     """discount lambda where the episode goes on, else 0."""
     return discount * lambda_ * (~(last | terminated)).to(like.dtype)
-
-
-def _ratio(log_ratio: Tensor) -> Tensor:
-    """rho, at most e^20: e^89 is infinite in float32, and infinity times the 0 at an end is NaN."""
-    return torch.exp(log_ratio.clamp(max=20.0))
 
 
 def gae(
@@ -116,7 +111,7 @@ def vtrace(
     in the value target.
     """
     _check(reward, value, next_value, terminated, last, log_ratio=log_ratio)
-    ratio = _ratio(log_ratio)
+    ratio = policy_ratio(log_ratio)
     delta = _td_error(reward, value, next_value, terminated, discount)
     carry = _carry(terminated, last, discount, lambda_, delta)
     excess = reverse_recurrence(torch.clamp(ratio, max=rho_bar) * delta, torch.clamp(ratio, max=c_bar) * carry)
@@ -213,7 +208,7 @@ def divergence_ahead(
     """
     checks.flags(last=last)
     checks.same_shape(divergence=divergence, log_ratio=log_ratio, last=last)
-    ratio = _ratio(log_ratio)
+    ratio = policy_ratio(log_ratio)
     carry = discount * (~last).to(divergence.dtype)
     paid = torch.cat([divergence[1:], divergence[-1:]]) if released else divergence
     value = reverse_recurrence(ratio.clamp(max=1.0) * paid, ratio.clamp(max=c_bar) * carry)
