@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from experiments.studies import (
     ablations,
+    asynchrony,
     balance,
     beside_d3rlpy,
     clip_sensitivity,
@@ -45,6 +46,7 @@ STUDIES: dict[str, Study] = {
         interleaving,
         divergence,
         balance,
+        asynchrony,
         hints,
         predictors,
         collapsing_prior,

@@ -4,7 +4,7 @@ TBA's residual is 0 for the right policy whatever the behavior, so staleness sho
 that treats old data as fresh (weight 1 for every sample: a fixed band of negligible width) should pay for it. Scores
 are normalized: 0 is a random policy, 1 PPO's published return. Lags are in iterations, of 2,048 env steps for TBA and
 PPO, 4,096 for P3O, and 3,200 for TBA of groups. The last learns more slowly, so what it keeps is a share of less: it is
-reported, not judged.
+reported, not judged. Whether collecting at the same time saves time at equal return is the study `asynchrony`.
 """
 
 from __future__ import annotations

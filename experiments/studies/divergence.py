@@ -1,7 +1,8 @@
 """Does charging the advantage with the divergence help on reused data, and does looking ahead help more (DAPO 2019)?
 
 PPO with only the clip, with the divergence of this step and the next (`c_bar` 0), with that of all following steps
-(`c_bar` 0.9), and P3O-DA, whose coefficient is 1 - ESS; all with V-trace for the returns of older data.
+(`c_bar` 0.9), and P3O-DA, whose coefficient is 1 - ESS; all with V-trace for the returns of older data. With replay an
+iteration has as many updates as without it, drawn from four times the data.
 """
 
 from __future__ import annotations

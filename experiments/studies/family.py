@@ -21,6 +21,16 @@ from experiments.suites import BY_P3O, SMALL, SMOKE, Job
 TASKS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5")
 LAGS = (0, 4, 16)
 PAPER = "P3O-paper"  # the same method, so it is compared but not counted
+TITLES = {
+    PAPER: "P3O, `keep_ess 0`",
+    "P3O-2019": "P3O of 2019",
+    "decoupled": "PPO, decoupled",
+    "GePPO": "PPO, GePPO's clip",
+    "band": "PPO, fixed band",
+    "KL": "PPO, KL penalty",
+    "variance": "PPO, variance penalty",
+    "V-trace": "V-trace, nothing limits the policy",
+}
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "P3O": ("p3o", {}),
     PAPER: ("p3o", {"keep_ess": 0.0}),
@@ -87,6 +97,18 @@ def judge(outcome: Outcome) -> Verdict:
     return Verdict("supported" if "PPO" in below and len(below) > 1 else "undecided", tuple(sentences))
 
 
+def levels(outcome: Outcome) -> str:
+    """Normalized final return over the tasks, IQM and 95 % interval: a row for each method, a column for each lag."""
+    table = _table(outcome)
+    heads = [f"lag {lag}" if lag else "fresh" for lag in sorted(table)]
+    lines = [f"| | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
+    for name in METHODS:
+        found = [level(table[lag][name]) if name in table[lag] else None for lag in sorted(table)]
+        cells = [f"{d.value:.2f} [{d.low:.2f}, {d.high:.2f}]" if d else "" for d in found]
+        lines.append(f"| {TITLES.get(name, name)} | {' | '.join(cells)} |".replace("-0.00", "0.00"))
+    return "\n".join(lines) + "\n"
+
+
 def draw(outcome: Outcome, path: Path) -> None:
     table = _table(outcome)
     with picture(path) as axis:
@@ -111,4 +133,5 @@ STUDY = Study(
     jobs=jobs,
     judge=judge,
     draw=draw,
+    table=levels,
 )

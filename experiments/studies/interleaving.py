@@ -2,6 +2,7 @@
 
 Plain A2C; A2C with two replayed updates for each of its own, as published; and with their cap and KL weight fixed
 instead of set by the ESS. Read from the training curves, averaged over the last tenth of the budget at every point.
+The replay is smaller, and replayed updates begin earlier, than in the paper's code (`agents.p3o_2019` says why).
 """
 
 from __future__ import annotations

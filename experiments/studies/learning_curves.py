@@ -44,10 +44,10 @@ def reached(one: Finals, other: Finals) -> Estimate:
     return Estimate(float(share(one, other)), float(low), float(high))
 
 
-def draw_when(found: Mapping[str, Estimate], share: float, whose: str, path: Path) -> None:
+def draw_when(found: Mapping[str, Estimate], share: float, whose: str, path: Path, of: str = "steps") -> None:
     """Plot `reached`, one row each, with a line at the predicted share; never: right of the end."""
     within = {env: Estimate(*(min(x, 110.0) for x in (d.value, d.low, d.high))) for env, d in found.items()}
     with picture(path) as axis:
         dots(axis, within)
         axis.axvline(share, color="gray", linewidth=0.8)
-        axis.set(xlabel=f"% of the steps until {whose} final return\n(beyond 100: not reached)", xlim=(0.0, 112.0))
+        axis.set(xlabel=f"% of the {of} until {whose} final return\n(beyond 100: not reached)", xlim=(0.0, 112.0))

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ess_rl.errors import UsageError
 from experiments import benchmark, figures, records, references, statistics
 from experiments.statistics import Estimator
 from experiments.suites import Job
@@ -48,6 +49,8 @@ class Study:
     quantity: str = "final_return"  # name of what the outcome holds
     measure: Callable[[Path, Sequence[int]], Finals] = final_returns  # how it is read from a run folder
     compute: Callable[[bool], Outcome] | None = None  # (quick) -> what else is judged and drawn, but comes from no run
+    table: Callable[[Outcome], str] | None = None  # levels in Markdown, where sentences would be too many
+    timed: bool = False  # whether it compares how long runs take: then each has the machine to itself
 
 
 class Estimate(NamedTuple):
@@ -94,7 +97,7 @@ def _of_two(estimator: statistics.TwoSampleEstimator, one: Finals, other: Finals
 
 
 def carry_out(study: Study, out: Path | None = None, jobs: int = 1, quick: bool = False) -> list[str]:
-    """Run the missing jobs of a study, judge it, and write study.json and study.png. -> a line for each failed job
+    """Run the missing jobs of a study, judge it, and write what `files` lists. -> a line for each failed job
 
     Args:
         out: folder of its run folders; default: runs/NAME, or runs/NAME-quick.
@@ -102,6 +105,8 @@ def carry_out(study: Study, out: Path | None = None, jobs: int = 1, quick: bool 
         quick: minutes instead of hours, on a small task: shows that the study works, but its verdict says nothing.
     """
     records.check_positive({"jobs": jobs})
+    if study.timed and jobs > 1:
+        raise UsageError(f"--jobs {jobs}: the study {study.name} compares the times of runs, one after the other")
     out = out or Path("runs") / (study.name + "-quick" * quick)
     todo = study.jobs(quick)
     print(f"{study.question}\nprediction: {study.prediction}")
@@ -113,6 +118,8 @@ def carry_out(study: Study, out: Path | None = None, jobs: int = 1, quick: bool 
     outcome = {**of_runs, **computed}
     verdict = study.judge(outcome)
     study.draw(outcome, out / "study.png")
+    if study.table:
+        (out / "table.md").write_text(study.table(outcome))
     record = {
         "study": study.name, "question": study.question, "prediction": study.prediction, "quick": quick,
         "verdict": asdict(verdict), "scores": _scores(of_runs, study.quantity),
@@ -120,24 +127,29 @@ def carry_out(study: Study, out: Path | None = None, jobs: int = 1, quick: bool 
     }  # fmt: skip
     records.write_json(out / "study.json", record)
     print(f"verdict: {verdict.word}{' (a quick study: this says nothing)' * quick}", *verdict.sentences, sep="\n  ")
-    print(f"figure: {out / 'study.png'}")
+    print(*(out / name for name in files(out)), sep="\n")
     return []
 
 
+def files(folder: Path) -> list[str]:
+    """What a finished study consists of besides its runs: the verdict, the figure and, if it has one, the table."""
+    return [name for name in ("study.json", "study.png", "table.md") if (folder / name).exists()]
+
+
 def publish(folder: Path, out: Path, *, overwrite: bool = False) -> list[str]:
-    """Copy a finished study: study.json, study.png, and the small files of its runs. -> the names
+    """Copy a finished study: its `files`, and the small files of its runs. -> the names
 
     Raises:
         UsageError: `out` holds something else, or other runs of these names and `overwrite` is False.
     """
     runs = sorted(path.parent for path in folder.glob("*/result.json"))
-    names = ["study.json", "study.png", *(run.name for run in runs)]
+    names = [*files(folder), *(run.name for run in runs)]
     for run in runs:  # check all of them before anything is replaced
         figures.check_publishable(run, out / run.name, overwrite=overwrite)
     records.prepare_published(out, names)
     for run in runs:
         figures.publish(run, out / run.name, overwrite=overwrite)
-    for name in names[:2]:
+    for name in files(folder):
         shutil.copyfile(folder / name, out / name)
     return names
 

@@ -14,6 +14,7 @@ from experiments.peers import d3rlpy, sb3
 from experiments.studies import (
     STUDIES,
     ablations,
+    asynchrony,
     balance,
     beside_d3rlpy,
     clip_sensitivity,
@@ -296,6 +297,7 @@ def test_the_verdict_on_the_family(
     verdict = family.judge(outcome)
     assert verdict.word == word
     assert "lag 0: P3O's normalized IQM is 0.50" in verdict.sentences
+    assert "| P3O | 0.50 [0.50, 0.50] | 0.50 [0.50, 0.50] | 0.50 [0.50, 0.50] |" in family.levels(outcome)
     family.draw(outcome, tmp_path / "study.png")
     assert (tmp_path / "study.png").stat().st_size > 1000
 
@@ -362,6 +364,39 @@ def test_the_verdict_on_divergence(levels: dict[str, float], word: str):
         apart = {key: 0.9 * finals if "one step replay 0" in key[0] else finals for key, finals in outcome.items()}
         assert divergence.judge(apart).word == "undecided"
     assert "replay 0: multi-step less PPO, in hundredths: +0 [-0, +0]" in verdict.sentences
+
+
+def collected(**when: tuple[float, float]) -> study.Outcome:
+    """Synchronous curves end at 100 after 50 s; others pass that after a share of their steps, which take a time."""
+    rising, outcome = 0.1 * SPREAD[:, None] + np.linspace(10.0, 100.0, 10), {}
+    for env in asynchrony.TASKS:
+        for agent in asynchrony.METHODS:
+            share, seconds = when.get(agent, (1.0, 40.0))
+            there = 0.1 * SPREAD[:, None] + np.where(np.arange(1, 11) < 10.0 * share, 50.0, 150.0)
+            for label, x, t in (("synchronous", rising, 50.0), ("asynchronous", there, seconds)):
+                outcome[f"{env} {agent} {label}", agent] = np.column_stack([x, np.full(len(x), t)])
+    return outcome
+
+
+@pytest.mark.parametrize(
+    ("when", "word"),
+    [
+        ({"ppo": (2.0, 40.0)}, "supported"),  # one never gets there
+        ({"ppo": (2.0, 40.0), "tba": (1.0, 50.0)}, "refuted"),  # and one is there at the same time, which is not less
+        ({"ppo": (0.4, 150.0), "tba": (1.0, 60.0)}, "refuted"),
+        ({"ppo": (0.4, 120.0), "p3o": (0.9, 50.0)}, "supported"),
+    ],
+)
+def test_the_verdict_on_asynchrony(when: dict[str, tuple[float, float]], word: str):
+    verdict = asynchrony.judge(collected(**when))
+    assert verdict.word == word
+    # All steps at 40 s against 50 s: 80 % of the time.
+    assert "all steps take 80 % of the synchronous time" in " ".join(verdict.sentences) or word == "refuted"
+
+
+def test_a_study_of_times_has_one_job_at_a_time(tmp_path: Path):
+    with pytest.raises(UsageError, match="--jobs 2: the study asynchrony compares the times of runs"):
+        study.carry_out(asynchrony.STUDY, tmp_path, jobs=2)
 
 
 def interleavings(end_of_fixed: float, tasks_early: int) -> study.Outcome:
@@ -705,6 +740,7 @@ def test_staleness_draws(tmp_path: Path):
         ("balance", normalized_outcome({f"{name} lag {lag}": 1.0 for name in balance.METHODS for lag in (1, 16)})),
         ("divergence", divergences()),
         ("interleaving", interleavings(60.0, 2)),
+        ("asynchrony", collected(ppo=(2.0, 40.0))),
         ("hints", hinted(1.0, 0.9, 0.3)),
         ("predictors", foretold(0.3, 0.1, 0.2)),
         ("collapsing-prior", priors()),
@@ -777,6 +813,8 @@ def test_what_is_published_has_the_prediction_of_the_code_and_the_pages_quote_it
         prediction = STUDIES[name].prediction
         assert json.loads((root / "results" / "studies" / name / "study.json").read_text())["prediction"] == prediction
         assert f"{prediction} Verdict:" in pages, name
+    table = (root / "results" / "studies" / "family" / "table.md").read_text()
+    assert table in (root.parent / "README.md").read_text()
 
 
 def _published() -> list[Path]:
