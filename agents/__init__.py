@@ -57,6 +57,19 @@ AGENTS: dict[str, Entry] = {
     ),
 }
 
+# Methods of the family that are options of one of them: what follows `ess-rl train`.
+VARIANTS: dict[str, str] = {
+    "p3o --keep-ess 0": "P3O as in its paper: the ESS does not limit the learning rate",
+    "p3o_2019 --details shared": "the objective of 2019 with PPO's Adam and standardized advantages",
+    "ppo --objective decoupled": "clips around the iteration's first policy instead of the behavior",
+    "ppo --objective generalized": "GePPO's clip, around the ratio of a recent policy",
+    "ppo --objective band": "CISPO: the ratio as a weight, cut to a fixed band",
+    "ppo --objective kl": "PPO's penalty on the KL, its weight adapted to a target",
+    "ppo --objective variance": "a penalty on the ratio's variance, after R2VPO",
+    "dapo --objective p3o": "P3O-DA: 1 - ESS in place of DAPO's coefficient",
+    "ppo --hints G": "HINT, for p3o too: groups of G environments that fail begin again from a hint",
+}
+
 # Agents that learn only from a data set: `ess_rl.contract.OfflineAgent`.
 OFFLINE_AGENTS: dict[str, Entry] = {
     "bc": Entry(bc.BC, bc.Config, "clones the actions of a data set"),

@@ -61,6 +61,7 @@ class Config:
     draw: Draw = "uniform"  # how to draw replayed data: uniform, recency, ess, reward; see ess_rl.batches.draw_weights
     correction: Correction = "none"  # how returns of older data are corrected: none, vtrace, retrace, ess
     lag: int = 0  # iterations by which the acting policy is older than the learning one
+    sync_interval: int = 1  # iterations for which the acting policy stays the same
     behavior_temperature: float = 1.0  # factor on the acting policy's standard deviation; not used in evaluation
     rollout_precision: Precision = "fp32"  # of the acting network; for bf16, fp16, fp8 see ess_rl.networks.in_precision
     starts: Starts = "together"  # of episodes at a reset; staggered: first clocks are ahead, so ends do not coincide

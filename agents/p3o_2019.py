@@ -11,12 +11,13 @@ as published. Replayed steps have no entropy bonus, as published. Where another 
 step on the fresh rollout has cap and pull too, since its ratios are not 1, and keeps its entropy bonus.
 
 The paper's code is for discrete actions and does not cover Box spaces; its hyperparameters for MuJoCo are not public.
-Our choices: Gaussian behaviors are stored by mean and log_std, and their KL is in closed form; the replay of 50,000
-steps and its warm-up of 15,000 are read as env steps of one agent; where 1 - ESS is nearly 0, that code sets the cap to
-nearly 0 as well, which would give fresh data no weight, and ours does not; it skips the on-policy step where the mean
-return is exactly 0, and ours does not. Its cap by the ESS is an option that is off by default and on in the paper. The
-code's KL is in fact KL(pi || b) over the number of actions: `--behavior-kl closed_form` is that direction, the default
-is the paper's.
+Our choices: Gaussian behaviors are stored by mean and log_std, and their KL is in closed form; the replay holds 50,000
+env steps and its warm-up lasts 15,000, where that code counts both for each of its 16 environments, which is 800,000
+and 240,000 in all (`--replay 3124 --warm-up 937`): half of a run of 500,000 steps would not replay; where 1 - ESS is
+nearly 0, that code sets the cap to nearly 0 as well, which would give fresh data no weight, and ours does not; it skips
+the on-policy step where the mean return is exactly 0, and ours does not. Its cap by the ESS is an option that is off by
+default and on in the paper. The code's KL is in fact KL(pi || b) over the number of actions: `--behavior-kl
+closed_form` is that direction, the default is the paper's.
 
 `--details published` is A2C with RMSProp and raw advantages; `--details shared` has the Adam and the standardized
 advantages of `agents.ppo`, to compare only the objectives (also set PPO's learning rate, 3e-4).
@@ -61,6 +62,7 @@ class Config:
     draw: Literal["uniform", "recency"] = "uniform"  # weight of a rollout in drawing segments; recency: 1 / (1 + age)
     correction: Correction = "none"  # how returns of older data are corrected: none, vtrace, retrace, ess
     lag: int = 0  # iterations by which the acting policy is older than the learning one
+    sync_interval: int = 1  # iterations for which the acting policy stays the same
     behavior_temperature: float = 1.0  # factor on the acting policy's standard deviation; not used in evaluation
     rollout_precision: Precision = "fp32"  # of the acting network; for bf16, fp16, fp8 see ess_rl.networks.in_precision
     starts: Starts = "together"  # of episodes at a reset; staggered: first clocks are ahead, so ends do not coincide

@@ -56,6 +56,7 @@ class Config:
     hints: int = 0  # environments in a group that starts from a hint once all of them failed; 0: no hints (HINT)
     hint_lambda: float = 1.0  # samples from a hint are weighted by Affinity to this power; 0: like all others
     lag: int = 0  # iterations by which the acting policy is older than the learning one
+    sync_interval: int = 1  # iterations for which the acting policy stays the same
     behavior_temperature: float = 1.0  # factor on the acting policy's standard deviation; not used in evaluation
     rollout_precision: Precision = "fp32"  # of the acting network; for bf16, fp16, fp8 see ess_rl.networks.in_precision
     starts: Starts = "together"  # of episodes at a reset; staggered: first clocks are ahead, so ends do not coincide

@@ -75,6 +75,7 @@ class Config:
     replay: int = 0  # older rollouts that an iteration learns from, in addition to the fresh one
     draw: Draw = "uniform"  # how to draw replayed data: uniform, recency, ess, reward; see ess_rl.batches.draw_weights
     lag: int = 0  # iterations by which the acting policy is older than the learning one
+    sync_interval: int = 1  # iterations for which the acting policy stays the same
     behavior_temperature: float = 1.0  # factor on the acting policy's standard deviation; not used in evaluation
     rollout_precision: Precision = "fp32"  # of the acting network; for bf16, fp16, fp8 see ess_rl.networks.in_precision
     log_std: float = -1.0  # of the initial policy, in every action dimension, in units of [-1, 1]

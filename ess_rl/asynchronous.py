@@ -1,11 +1,13 @@
 """Collecting in a separate process, which simulates the next rollout while this process learns from the last.
 
-The behavior is the policy of K = `lag` iterations ago, K >= 1. So all that rollout i + 1 needs is available before the
-updates of iteration i begin, and both can run at the same time. There are no races: the result is that of the same lag
-without a second process, bit for bit if torch has as many threads, however fast either process is.
+The behavior is the policy of K = `lag` iterations ago, K >= 1, or an older one that has acted since the last sync. So
+all that rollout i + 1 needs is available before the updates of iteration i begin, and both can run at the same time.
+There are no races: the result is that of the same settings without a second process, bit for bit if torch has as many
+threads, however fast either process is.
 
 TBA (arXiv 2503.18929) sends its searchers new weights every `sync_interval` steps of the trainer and learns from
-whatever has arrived by then. Here the interval is one iteration and the delay K iterations, known for every sample.
+whatever has arrived by then. Here the interval counts iterations, and the age of every sample is known: from K to
+K + sync_interval - 1 iterations.
 """
 
 from __future__ import annotations

@@ -139,6 +139,8 @@ class AgentConfig(Protocol):
     @property
     def lag(self) -> int: ...  # iterations by which the acting policy is older than the learning one
     @property
+    def sync_interval(self) -> int: ...  # iterations for which the acting policy stays the same
+    @property
     def behavior_temperature(self) -> float: ...  # factor on the acting policy's standard deviation
     @property
     def rollout_precision(self) -> Precision: ...  # of the acting network

@@ -11,3 +11,8 @@ class NonFiniteError(RuntimeError):
 
 class LostProcessError(RuntimeError):
     """Another process of the run is gone; the message says how it ended."""
+
+
+def words(error: BaseException) -> list[str]:
+    """The lines of an error, at least one: its kind if it says nothing."""
+    return str(error).splitlines() or [type(error).__name__]

@@ -178,7 +178,8 @@ def train(
         starts = fresh_starts(iteration)
         if starts is not None:
             running.zero_()
-            short.fill_(getattr(env, "staggered", False))
+            short.fill_(_staggered(env))
+        population.sync(iteration)
         if collector is None:
             if starts is not None:
                 obs.copy_(env.reset(starts.to(env.device)))
@@ -188,6 +189,7 @@ def train(
         recordable = collector is None and env.backend == "torch" and env.device.type == device.type
         rollout, found = graphs("collect", collecting) if recordable else collecting()
         if collector is not None and iteration + 1 < iterations:
+            population.sync(iteration + 1)
             collector.begin(iteration + 1, population.behind[0], fresh_starts(iteration + 1))
         if (iteration + 1) % reset_every == 0:
             rollout.truncated[-1] |= ~rollout.terminated[-1]
@@ -242,7 +244,7 @@ def check_env(config: AgentConfig, env: VectorEnv) -> None:
     episode began from a hint. With groups a rollout is one episode.
     """
     hints, group = option(config, "hints"), option(config, "group")
-    if option(config, "starts") == "staggered" and not getattr(env, "staggered", False):
+    if option(config, "starts") == "staggered" and not _staggered(env):
         raise UsageError(f"starts staggered: {env.env_id} was not made so; envs.make(..., staggered=True) does it")
     if hints and not isinstance(env, StartsFromHints):
         raise UsageError(f"hints {hints}: {env.env_id} was not made with hints; use envs.make_hinted")
@@ -312,7 +314,7 @@ def evaluate(
         NonFiniteError: if a return is not a finite number.
     """
     members, num_envs = population.size, env.num_envs // population.size
-    if getattr(env, "staggered", False):
+    if _staggered(env):
         raise ValueError(f"{env.env_id} is staggered, so its first episodes are short: evaluate in one from envs.make")
     if env.num_envs % members:
         raise ValueError(f"{env.env_id} has {env.num_envs} environments: give a multiple of the {members} members")
@@ -332,6 +334,11 @@ def evaluate(
             finite.check_metrics(population, f"in an evaluation on {env.env_id}", {"return": returns.sum(1)})
             return returns
     raise UsageError(f"{env.env_id}: {int(running.sum())} episodes did not end within {max_steps} steps")
+
+
+def _staggered(env: VectorEnv) -> bool:
+    """Whether the clocks of the first episodes after a reset do not all start together."""
+    return getattr(env, "staggered", False)
 
 
 def env_seeds(seeds: Tensor, num_envs: int) -> Tensor:

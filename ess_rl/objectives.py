@@ -267,8 +267,9 @@ def ppo_variance(
 
     E_b[rho] is 1, so the penalty estimates Var rho, and 1 / (1 + Var rho) is what the ESS estimates: a bound on one is
     a bound on the other. Source: the idea of R2VPO, Luo et al. 2026 (arXiv 2605.26784): a bound on the variance of the
-    ratio as a trust region, by primal and dual steps; only its abstract was available, so the form of penalty, bound
-    and dual step is ours (the rule that adapts `coefficient` is in the agent). Metrics: `ess`, `ratio_variance`,
+    ratio as a trust region, by primal and dual steps; only its abstract was available. The penalty is also that of
+    public reimplementations of its first version (arXiv 2601.03320); bound and dual step are ours (the rule that adapts
+    `coefficient` is in the agent). Metrics: `ess`, `ratio_variance`,
     `coefficient`, `log_ratio_max`; the weight is that of the first term.
     """
     same_shape(log_prob=log_prob, behavior_log_prob=behavior_log_prob, advantage=advantage)

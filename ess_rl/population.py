@@ -131,11 +131,14 @@ class Population:
         self.numbers = numbers = values_of(config, hyper or {}, self.size)  # name -> P values, on the host
         self.hyper = {name: torch.tensor(v, dtype=torch.float32, device=self.device) for name, v in numbers.items()}
         # Whether the behavior is the very policy that learns.
-        same_time, same_width = config.lag == 0, set(numbers["behavior_temperature"]) == {1.0}
+        same_time = config.lag == 0 and config.sync_interval == 1
+        same_width = set(numbers["behavior_temperature"]) == {1.0}
         self.on_policy = same_time and same_width and config.rollout_precision == "fp32"
         self.state: State = initial_state(agent, self.seed, self.hyper)
-        # Older states to act with, oldest first: [lag] trees of the tensors that acting reads, at fixed addresses.
-        self.behind: list[State] = [tree_map(torch.clone, self.acting()) for _ in range(agent.config.lag)]
+        # Older states to act with, oldest first: trees of the tensors that acting reads, at fixed addresses. One for
+        # each iteration of the lag, and before them the one that acts between two syncs.
+        self._syncs = int(config.sync_interval > 1)
+        self.behind: list[State] = [tree_map(torch.clone, self.acting()) for _ in range(self._syncs + config.lag)]
         self._parameters = sum(x[0].numel() for x in tree_leaves(self.acting()))  # of one member, approximately
         # Set from outside for an agent that imitates: demonstrated "obs" and "action" [M, ...], for all members.
         self.demonstrations: dict[str, Tensor] = {}
@@ -211,15 +214,24 @@ class Population:
     def act(self, obs: Tensor, noise: Tensor) -> tuple[Gaussian, Tensor]:
         """Behavior policy and action at obs [P, N, obs_dim], with standard normal noise [P, N, act_dim].
 
-        The behavior is the policy of `lag` iterations ago, with its network evaluated in `rollout_precision` and its
-        standard deviation multiplied by `behavior_temperature`.
+        The behavior is the policy that was `lag` iterations old at the last sync (`sync_interval`), with its network
+        evaluated in `rollout_precision` and its standard deviation multiplied by `behavior_temperature`.
         """
         return self.actor()(obs, noise)
 
+    def sync(self, iteration: int) -> None:
+        """Before an iteration is collected: if its number is a multiple of `sync_interval`, change the acting policy.
+
+        It becomes the policy of `lag` iterations ago, and is `sync_interval - 1` iterations older before the next sync.
+        """
+        if self._syncs and iteration % self.agent.config.sync_interval == 0:
+            tree_map(Tensor.copy_, self.behind[0], [*self.behind, self.acting()][1])
+
     def age(self) -> None:
-        """After an iteration has been collected: append the current policy to `behind` and drop the oldest."""
-        for older, newer in zip(self.behind, [*self.behind, self.acting()][1:], strict=True):
-            tree_map(lambda old, new: old.copy_(new), older, newer)
+        """After an iteration has been collected: append the current policy to the `lag` older ones, drop the oldest."""
+        aging = self.behind[self._syncs :]
+        for older, newer in zip(aging, [*aging, self.acting()][1:], strict=True):
+            tree_map(Tensor.copy_, older, newer)
 
     def acting(self) -> State:
         """The part of the state that acting reads."""

@@ -83,7 +83,8 @@ class Replay:
     def state(self) -> Tree:
         """The whole content, as a tree of tensors that a checkpoint can store."""
         store = {f.name: getattr(self.store, f.name) for f in fields(self.store)}
-        return {"store": store, "head": torch.tensor(self.head), "size": torch.tensor(self.size)}
+        place = {name: torch.tensor(getattr(self, name), device=self.store.reward.device) for name in ("head", "size")}
+        return {"store": store, **place}
 
     def load(self, state: Tree) -> None:
         """Load a copy of what `state` returned."""

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import tyro
 
-from ess_rl.errors import LostProcessError, NonFiniteError, UsageError
+from ess_rl.errors import LostProcessError, NonFiniteError, UsageError, words
 
 
 def train(arguments: list[str]) -> None:
@@ -35,8 +35,8 @@ def train(arguments: list[str]) -> None:
     name = _one_of("agent", arguments[0], known)
     offline = name in from_data
     given, other = ("--env", "--dataset") if offline else ("--dataset", "--env")
-    words = {word.split("=")[0] for word in arguments}
-    if given in words and not (name in AGENTS and other in words):  # an env and a data set: from offline to online
+    options = {word.split("=")[0] for word in arguments}
+    if given in options and not (name in AGENTS and other in options):  # an env and a data set: from offline to online
         learns = "learns from a data set" if offline else "acts in an environment"
         hint = f"{', '.join(OFFLINE_AGENTS)} learn from data" if not offline else f"{', '.join(AGENTS)} learn by acting"
         what = f"{other} ID beside it" if name in AGENTS else f"{other} ID, not {given}"
@@ -400,16 +400,19 @@ def list_envs(arguments: list[str]) -> None:
 
 def list_agents(arguments: list[str]) -> None:
     """List the agents, and their peers from other libraries: ess-rl agents"""
-    from agents import AGENTS, OFFLINE_AGENTS
+    from agents import AGENTS, OFFLINE_AGENTS, VARIANTS
     from experiments.peers import d3rlpy, sb3
 
     acting, from_data = {**AGENTS, **sb3.PEERS}, {**OFFLINE_AGENTS, **d3rlpy.PEERS}
     width = max(map(len, acting | from_data))
-    for known in (acting, from_data):
-        if known is from_data:
-            print("\nfrom a data set, ess-rl train AGENT --dataset ID:")
+    for head, known in (("", acting), ("\nfrom a data set, ess-rl train AGENT --dataset ID:\n", from_data)):
+        print(head, end="")
         for name, entry in known.items():
             print(f"{name:{width}} {entry.description}")
+    print("\nother methods, by options:")
+    width = max(map(len, VARIANTS))
+    for options, description in VARIANTS.items():
+        print(f"{options:{width}} {description}")
 
 
 def dataset(arguments: list[str]) -> None:
@@ -483,7 +486,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(_complain(f"stopped; {GOES_ON}", 130))
     except (MemoryError, RuntimeError) as error:  # torch has an error of its own for a GPU, and none for the CPU
-        said = (str(error) or type(error).__name__).splitlines()[0]
+        said = words(error)[0]
         if not isinstance(error, MemoryError) and "OutOfMemory" not in type(error).__name__ and "allocate" not in said:
             raise
         less = "fewer seeds, environments or older rollouts need less"

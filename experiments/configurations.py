@@ -26,12 +26,14 @@ _LATER: Record = {
     "behavior_temperature": 1.0,
     "rollout_precision": "fp32",
     "starts": "together",
+    "sync_interval": 1,
 }
 _HINTS: Record = {"hints": 0, "hint_lambda": 1.0}
 LATER_FIELDS: dict[str, Record] = {
     "p3o": {**_LATER, **_HINTS, "keep_ess": 0.0, "pull": "ess", "ess": "minibatch"},
     "ppo": {**_LATER, **_HINTS, "objective": "clip", "target_kl": 0.01},
-    **{name: {"starts": "together"} for name in ("p4o", "dapo", "tba", "p3o_2019")},
+    **{name: {"starts": "together", "sync_interval": 1} for name in ("p4o", "dapo", "tba", "p3o_2019")},
+    **{name: {"sync_interval": 1} for name in ("bpo", "chord", "tba_group", "p3o_prior")},
     "iql": {"imitates": "sampled"},
     "d3rlpy-awac": {"entropy_temperature": 1.0, "first_weights": "theirs"},
     **{name: {"first_weights": "theirs"} for name in ("d3rlpy-iql", "d3rlpy-td3_bc")},

@@ -56,7 +56,7 @@ def needed(agent: Agent, config: Any, obs_dim: int, act_dim: int, members: int, 
     return members * (
         steps * ((1 + ring) * of_step + 2 * of_layer + of_segment)
         + 2 * _bytes(state)
-        + config.lag * _bytes(acting(state))
+        + (config.lag + (config.sync_interval > 1)) * _bytes(acting(state))
     )
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ess_rl.errors import UsageError
+from ess_rl.errors import UsageError, words
 from experiments import records
 from experiments.benchmark import launch, log_of, steps_done, why_failed
 from experiments.suites import Job
@@ -139,7 +139,7 @@ class Ray:
         try:
             self._take(one, self._ray.get(next(one.task)))
         except self._ray.exceptions.RayTaskError as error:  # from our own code on the worker
-            return True, f"{_words(error.cause or error)[-1]} (on {one.last.host or 'a node'})"
+            return True, f"{words(error.cause or error)[-1]} (on {one.last.host or 'a node'})"
         except (self._ray.exceptions.RayError, StopIteration) as error:
             reason = self._lost(one, error)
             return reason is not None, reason
@@ -167,11 +167,6 @@ class Ray:
         return None
 
 
-def _words(error: BaseException) -> list[str]:
-    """The lines of an error, or its kind if it has none."""
-    return str(error).splitlines() or [type(error).__name__]
-
-
 def _connected(address: str | None) -> Any:
     """The module ray, connected to a cluster."""
     try:
@@ -189,7 +184,7 @@ def _connected(address: str | None) -> Any:
     try:
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, AssertionError) as error:
-        raise UsageError(f"--address {address}: {_words(error)[0]}; {here}") from None
+        raise UsageError(f"--address {address}: {words(error)[0]}; {here}") from None
     return ray
 
 

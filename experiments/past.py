@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from ess_rl import checkpoint, processes
 from ess_rl.contract import AgentConfig, Tree
@@ -34,7 +33,7 @@ def tree(
 
     `whole` turns a process's part, along the axis of environments, into that of all processes.
     """
-    if config["config"]["replay"] == config["config"]["lag"] == config.get("save_replay", 0) == 0:
+    if config["config"]["replay"] == config.get("save_replay", 0) == len(population.behind) == 0:
         return {}
     state = replay.state()
     store = {name: whole(x, 2) for name, x in state["store"].items()}
@@ -50,8 +49,7 @@ def room(config: Record, replay: Replay, population: Population, iteration: int)
     """A tree shaped like the past, to be filled. Empty if a run has nothing to restore at `iteration`."""
     if iteration == 0 and not config["config"].get("replay_from"):
         return {}
-    empty = tree(config, replay, population, lambda part, dim: torch.cat([part] * processes.world_size(), dim))
-    return tree_map(lambda x: x.to(population.device), empty)
+    return tree(config, replay, population, lambda part, dim: torch.cat([part] * processes.world_size(), dim))
 
 
 def read(
@@ -65,8 +63,7 @@ def read(
             sizes = (population.size, num_envs, replay.store.obs.shape[-1], act_dim)
             older = Replay(replay.capacity, *sizes, population.device)
         raised = old_data.fill(run, older, population.agent.config)
-        past = {"replay": older.state(), "behind": _behind(population)}
-        return tree_map(lambda x: x.to(population.device), past), raised.tolist()  # as `room` is, which others fill
+        return {"replay": older.state(), "behind": _behind(population)}, raised.tolist()
     empty = room(config, replay, population, iteration)
     if not empty:
         return {}, None

@@ -66,7 +66,8 @@ def make(
     if option(config, "replay_from"):  # one place has one name, without this machine's folders
         config = dataclasses.replace(config, replay_from=records.from_here(config.replay_from))
     records.check_positive({"steps": steps, "checkpoints": checkpoints, "episodes": episodes, "seeds": len(seeds)})
-    records.check_positive({name: getattr(config, name) for name in ("num_envs", "rollout", "epochs", "minibatch")})
+    positive = ("num_envs", "rollout", "epochs", "minibatch", "sync_interval")
+    records.check_positive({name: getattr(config, name) for name in positive})
     batches.check_minibatch(config)
     if isinstance(config, AlternatingConfig):
         records.check_positive({"segments": config.segments})

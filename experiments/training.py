@@ -164,7 +164,7 @@ def _collector(config: Record, population: Population, env: VectorEnv) -> Iterat
 
 def _acting_parts(config: Record) -> tuple[Population, VectorEnv]:
     """What the collecting process needs: a population that acts with the state it is given, and the environments."""
-    settings = {**config["config"], "lag": 0}
+    settings = {**config["config"], "lag": 0, "sync_interval": 1}
     return _population_and_env({**config, "device": "cpu", "config": settings})
 
 

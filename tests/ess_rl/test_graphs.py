@@ -95,7 +95,7 @@ def parts(agent: str, env_id: str, device: torch.device, members: int = 2, **set
         ("dapo", "Pendulum-v1", {"objective": "p3o", "divergence": "hellinger", "recursion": "released"}),
         ("tba", "Pendulum-v1", {"replay": 1}),
         ("tba", "Pendulum-v1", {"reference": "initial", "segment_length": 5}),
-        ("tba", "Pendulum-v1", {"reference": "uniform", "lag": 1}),
+        ("tba", "Pendulum-v1", {"reference": "uniform", "lag": 1, "sync_interval": 2}),
         ("tba_group", "Pendulum-v1", {"group": 2, "replay": 1, "draw": "reward"}),
         ("p3o", "ess/MountainCarContinuousSparse-v0", {"hints": 2}),
         ("ppo", "ess/TwoLinkArmSparse-v0", {"hints": 4}),

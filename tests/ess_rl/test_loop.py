@@ -353,21 +353,22 @@ def test_what_an_agent_makes_anew_is_made_as_each_epoch_begins():
         assert all(torch.equal(one[name], next_one[name]) for name in one if name != "divergence_ahead")
 
 
-@pytest.mark.parametrize("lag", [1, 3])
-def test_the_policy_of_some_iterations_ago_acts(lag: int):
-    population, env, replay = build(lag=lag)
+@pytest.mark.parametrize(("lag", "sync_interval"), [(1, 1), (3, 1), (0, 2), (1, 3)])
+def test_the_policy_of_some_iterations_ago_acts(lag: int, sync_interval: int):
+    population, env, replay = build(lag=lag, sync_interval=sync_interval)
     policies = [copy.deepcopy(population.state)]  # at the start of each iteration
     for iteration, p in enumerate(train(population, env, replay, iterations=6, reset_every=6)):
         rollout, present = replay.latest(T), population.state
-        population.state = policies[max(iteration - lag, 0)]
+        synced = iteration - iteration % sync_interval
+        population.state = policies[max(synced - lag, 0)]
         pi = population.policy(rollout.obs[2])
         torch.testing.assert_close(rollout.behavior_mean[2], pi.mean)
         torch.testing.assert_close(rollout.behavior_log_std[2], pi.log_std)
         population.state = present
         policies.append(copy.deepcopy(present))
-        if iteration > 0:
+        if iteration > max(synced - lag, 0):
             assert (p.metrics["ess_first"] < 1.0 - 1e-5).all()  # statistics and parameters have changed since
-    assert len(population.behind) == lag
+    assert len(population.behind) == lag + (sync_interval > 1)
 
 
 def test_the_behavior_is_wider_by_its_temperature_and_an_evaluation_is_not():
@@ -436,9 +437,11 @@ def test_a_policy_that_float32_cannot_tell_from_itself_ends_no_run_that_is_under
 
 
 @pytest.mark.parametrize("start", [2, 4])
-@pytest.mark.parametrize(("replay", "lag"), [(0, 0), (2, 0), (0, 3)])
-def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(start: int, replay: int, lag: int):
-    whole = build(replay=replay, lag=lag)
+@pytest.mark.parametrize(
+    "changes", [{}, {"replay": 2}, {"lag": 3}, {"sync_interval": 3}, {"lag": 1, "sync_interval": 3}]
+)
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(start: int, changes: dict[str, Any]):
+    whole = build(**changes)
     progress = []
     for p in train(*whole, iterations=6, reset_every=2):
         progress.append(p)
@@ -446,9 +449,9 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(start: int, repl
             state, held = copy.deepcopy(whole[0].state), copy.deepcopy(whole[2].state())
             behind = copy.deepcopy(whole[0].behind)
 
-    resumed = build(replay=replay, lag=lag)
+    resumed = build(**changes)
     resumed[0].state, resumed[0].behind = state, behind
-    if replay:
+    if "replay" in changes:
         resumed[2].load(held)
     again = run(resumed, iterations=6, reset_every=2, start=start)
     torch.testing.assert_close(resumed[0].state, whole[0].state, rtol=0.0, atol=0.0)

@@ -21,7 +21,7 @@ SETTINGS = {"num_envs": 4, "rollout": 64, "epochs": 1, "minibatch": 64, "hidden"
 
 
 GROUPS = {**SETTINGS, "rollout": 200, "minibatch": 80, "group": 2, "draw": "reward"}
-STAGGERED = {**SETTINGS, "starts": "staggered"}
+STAGGERED = {**SETTINGS, "starts": "staggered", "sync_interval": 2}
 
 
 def start(out: Path, env: str, agent: str = "p3o", **changes: Any) -> Path:

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from agents import AGENTS, OFFLINE_AGENTS, VARIANTS
+from ess_rl.errors import LostProcessError
 from experiments import __main__, records
 from experiments import run as experiments_run
 from experiments.datasets import commands
@@ -133,9 +135,17 @@ def test_compare_and_lists(run: Path) -> None:
     done = ess_rl("compare", run, "study.json", "--out", "picture.png", cwd=run.parent)
     assert "ppo clip 0.1" in done.stdout and "ppo clip 0.3" in done.stdout and "95 % interval" in done.stdout
     assert (run.parent / "picture.png").exists()
-    assert "p3o" in ess_rl("agents", cwd=run.parent).stdout
+    listed = ess_rl("agents", cwd=run.parent).stdout
+    assert {*AGENTS, *OFFLINE_AGENTS} <= {line.split(" ")[0] for line in listed.splitlines()}
+    assert all(f"\n{variant} " in listed for variant in VARIANTS)
     assert "HalfCheetah-v5" in ess_rl("envs", cwd=run.parent).stdout
     assert "resume" in ess_rl(cwd=run.parent).stdout
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_other_methods_that_are_listed_are_options(variant: str, tmp_path: Path) -> None:
+    words = variant.replace(" G", " 4").split()
+    assert "HalfCheeta-v5" in refused("train", *words, "--env", "HalfCheeta-v5", cwd=tmp_path)
 
 
 def test_resuming_a_finished_run_changes_nothing(run: Path) -> None:
@@ -184,6 +194,7 @@ def test_bad_values_are_refused_before_anything_is_written(tmp_path: Path) -> No
     assert "--save-replay -1: must be 0 or more" in no(*train, "--save-replay", "-1")
     assert "nor a run folder that holds replay.safetensors" in no(*train, "--replay", "1", "--replay-from", "nowhere")
     assert "--lag -2: must be 0 or more" in no(*train, "--lag", "-2")
+    assert "--sync-interval 0: must be at least 1" in no(*train, "--sync-interval", "0")
     assert "--behavior-temperature 0: must be above 0" in no(*train, "--behavior-temperature", "1", "0")
     assert "--keep-ess 1.1: must be from 0 to below 1" in no(*train, "--keep-ess", "1.1")
     assert "backend" in no(*train, "--backend", "envpool")
@@ -296,7 +307,7 @@ def test_a_run_killed_anywhere_resumes_to_the_same_bits(tmp_path: Path) -> None:
         "train", "p3o", "--env", "Pendulum-v1", "--seeds", "2", "--steps", "8000", "--checkpoints", "6", *QUICK,
     ]  # fmt: skip
     assert apart(*words, "--out", "whole", cwd=tmp_path).returncode == 0
-    dice, log = random.Random(0), tmp_path / "killed" / "metrics.jsonl"
+    dice, killed = random.Random(0), tmp_path / "killed"
     command = [*words, "--out", "killed"]
     for iteration in (3, 9, 18):
         process = subprocess.Popen(
@@ -304,14 +315,14 @@ def test_a_run_killed_anywhere_resumes_to_the_same_bits(tmp_path: Path) -> None:
             cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment(),
         )  # fmt: skip
         deadline = time.monotonic() + 300
-        while process.poll() is None and _lines(log) < iteration and time.monotonic() < deadline:
+        while process.poll() is None and _iterations(killed) < iteration and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(dice.uniform(0.0, 0.3))
         assert process.stderr is not None
         assert process.poll() is None, process.stderr.read()
         process.send_signal(signal.SIGKILL)
         process.wait()
-        assert _lines(log) >= iteration
+        assert _iterations(killed) >= iteration
         command = ["resume", "killed"]
     done = apart(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -326,8 +337,9 @@ def test_a_run_killed_anywhere_resumes_to_the_same_bits(tmp_path: Path) -> None:
     assert scores[0]["training_return"] == scores[1]["training_return"]
 
 
-def _lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
+def _iterations(run: Path) -> int:
+    row = records.last_metrics(run)
+    return row["iteration"] if row else 0
 
 
 def _rows(run: Path) -> list[dict]:
@@ -354,6 +366,16 @@ def test_too_little_memory_is_one_line(error: Exception, tmp_path: Path, monkeyp
     error = RuntimeError("a bug")
     with pytest.raises(RuntimeError, match="a bug"):
         ess_rl("agents", cwd=tmp_path)
+
+
+def test_a_lost_process_exits_with_a_status_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(arguments: list[str]) -> None:
+        raise LostProcessError("the process that collects was ended by signal 9; 'ess-rl resume RUN' continues")
+
+    monkeypatch.setitem(__main__.COMMANDS, "agents", fails)
+    done = ess_rl("agents", cwd=tmp_path)
+    assert done.returncode == 4
+    assert done.stderr == "ess-rl: the process that collects was ended by signal 9; 'ess-rl resume RUN' continues\n"
 
 
 def test_a_package_that_stands_before_ours_is_named(tmp_path: Path) -> None:

@@ -303,7 +303,7 @@ def test_sac_is_a_peer_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs a C++ compiler")
-@pytest.mark.parametrize("past", [{}, {"replay": 3, "lag": 2}])
+@pytest.mark.parametrize("past", [{}, {"replay": 3, "lag": 2}, {"sync_interval": 2}])
 def test_a_compiled_run_resumes_to_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, past: dict[str, int]
 ) -> None:
@@ -347,11 +347,11 @@ def test_a_population_that_cannot_fit_is_refused_before_it_starts(tmp_path: Path
     agent = AGENTS["p3o"].agent(config, 3, 1)
     state = sum(x.nbytes for x in tree_leaves(Population(agent, [0]).state))
     assert memory.needed(agent, config, 3, 1, 5) == 5 * (78_336 + 2 * state)
-    # A lag of 3 keeps what acts of the state three times: all but the moments of Adam.
+    # A lag of 2 and a sync interval keep what acts of the state three times: all but the moments of Adam.
     acts = sum(
         x.nbytes for name, x in Population(agent, [0]).state.items() if name != "optimizer" for x in tree_leaves(x)
     )
-    behind = AGENTS["p3o"].config(rollout=8, lag=3)
+    behind = AGENTS["p3o"].config(rollout=8, lag=2, sync_interval=2)
     assert memory.needed(agent, behind, 3, 1, 5) == 5 * (78_336 + 2 * state + 3 * acts)
     # Segments of 8 steps at most: 8 x 4 numbers at each step of two rollouts; and a third rollout of 50 bytes.
     config = AGENTS["tba"].config(rollout=8, segment_length=10, replay=1)
