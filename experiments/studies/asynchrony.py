@@ -1,4 +1,4 @@
-"""Does a second process that collects while the first one learns save time, at equal return (TBA, E7's second half)?
+"""Does a second process that collects while the first one learns save time, at equal return (TBA)?
 
 Collecting at the same time costs a lag of one iteration. So the question is when the asynchronous run reaches the
 synchronous one's final training return: a share of its steps, times the ratio of the two runs' training times, without
