@@ -234,9 +234,9 @@ def _choose_backend(env_id: str, backend: str) -> str:
     if backend not in having:
         raise UsageError(f"backend {backend!r} does not have {env_id}: use {' or '.join(having)}")
     if backend == "envpool" and not _envpool_installed():
-        raise UsageError("backend 'envpool' is not installed: pip install 'ess-rl[envpool]'")
+        raise UsageError("backend 'envpool' is not installed: pip install -e '.[envpool]' in the project's folder")
     if backend == "warp" and not _warp_installed():
-        raise UsageError("backend 'warp' is not installed: pip install 'ess-rl[warp]'")
+        raise UsageError("backend 'warp' is not installed: pip install -e '.[warp]' in the project's folder")
     return backend
 
 

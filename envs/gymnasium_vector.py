@@ -135,5 +135,5 @@ def _render_remedy(env_id: str, error: Exception) -> str:
     if "mujoco" in str(gymnasium.spec(env_id.rpartition(":")[2]).entry_point):
         remedy = "`apt-get install libegl1`, or set MUJOCO_GL=osmesa and `apt-get install libosmesa6`"
     else:
-        remedy = "`pip install 'ess-rl[video]'`"
+        remedy = "`pip install -e '.[video]'` in the project's folder"
     return f"{env_id} cannot be drawn, try {remedy} ({type(error).__name__}: {' '.join(str(error).split())})"

@@ -121,11 +121,10 @@ def folder_of(dataset_id: str) -> Path:
         raise UsageError(f"{dataset_id!r} is not a name of a data set: NAMESPACE/NAME-v0")
     folder = root() / dataset_id / "data"
     if not (folder / "metadata.json").exists():
-        having = ", ".join(local()) or "none"
-        raise UsageError(
-            f"no data set {dataset_id!r} in {root()}; there: {having}. One of Minari's server comes with "
-            f"`ess-rl train bc --dataset {dataset_id} --download`"
-        )
+        remedy = f"one of Minari's server comes with 'ess-rl train AGENT --dataset {dataset_id} --download'"
+        if dataset_id.startswith("ess/"):  # the names that our pages and suites give to sets of our own runs
+            remedy = f"'ess-rl dataset record RUN --id {dataset_id}' records it (experiments/OFFLINE.md)"
+        raise UsageError(f"no data set {dataset_id!r} in {root()} (there: {', '.join(local()) or 'none'}): {remedy}")
     return folder
 
 

@@ -54,7 +54,8 @@ def p3o(
         rho = pi(a|s) / b(a|s),     e = ESS of rho over this batch
         loss = -mean( sg(min(rho, e)) A log pi(a|s) ) + (1 - e) mean( KL(pi || b) )
 
-    On fresh data e = 1 and the gradient is the policy gradient. There is no clip range and no coefficient.
+    On fresh data e = 1 and the gradient is the policy gradient. There is no clip range and no coefficient. No gradient
+    is taken through e.
 
     Source: Fakoor et al. 2026 (arXiv 2605.12380), Eq. 11 and 12. Deviations: none in the formula. Their code estimates
     the KL from samples (`k3`, below); pass that as `behavior_kl` to do the same, or the closed form

@@ -392,6 +392,7 @@ def list_envs(arguments: list[str]) -> None:
     """List the environments, and the backends that have them: ess-rl envs"""
     import envs
 
+    _refuse_arguments("envs", arguments)
     width = max(map(len, envs.ENVS))
     for name, entry in envs.ENVS.items():
         print(f"{name:{width}}  {entry.description}  [{', '.join(envs.backends_of(name))}]")
@@ -403,6 +404,7 @@ def list_agents(arguments: list[str]) -> None:
     from agents import AGENTS, OFFLINE_AGENTS, VARIANTS
     from experiments.peers import d3rlpy, sb3
 
+    _refuse_arguments("agents", arguments)
     acting, from_data = {**AGENTS, **sb3.PEERS}, {**OFFLINE_AGENTS, **d3rlpy.PEERS}
     width = max(map(len, acting | from_data))
     for head, known in (("", acting), ("\nfrom a data set, ess-rl train AGENT --dataset ID:\n", from_data)):
@@ -566,6 +568,12 @@ def _finish(folder: Path, jobs: int | None = None, trust: bool = False) -> None:
 
         result = run.carry_on(folder)
     print(tables.summary(folder, result))
+
+
+def _refuse_arguments(command: str, arguments: list[str]) -> None:
+    """Raises UsageError if there are any but a call for help, which the list is."""
+    if others := [word for word in arguments if word not in ("-h", "--help")]:
+        raise UsageError(f"ess-rl {command} takes no arguments: leave out {' '.join(others)}")
 
 
 def _one_of(kind: str, name: str, known: Collection[str]) -> str:

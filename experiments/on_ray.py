@@ -172,7 +172,7 @@ def _connected(address: str | None) -> Any:
     try:
         ray: Any = importlib.import_module("ray")
     except ImportError:
-        raise UsageError("--on ray needs Ray: pip install 'ess-rl[ray]'") from None
+        raise UsageError("--on ray needs Ray: pip install -e '.[ray]' in the project's folder") from None
     here = (
         f"on this machine, first: 'ray start --address={address}' (with --num-cpus 0 it only watches); "
         "a cluster with a token wants the same one here, as RAY_AUTH_TOKEN"

@@ -222,7 +222,8 @@ def load_run(run: Path, steps: int | None = None, *, trust: bool = False) -> tup
     found = records.checkpoints(run)
     if not found:
         if (run / "result.json").exists():
-            raise UsageError(f"{run} has no checkpoint: it is a published run; its command trains it again")
+            again = f"the command in {run / 'result.json'} trains it again"
+            raise UsageError(f"{run} has no checkpoint, as published runs have none: {again}")
         raise UsageError(f"{run} has no checkpoint yet: 'ess-rl resume {run}' continues it")
     check_fields(run, config, population.hyper, "evaluate it")  # the state holds each of them
     path = found[-1] if steps is None else min(found, key=lambda path: abs(int(path.stem) - steps))

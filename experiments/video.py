@@ -56,5 +56,5 @@ def _write(out: Path, frames: np.ndarray, fps: float) -> None:
         imageio.imwrite(out, frames, fps=fps, codec="libx264", macro_block_size=2)
     except (ImportError, ValueError, OSError) as error:
         raise UsageError(
-            f"{out}: no MP4 can be written ({error}): pip install 'ess-rl[video]', or name a .gif"
+            f"{out}: no MP4 can be written ({error}): pip install -e '.[video]' in the project's folder, or name a .gif"
         ) from None

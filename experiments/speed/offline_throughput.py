@@ -47,13 +47,14 @@ def measure(
         trust_env_spec: import the code that the data set's env spec names.
         out: a JSON file to write, after each subject.
     """
-    from agents import OFFLINE_AGENTS
+    from agents import AGENTS, OFFLINE_AGENTS
     from envs import minari_data
     from experiments import plan
     from experiments.peers import d3rlpy
 
     if agent not in OFFLINE_AGENTS:
-        raise UsageError(f"unknown agent {agent!r}: choose one of {', '.join(OFFLINE_AGENTS)}")
+        which = f"{agent} learns by acting: leave out --dataset, or" if agent in AGENTS else f"unknown agent {agent!r}:"
+        raise UsageError(f"{which} choose one of {', '.join(OFFLINE_AGENTS)}")
     shape = {"hidden": tuple(hidden), "minibatch": minibatch}
     records.check_positive({"seeds": min(seeds, default=0), "minibatch": minibatch})
     plan.check_numbers(OFFLINE_AGENTS[agent].config(**shape), {})

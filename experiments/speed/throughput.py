@@ -73,13 +73,18 @@ def measure(
         out: a JSON file to write, after each subject.
     """
     shape = {"num_envs": num_envs, "rollout": rollout, "epochs": epochs, "minibatch": minibatch}
-    from agents import AGENTS
+    from agents import AGENTS, OFFLINE_AGENTS
     from ess_rl import batches
     from ess_rl.contract import AlternatingConfig
     from experiments import plan
 
     if agent not in AGENTS:
-        raise UsageError(f"unknown agent {agent!r}: choose one of {', '.join(AGENTS)}")
+        which = (
+            f"{agent} learns from a data set: give --dataset ID, or"
+            if agent in OFFLINE_AGENTS
+            else f"unknown agent {agent!r}:"
+        )
+        raise UsageError(f"{which} choose one of {', '.join(AGENTS)}")
     if hasattr(AGENTS[agent].config, "demonstrations"):
         raise UsageError(f"--agent {agent}: it needs demonstrations, and here are none: choose another")
     if hasattr(AGENTS[agent].config, "group"):

@@ -150,11 +150,13 @@ class TestMistakes:
 
     def test_envpool_is_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(envs, "_envpool_installed", lambda: False)
-        assert "pip install 'ess-rl[envpool]'" in complaint("Hopper-v5", 1, backend="envpool")
+        assert "pip install -e '.[envpool]' in the project's folder" in complaint("Hopper-v5", 1, backend="envpool")
 
     def test_warp_is_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(envs, "_warp_installed", lambda: False)
-        assert complaint("Hopper-v5", 1, backend="warp").endswith("is not installed: pip install 'ess-rl[warp]'")
+        assert complaint("Hopper-v5", 1, backend="warp").endswith(
+            "is not installed: pip install -e '.[warp]' in the project's folder"
+        )
 
     def test_backend_without_the_task(self) -> None:
         assert complaint("Pendulum-v1", 1, backend="envpool").endswith("Pendulum-v1: use torch or gymnasium")
@@ -231,7 +233,11 @@ else:
 
 class TestRendering:
     @pytest.mark.parametrize(
-        ("env_id", "remedy"), [("Pendulum-v1", "pip install 'ess-rl[video]'"), ("Hopper-v5", "apt-get install libegl1")]
+        ("env_id", "remedy"),
+        [
+            ("Pendulum-v1", "pip install -e '.[video]'"),
+            ("Hopper-v5", "apt-get install libegl1"),
+        ],
     )
     def test_frames_or_the_remedy(self, env_id: str, remedy: str) -> None:
         pytest.importorskip("mujoco")

@@ -38,7 +38,9 @@ from ess_rl import random
 from ess_rl.contract import VectorEnv
 from ess_rl.errors import UsageError
 
-pytest.importorskip("mujoco_warp", reason="mujoco_warp is not installed: pip install 'ess-rl[warp]'")
+pytest.importorskip(
+    "mujoco_warp", reason="mujoco_warp is not installed: pip install -e '.[warp]' in the project's folder"
+)
 
 COPIES = 4
 STEPS = 50

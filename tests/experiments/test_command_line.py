@@ -139,6 +139,9 @@ def test_compare_and_lists(run: Path) -> None:
     assert {*AGENTS, *OFFLINE_AGENTS} <= {line.split(" ")[0] for line in listed.splitlines()}
     assert all(f"\n{variant} " in listed for variant in VARIANTS)
     assert "HalfCheetah-v5" in ess_rl("envs", cwd=run.parent).stdout
+    assert "ess-rl envs takes no arguments: leave out ess-rl agents" in refused(
+        "envs", "ess-rl", "agents", cwd=run.parent
+    )
     assert "resume" in ess_rl(cwd=run.parent).stdout
 
 

@@ -185,6 +185,8 @@ def test_the_command_line_takes_a_data_set_and_no_env(capsys: pytest.CaptureFixt
 def test_what_cannot_be_measured_is_refused(place: Path):
     with pytest.raises(UsageError, match="unknown agent 'sac': choose one of bc"):
         __main__.throughput(["--dataset", SET, "--agent", "sac"])
+    with pytest.raises(UsageError, match="p3o learns by acting: leave out --dataset, or choose one of bc"):
+        __main__.throughput(["--dataset", SET, "--agent", "p3o"])
     with pytest.raises(UsageError, match="d3rlpy is not measured beside awr: give --no-peers"):
         offline_throughput.measure(SET, "awr")
     with pytest.raises(UsageError, match="seconds"):

@@ -349,7 +349,9 @@ def test_what_does_not_fit_is_refused_in_one_line(place: Path):
     train = ["train", "iql", "--dataset", SET, *QUICK, "--out", "no"]
     assert "iql learns from a data set: give --dataset ID, not --env" in refused("train", "iql", "--env", "Pendulum-v1")
     assert "p3o acts in an environment: give --env ID" in refused("train", "p3o", f"--dataset={SET}")
-    assert "no data set 'ess/nothing-v0'" in refused("train", "bc", "--dataset", "ess/nothing-v0")
+    missing = refused("train", "bc", "--dataset", "ess/nothing-v0")
+    assert "no data set 'ess/nothing-v0'" in missing and "dataset record RUN --id ess/nothing-v0'" in missing
+    assert "--dataset D4RL/no/set-v0 --download'" in refused("train", "bc", "--dataset", "D4RL/no/set-v0")
     assert "--eval-env" in refused(*train, "--eval-env", "Hopper-v5")
     assert "--expectile 1: must be between 0 and 1" in refused(*train, "--expectile", "1")
     assert "--log-std -5: must be above --log-std-floor, -4" in refused(*train, "--log-std", "-1", "-5")

@@ -108,6 +108,8 @@ def test_what_cannot_be_measured_is_refused():
         throughput.measure(agent="tba_group")
     with pytest.raises(UsageError, match="unknown agent 'sac'"):
         throughput.measure(agent="sac")
+    with pytest.raises(UsageError, match="iql learns from a data set: give --dataset ID, or choose one of p3o"):
+        throughput.measure(agent="iql")
     with pytest.raises(UsageError, match="--split 4: 3 members"):
         throughput.measure("Pendulum-v1", seeds=(1, 3), split=4)
     with pytest.raises(UsageError, match="seconds"):
