@@ -1,21 +1,21 @@
 """Does a second process that collects while the first one learns save time, at equal return (TBA)?
 
 Collecting at the same time costs a lag of one iteration. So the question is when the asynchronous run reaches the
-synchronous one's final training return: a share of its steps, times the ratio of the two runs' training times, without
-compiling. Its answer is one machine's: with more cores, more is done at the same time.
+synchronous one's final training return: a share of its steps, from the runs, times the ratio of the times that an
+iteration takes. Those are measured apart, in turns, for a machine's speed differs from one hour to the next. The answer
+is one machine's: with more cores, more is done at the same time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments import records
 from experiments.studies.learning_curves import curves, draw_when, reached
-from experiments.studies.study import Estimate, Finals, Outcome, Study, Verdict, by_task
+from experiments.studies.study import Estimate, Outcome, Study, Verdict, by_task
 from experiments.suites import SMALL, SMOKE, Job
 
 TASKS = ("HalfCheetah-v5", "Pendulum-v1")
@@ -26,45 +26,67 @@ COLLECTING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
+def _tasks(quick: bool) -> tuple[str, ...]:
+    return ("InvertedPendulum-v5", "Pendulum-v1") if quick else TASKS
+
+
 def jobs(quick: bool) -> tuple[Job, ...]:
     made = []
-    for env in ("InvertedPendulum-v5", "Pendulum-v1") if quick else TASKS:
+    for env in _tasks(quick):
         for agent in METHODS:
-            for label, (changes, options) in COLLECTING.items():
+            for label, (changes, collecting) in COLLECTING.items():
                 how: Any = {**SMOKE, "seeds": range(2)} if quick else {"steps": 100_000, "options": {}}
                 settings = {**(SMALL if quick else {}), **changes}
-                options = {**how["options"], **options}
-                made.append(
-                    Job(agent, env, **{**how, "settings": settings, "options": options, "label": f"{agent} {label}"})
-                )
+                options = {**how["options"], **collecting}
+                how |= {"settings": settings, "options": options, "label": f"{agent} {label}"}
+                made.append(Job(agent, env, **how))
     return tuple(made)
 
 
-def curves_and_time(run: Path, members: Sequence[int]) -> Finals:
-    """[members, K + 1]: the K points of `curves`, and the run's seconds of training, the same for all members."""
-    seconds = records.read_json(run / "result.json")["training_seconds"]
-    found = curves(run, members)
-    return np.column_stack([found, np.full(len(found), seconds)])
+def paces(quick: bool) -> Outcome:
+    """task, method and "pace" -> [rounds] time of an asynchronous iteration, in units of a synchronous one's."""
+    from agents import AGENTS
+    from experiments.plan import compiled_of
+    from experiments.speed.subjects import apart
+    from experiments.speed.throughput import ours_in_several
+
+    found, rounds, seconds, members = {}, 1 if quick else 3, 0.2 if quick else 6.0, 2 if quick else 10
+    compiled = compiled_of("off" if quick else "auto")
+    for env in _tasks(quick):
+        for agent in METHODS:
+            config: Any = AGENTS[agent].config(**(SMALL if quick else {}))
+            shape = {name: getattr(config, name) for name in ("num_envs", "rollout", "epochs", "minibatch", "hidden")}
+            ratios = []
+            for _ in range(rounds):
+                waits, overlaps = (
+                    apart(partial(ours_in_several, **how), env, agent, members, shape, seconds, "cpu", compiled)
+                    for _, how in COLLECTING.values()
+                )
+                ratios.append(waits["steps_per_second"] / overlaps["steps_per_second"])
+            print(f"{env}, {agent}: an asynchronous iteration takes {100.0 * np.median(ratios):.0f} % of the time")
+            found[f"{env} {agent} pace", ""] = np.array(ratios)
+    return found
 
 
-def _when(outcome: Outcome) -> dict[str, tuple[float, Estimate]]:
-    """task and method -> (ratio of the training times in %, % of the synchronous time until its final return)"""
+def _when(outcome: Outcome) -> dict[str, tuple[Estimate, Estimate]]:
+    """task and method -> (pace with its extremes, and when the synchronous return is reached), in % of its time"""
     found = {}
     for env, of in by_task(outcome).items():
         for agent in METHODS:
-            waits, overlaps = (of[f"{agent} {label}"] for label in COLLECTING)
-            ratio = overlaps[0, -1] / waits[0, -1]
-            steps = reached(overlaps[:, :-1], waits[:, :-1])
-            found[f"{env}, {agent}"] = (100.0 * ratio, Estimate(*(ratio * share for share in steps)))
+            pace, synchronous, asynchronous = (of[f"{agent} {label}"] for label in ("pace", *COLLECTING))
+            middle = float(np.median(pace))
+            percent = Estimate(*(100.0 * x for x in (middle, float(pace.min()), float(pace.max()))))
+            when = Estimate(*(middle * share for share in reached(asynchronous, synchronous)))
+            found[f"{env}, {agent}"] = percent, when
     return found
 
 
 def judge(outcome: Outcome) -> Verdict:
     sentences, sooner, later = [], set(METHODS), set()
-    for name, (ratio, d) in _when(outcome).items():
+    for name, (pace, d) in _when(outcome).items():
         sentences.append(
-            f"{name}: all steps take {ratio:.0f} % of the synchronous time; its end is reached after {d.value:.0f} "
-            f"[{d.low:.0f}, {d.high:.0f}] %"
+            f"{name}: an iteration takes {pace.value:.0f} ({pace.low:.0f} to {pace.high:.0f}) % of the synchronous "
+            f"one's time; its end is reached after {d.value:.0f} [{d.low:.0f}, {d.high:.0f}] % of its time"
         )
         agent = name.split(", ")[1]
         sooner -= {agent} if d.high >= 100.0 else set()
@@ -88,7 +110,7 @@ STUDY = Study(
     jobs=jobs,
     judge=judge,
     draw=draw,
-    quantity="training_return_and_seconds",
-    measure=curves_and_time,
-    timed=True,
+    quantity="training_return",
+    measure=curves,
+    compute=paces,
 )

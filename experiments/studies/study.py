@@ -13,7 +13,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ess_rl.errors import UsageError
 from experiments import benchmark, figures, records, references, statistics
 from experiments.statistics import Estimator
 from experiments.suites import Job
@@ -50,7 +49,6 @@ class Study:
     measure: Callable[[Path, Sequence[int]], Finals] = final_returns  # how it is read from a run folder
     compute: Callable[[bool], Outcome] | None = None  # (quick) -> what else is judged and drawn, but comes from no run
     table: Callable[[Outcome], str] | None = None  # levels in Markdown, where sentences would be too many
-    timed: bool = False  # whether it compares how long runs take: then each has the machine to itself
 
 
 class Estimate(NamedTuple):
@@ -105,8 +103,6 @@ def carry_out(study: Study, out: Path | None = None, jobs: int = 1, quick: bool 
         quick: minutes instead of hours, on a small task: shows that the study works, but its verdict says nothing.
     """
     records.check_positive({"jobs": jobs})
-    if study.timed and jobs > 1:
-        raise UsageError(f"--jobs {jobs}: the study {study.name} compares the times of runs, one after the other")
     out = out or Path("runs") / (study.name + "-quick" * quick)
     todo = study.jobs(quick)
     print(f"{study.question}\nprediction: {study.prediction}")
