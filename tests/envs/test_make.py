@@ -249,7 +249,7 @@ class TestRendering:
 
     def test_without_pygame(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "pygame", None)
-        with pytest.raises(UsageError, match=r"Pendulum-v1 cannot be drawn, try `pip install 'ess-rl\[video\]'`"):
+        with pytest.raises(UsageError, match=r"Pendulum-v1 cannot be drawn, try `pip install -e '.\[video\]'` in"):
             envs.render_env("Pendulum-v1")
 
     def test_without_a_graphics_library(self) -> None:

@@ -76,7 +76,7 @@ def test_what_keeps_a_cluster_from_being_used_is_one_line(tmp_path: Path, monkey
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "ray", None)
-        with pytest.raises(UsageError, match=r"--on ray needs Ray: pip install 'ess-rl\[ray\]'"):
+        with pytest.raises(UsageError, match=r"--on ray needs Ray: pip install -e '.\[ray\]'"):
             on_ray.Ray(tmp_path)
     monkeypatch.setattr(on_ray.importlib, "import_module", lambda name: None)  # it is not asked
     with pytest.raises(UsageError, match=r"--address 127.0.0.1:1: cannot be reached \(Connection refused\)"):
