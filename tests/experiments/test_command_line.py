@@ -265,7 +265,7 @@ def test_places_that_cannot_be_are_one_line(run: Path, tmp_path: Path) -> None:
     assert ess_rl("publish", run, "published", cwd=tmp_path).returncode == 0
     assert ess_rl("resume", "published", cwd=tmp_path).returncode == 0  # which leaves a lock there
     assert ess_rl("publish", run, "published", cwd=tmp_path).returncode == 0
-    assert "its command trains it again" in refused("evaluate", "published", cwd=tmp_path)
+    assert "published/result.json trains it again" in refused("evaluate", "published", cwd=tmp_path)
     (tmp_path / "published" / "report.md").write_text("notes of somebody")
     assert "was not written by 'ess-rl report'" in refused("report", "published", cwd=tmp_path)
     assert (tmp_path / "published" / "report.md").read_text() == "notes of somebody"
